@@ -1,0 +1,144 @@
+"""The command line."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from skipwise import __version__
+from skipwise.config import METHODS, merge, method_overrides, parse_assignment, parse_config, read_yaml
+from skipwise.errors import UserError
+from skipwise.evaluation.specs import EVALUATIONS
+from skipwise.positions import SAMPLERS
+from skipwise.rope import ROPE_SCALINGS
+from skipwise.sections import name_of
+
+app = typer.Typer(
+    help="Extend the context window of a language model by training on short windows.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+@app.callback()
+def main_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Options before the command."""
+    if version:
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def extend(
+    model: Annotated[str, typer.Argument(help="Model directory, hub id, .gguf file, builtin:tiny, or a config.yaml.")],
+    target: Annotated[str | None, typer.Option(help="Window wanted, e.g. 32k.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="File, directory, hub dataset, builtin:python.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory.  [default: runs/MODEL-TARGET-METHOD]")] = None,
+    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
+    rope: Annotated[str | None, typer.Option(help=f"One of {', '.join(name_of(c) for c in ROPE_SCALINGS)}.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    train_length: Annotated[str | None, typer.Option(help="Tokens in a training window.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output directory.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Extend a model's context window, and measure it before and after."""
+    values: dict[str, Any] = {"model": {"path": model}}
+    if model.endswith((".yaml", ".yml")):
+        values = read_yaml(Path(model))
+    flags: dict[str, Any] = {
+        "lengths": {"target": target, "train": train_length},
+        "data": {"sources": data or None},
+        "rope": {"name": rope},
+        "train": {"max_steps": steps},
+        "seed": seed,
+    }
+    values = merge(values, _given(flags))
+    values = merge(values, method_overrides(method) if method else {})
+    for assignment in set_ or []:
+        values = merge(values, parse_assignment(assignment))
+    if "data" not in values:
+        raise UserError("A run needs data. Give --data PATH, or --data builtin:python for the Python documentation.")
+    if "target" not in values.get("lengths", {}):
+        raise UserError("A run needs a target length. Give --target, e.g. --target 32k.")
+    config = parse_config(values)
+
+    import yaml
+
+    from skipwise.extension import extend as run_extension
+    from skipwise.report.table import comparison_table, stage_columns
+
+    run = output or Path("runs") / f"{_short(config.model.path)}-{config.lengths.target}-{config.method}"
+    rows = run_extension(
+        config, run, given=yaml.safe_dump(values, sort_keys=False), console=console, resume=resume, dry_run=dry_run
+    )
+    if not dry_run:
+        title = f"{config.model.path}, target {config.lengths.target:,}, rope {config.rope.name}"
+        console.print(comparison_table(title, stage_columns(rows, trained=config.method)))
+        console.print(f"Model: {run / 'model'}  Results: {run / 'results.jsonl'}", highlight=False)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,
+) -> None:
+    """Extend the embedded model, beside the controls `interpolate` and `plain`. Minutes on two cores."""
+    from skipwise.demo import run_demo
+
+    run_demo(output, console, resume)
+
+
+@app.command("list")
+def list_() -> None:
+    """What can be chosen by name."""
+    from skipwise.report.table import pairs_table
+
+    for title, choices in (("positions", SAMPLERS), ("rope", ROPE_SCALINGS), ("evaluate", EVALUATIONS)):
+        pairs = [(name_of(cls), (cls.__doc__ or "").strip().splitlines()[0]) for cls in choices]
+        console.print(pairs_table(title, pairs))
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """Only the flags that were given."""
+    kept = {key: _given(value) if isinstance(value, dict) else value for key, value in flags.items()}
+    return {key: value for key, value in kept.items() if value is not None and value != {}}
+
+
+def _short(path: str) -> str:
+    return Path(path.rpartition(":")[2].rstrip("/")).stem or "model"
+
+
+def main() -> None:
+    """Run a command; turn a user's mistake into one message and exit code 2."""
+    sys.exit(run(app))
+
+
+def run(command: Callable[[], Any]) -> int:
+    """The exit code: 0 done, 2 wrong input, 75 stopped after saving; anything else is our bug."""
+    try:
+        command()
+    except UserError as error:
+        errors.print("[red]Error:[/red]", end=" ")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except KeyboardInterrupt:
+        errors.print("Interrupted. Add --resume to go on.", highlight=False)
+        return 130
+    except Exception as error:
+        if type(error).__name__ == "PreemptedError":  # its module imports what most commands do not need
+            errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            return 75
+        raise
+    return 0

@@ -1,0 +1,327 @@
+"""The run configuration: typed, strict, the same in YAML, on the command line and in Python."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+
+from skipwise.errors import UserError, nearest
+from skipwise.evaluation.specs import EVALUATIONS, EvaluationSpec, Length
+from skipwise.positions import SAMPLERS, PoSE
+from skipwise.positions.baselines import FullLength, Plain, RandPos
+from skipwise.rope import NTK, ROPE_SCALINGS, AdjustedBase, Linear, NoScaling, YaRN, YaRNRevised
+from skipwise.sections import name_of
+
+
+def _expand_name(value: object) -> object:
+    """`yarn` is short for `{name: yarn}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Chosen = (Field(discriminator="name"), BeforeValidator(_expand_name))
+Sampler = Annotated[PoSE | RandPos | FullLength | Plain, *Chosen]
+Scaling = Annotated[YaRN | Linear | NTK | YaRNRevised | AdjustedBase | NoScaling, *Chosen]
+Evaluation = Annotated[EvaluationSpec, *Chosen]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and strict about keys and types."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which model, and how it is computed.
+
+    Attributes:
+        path: directory, hub id, `.gguf` file, or `builtin:tiny`.
+        dtype: compute dtype. Weights are kept in float32 while training (small updates vanish in
+            bfloat16). `auto` takes bfloat16 where the hardware multiplies it natively.
+        attn_implementation: as in transformers; None leaves the choice to it.
+        trust_remote_code: run code that comes with the model. Off unless asked for.
+        revision: of a hub model.
+    """
+
+    path: str
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+
+class LengthsConfig(Section):
+    """Context lengths in tokens; `32k` means 32,768.
+
+    Attributes:
+        target: the window wanted.
+        train: tokens per training window; None for the original window, capped at 2,048.
+        original: the window of pretraining; None reads it from the model.
+    """
+
+    target: Length
+    train: Length | None = None
+    original: Length | None = None
+
+
+class SourceConfig(Section):
+    """One source of documents.
+
+    Attributes:
+        source: file, directory, hub dataset name, or `builtin:python`.
+        weight: relative share of the training windows drawn from it.
+        text_field: name of the text column in JSONL, Parquet and hub datasets.
+        split: of a hub dataset.
+    """
+
+    source: str
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    text_field: str = "text"
+    split: str = "train"
+
+
+class DataConfig(Section):
+    """What is trained and evaluated on.
+
+    Attributes:
+        sources: one or more; a single one may be written as `source: docs.jsonl`.
+        held_out_share: share of the documents (by hash) kept for evaluation.
+        min_document_tokens: shorter documents are skipped; None for what the sampler needs.
+        short_documents: `skip` and count them, or `join` them with end-of-text tokens between.
+        max_malformed_share: stop when more of a source's records than this cannot be read.
+        retrieval_share: share of the training windows that are synthetic retrieval documents (facts
+            hidden in text and asked for at the end, with the loss on the answer). Text alone makes
+            a model forget how to retrieve.
+    """
+
+    sources: Annotated[tuple[Annotated[SourceConfig, BeforeValidator(lambda v: _source(v))], ...], Strict(False)]
+    held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    min_document_tokens: Length | None = None
+    short_documents: Literal["skip", "join"] = "skip"
+    max_malformed_share: Share = 0.01
+    retrieval_share: Share = 0.1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_source(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"sources": [value]}
+        if not isinstance(value, Mapping) or "source" not in value:
+            return value
+        if "sources" in value:
+            raise UserError("data takes either `source` or `sources`, not both.")
+        own = {key: value[key] for key in ("source", "text_field", "split") if key in value}
+        return {**{key: value[key] for key in value if key not in own}, "sources": [own]}
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "DataConfig":
+        if not self.sources:
+            raise UserError("data.sources must name at least one source. Give --data PATH.")
+        return self
+
+
+def _source(value: object) -> object:
+    return {"source": value} if isinstance(value, str) else value
+
+
+class TrainConfig(Section):
+    """Training; the names are those of `transformers.TrainingArguments` where it has them.
+
+    Attributes:
+        untouched_share: share of windows with ordinary positions, to protect the original range.
+        kl_weight: weight of a Kullback-Leibler term to the untouched model, which reads the same
+            tokens at ordinary positions under its own RoPE. 0 switches it off (and saves a
+            forward pass and a copy of the weights).
+        eval_steps: loss on held-out windows every so many steps; None for never.
+        load_best_model_at_end: keep the checkpoint with the lowest such loss.
+    """
+
+    max_steps: Annotated[int, Field(ge=0)] = 200
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1.0e-5
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 4
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    gradient_checkpointing: bool = False
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
+    logging_steps: Annotated[int, Field(ge=1)] = 5
+    save_steps: Annotated[int, Field(ge=1)] = 50
+    save_total_limit: Annotated[int, Field(ge=1)] = 1
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    load_best_model_at_end: bool = False
+    untouched_share: Share = 0.0
+    kl_weight: Annotated[float, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _best_needs_evaluation(self) -> "TrainConfig":
+        if self.load_best_model_at_end and (self.eval_steps is None or self.save_steps % self.eval_steps):
+            raise UserError(
+                "load_best_model_at_end needs eval_steps, with save_steps a multiple of it, but they are "
+                f"{self.eval_steps} and {self.save_steps}."
+            )
+        return self
+
+
+class RunConfig(Section):
+    """One extension, whole.
+
+    Attributes:
+        positions: position sampler.
+        rope: RoPE scaling.
+        evaluate: what to measure before and after; None chooses perplexity and passkey at lengths
+            from the training window to the target.
+        stages: which models to measure.
+        seed: of everything random.
+    """
+
+    model: ModelConfig
+    lengths: LengthsConfig
+    data: DataConfig
+    positions: Sampler = PoSE()
+    rope: Scaling = YaRN()
+    train: TrainConfig = TrainConfig()
+    evaluate: Annotated[tuple[Evaluation, ...], Strict(False)] | None = None
+    stages: Annotated[tuple[Literal["original", "interpolated", "extended"], ...], Strict(False)] = (
+        "original",
+        "interpolated",
+        "extended",
+    )
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def method(self) -> str:
+        """`interpolate` when nothing is trained, else the sampler's name."""
+        return "interpolate" if self.train.max_steps == 0 else self.positions.name
+
+
+METHODS = ("interpolate", *(name_of(cls) for cls in SAMPLERS))
+
+
+def method_overrides(method: str) -> dict[str, Any]:
+    """The configuration keys that `--method` stands for."""
+    if method not in METHODS:
+        raise UserError(f"--method must be a known method, not {method!r}.{nearest(method, METHODS)}")
+    return {"train": {"max_steps": 0}} if method == "interpolate" else {"positions": {"name": method}}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: when it cannot be read, is no YAML, or no mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} must hold a mapping of sections (model, lengths, data, ...), not {type(value).__name__}."
+        )
+    return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, section by section.
+
+    A section that is chosen by name is replaced, not merged, when the name changes.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = _expand_name(result.get(key)) if key in ("positions", "rope") else result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            same_choice = value.get("name", old.get("name")) == old.get("name")
+            value = merge(old, value) if same_choice else value
+        result[key] = value
+    return result
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`a.b=v` -> `{"a": {"b": v}}`, with the value read as YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key or not all(key.split(".")):
+        raise UserError(f"--set takes section.key=value, not {text!r}. Example: --set train.learning_rate=1e-5")
+    nested: Any = _number_or(yaml.safe_load(value))
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _number_or(value: object) -> object:
+    """YAML 1.1 reads `1e-5` as a string; people mean the number."""
+    if isinstance(value, str) and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Check a nested mapping and make it a `RunConfig`.
+
+    Raises:
+        UserError: one message that lists every mistake with its path.
+    """
+    try:
+        return RunConfig.model_validate(_numbers(values))
+    except ValidationError as error:
+        lines = [_explain(dict(one)) for one in error.errors()]
+        raise UserError("The configuration is not valid:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(item) for item in value]
+    return _number_or(value) if isinstance(value, str) and value[:1].isdigit() else value
+
+
+_TAGGED = {"positions": SAMPLERS, "rope": ROPE_SCALINGS, "evaluate": EVALUATIONS}
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One line for one pydantic error: path, rule, value, nearest match."""
+    location = [str(part) for part in error["loc"]]
+    section = location[0] if location else ""
+    tags = [name_of(cls) for cls in _TAGGED.get(section, ())]
+    path = ".".join(part for part in location if part not in tags) or "configuration"
+    value = error.get("input")
+    match error["type"]:
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"{path}: unknown key.{nearest(location[-1], _siblings(location, tags))}"
+        case "missing" | "missing_argument":
+            return f"{path}: required, but not given."
+        case "union_tag_invalid":
+            tag = str(error["ctx"]["tag"])
+            return f"{path}.name: {tag!r} is not known.{nearest(tag, tags)}"
+        case "union_tag_not_found":
+            return f"{path}: needs a name.{nearest('', tags)}"
+        case "value_error":
+            return f"{path}: {error['ctx']['error']}"
+        case _:
+            return f"{path}: {error['msg']}, but it is {value!r}."
+
+
+def _siblings(location: list[str], tags: list[str]) -> list[str]:
+    """The keys that exist where an unknown one was found."""
+    for cls in _TAGGED.get(location[0], ()):
+        if name_of(cls) in location:
+            return list(cls.__dataclass_fields__)
+    keys: Any = RunConfig
+    for part in location[:-1]:
+        if part in getattr(keys, "model_fields", {}):
+            keys = SourceConfig if part == "sources" else keys.model_fields[part].annotation
+    return [*getattr(keys, "model_fields", tags), *(["source", "text_field", "split"] if keys is DataConfig else [])]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as YAML that parses back to the same one."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)

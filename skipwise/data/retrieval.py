@@ -1,0 +1,158 @@
+"""Synthetic retrieval documents: facts hidden in text, and asked for at the end.
+
+A model tuned on prose alone forgets how to retrieve, because hardly any token of prose depends on a
+single far one. The wording here has nothing in common with the evaluated passkey prompt.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Encode = Callable[[str], list[int]]
+
+_ADJECTIVES = """amber ancient azure blank brass broken calm central clever copper coral crimson distant dusty
+eastern empty faint fallen frozen gentle golden grand hidden hollow inner ivory jade late lower lucky main marble
+narrow new noble northern old olive outer pale plain polar private public purple quiet rapid remote royal rusty
+sandy second secret sharp silent silver simple slow small southern spare steel stone sturdy third upper velvet
+western wide wild wooden""".split()
+_NOUNS = """account badge bridge cabin camera circuit closet compass cottage counter door drawer elevator engine
+factory furnace gallery garden gate hangar harbor island kettle ladder lantern library locker market meter mirror
+museum needle network office orchard paddle pantry parcel platform pocket printer pump radio reactor river router
+saddle safe satellite server shelf shutter signal sluice station stove studio ticket tower tractor tunnel turbine
+valley vault vessel wagon warehouse window workshop""".split()
+_KINDS = """channel code combination count identifier index level limit number quota rank reading score sequence
+serial setting token total value weight""".split()
+# (statement, question): k is what is asked for, v its value; the question's last words stand in the statement.
+_TEMPLATES = (
+    ("The {k} was set to {v}.", "As said before, the {k} was set to"),
+    ("Note: {k} = {v}.", "Look it up: {k} ="),
+    ("{k}: {v}.", "Now repeat. {k}:"),
+    ("They chose {v} for the {k}; the {k} became {v}.", "Hence the {k} became"),
+    ("Our {k} equals {v}, so write down {v}.", "In short, our {k} equals"),
+    ("Record for {k} -> {v}.", "Once more, record for {k} ->"),
+    ("For the {k} use {v}.", "Question: for the {k} use"),
+    ("Somebody wrote that the {k} reads {v}.", "Again, the {k} reads"),
+    ("My {k} has always been {v}, always {v}.", "To sum up, my {k} has always been"),
+    ("{v} belongs to the {k}. Indeed the {k} stays {v}.", "To conclude, the {k} stays"),
+)
+_FILLER = """Trains run late on Sundays.
+Rain falls on old stone.
+A cat sleeps near the stove.
+Nobody counted the boats.
+Bread is sold at noon.
+The wind turned cold again.
+Leaves gather by the fence.
+He closed the shop early.
+Two roads meet at the mill.
+Clouds drift above the hills.
+She mended the blue coat.
+Paper burns faster than wood.
+The clock in the hall stopped.
+Children ran down the lane.
+Milk is left at the gate.
+The lamp flickered twice.
+Birds left before winter.
+Old maps hang on the wall.""".splitlines()
+
+
+@dataclass(frozen=True)
+class RetrievalDocuments:
+    """Draws retrieval documents of exactly one window.
+
+    Attributes:
+        encode: text to token ids, without special tokens.
+        bos: token ids a text begins with; often empty.
+        special: token ids that never occur in a text, and so not in random spans.
+        vocabulary_size: token ids are below this.
+        prose: `prose(rng, n)` gives int64[n] tokens of real text for filler.
+        copies_share: share of documents that repeat a span instead of asking for a fact.
+    """
+
+    encode: Encode
+    bos: list[int]
+    special: frozenset[int]
+    vocabulary_size: int
+    prose: Callable[[np.random.Generator, int], NDArray[np.int64]]
+    copies_share: float = 0.25
+
+    def draw(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
+        """One document.
+
+        Args:
+            length: tokens in the document; at least 32.
+            rng: the only source of randomness.
+
+        Returns:
+            `(tokens, loss_start)`: int64[length], and the index from which on tokens can be known
+            from what stands before; the loss belongs there and nowhere else.
+        """
+        if rng.random() >= self.copies_share:
+            for _ in range(8):  # a short window may not hold three long facts
+                document = self._facts(length, rng)
+                if document is not None:
+                    return document
+        return self._copy(length, rng) if rng.random() < 0.5 else self._cycle(length, rng)
+
+    def _facts(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int] | None:
+        """One to three facts of one wording in filler, then a question about one of them."""
+        statement, question = _TEMPLATES[rng.integers(len(_TEMPLATES))]
+        facts = [(_key(rng), _value(rng)) for _ in range(rng.integers(1, 4))]
+        key, value = facts[rng.integers(len(facts))]
+        stated = [self.encode(" " + statement.format(k=k, v=v)) for k, v in facts]
+        asked = self.encode(str(rng.choice(["\n", " "])) + question.format(k=key))
+        answer = self.encode(f" {value}.")
+        room = length - len(self.bos) - sum(map(len, stated)) - len(asked) - len(answer)
+        if room < 0:
+            return None
+        filler = self._filler(room, rng)
+        places = np.sort(rng.integers(0, room, size=len(facts), endpoint=True))
+        tokens = list(self.bos)
+        for begin, end, fact in zip([0, *places], [*places, room], [*stated, []], strict=True):
+            tokens += [*filler[begin:end], *fact]
+        return np.array(tokens + asked + answer, dtype=np.int64), length - len(answer)
+
+    def _copy(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
+        """A span in filler, and the same span again at the end."""
+        span = int(rng.integers(8, (length - len(self.bos)) // 2, endpoint=True))
+        text = self._random_tokens(span, rng) if rng.random() < 0.5 else self.prose(rng, span)
+        room = length - len(self.bos) - 2 * span
+        before = int(rng.integers(0, room, endpoint=True))
+        parts = [self.bos, self._filler(before, rng), text, self._filler(room - before, rng), text]
+        # The first tokens of the second copy come as a surprise.
+        return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]), length - span + 3
+
+    def _cycle(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
+        """A short span of random tokens over and over."""
+        span = int(rng.integers(4, length // 4, endpoint=True))
+        cycle = np.resize(self._random_tokens(span, rng), length - len(self.bos))
+        return np.concatenate([np.asarray(self.bos, dtype=np.int64), cycle]), len(self.bos) + span + 1
+
+    def _filler(self, length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """A few sentences over and over, or real text."""
+        if rng.random() < 0.5:
+            return self.prose(rng, length)
+        chosen = rng.choice(_FILLER, size=rng.integers(1, 7), replace=False)
+        return np.resize(np.array(self.encode("".join(f" {sentence}" for sentence in chosen)), dtype=np.int64), length)
+
+    def _random_tokens(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        ids = rng.integers(0, self.vocabulary_size, size=count + len(self.special) * 4)
+        return np.array([i for i in ids if int(i) not in self.special][:count], dtype=np.int64)
+
+
+def _key(rng: np.random.Generator) -> str:
+    """`"copper lantern code"`, sometimes shorter."""
+    words = [rng.choice(_NOUNS)]
+    if rng.random() < 0.8:
+        words.insert(0, rng.choice(_ADJECTIVES))
+    if rng.random() < 0.8:
+        words.append(rng.choice(_KINDS))
+    return " ".join(words)
+
+
+def _value(rng: np.random.Generator) -> str:
+    """A number of three to seven digits, sometimes two or three words."""
+    if rng.random() < 0.85:
+        return "".join(map(str, rng.integers(0, 10, size=rng.choice([3, 4, 5, 5, 5, 6, 7]))))
+    return " ".join(rng.choice(_NOUNS + _ADJECTIVES, size=rng.integers(2, 4)))

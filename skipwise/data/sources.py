@@ -1,0 +1,231 @@
+"""Documents from files, directories, hub datasets and the Python standard library. One at a time."""
+
+import gzip
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skipwise.config import SourceConfig
+from skipwise.data import builtin
+from skipwise.errors import UserError, nearest
+
+TEXT_SUFFIXES = (".txt", ".md")
+RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+# Before this many records a single bad one would be a large share.
+MALFORMED_GRACE = 100
+
+
+@dataclass(frozen=True)
+class RawDocument:
+    """A text and the key that decides, by its hash, whether it is held out."""
+
+    key: str
+    text: str
+
+
+@dataclass
+class ReadReport:
+    """What happened while a source was read.
+
+    Attributes:
+        records: lines, rows or files seen.
+        malformed: how many of them could not be used.
+        examples: the first few reasons, each with file and line.
+    """
+
+    records: int = 0
+    malformed: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def reject(self, where: str, why: str) -> None:
+        """Count a record that cannot be used."""
+        self.malformed += 1
+        if len(self.examples) < 5:
+            self.examples.append(f"{where}: {why}")
+
+    def check(self, max_share: float) -> None:
+        """Raise `UserError` when too many records were rejected."""
+        if self.malformed > max_share * self.records:
+            raise UserError(
+                f"At most {max_share:.1%} of the records may be malformed, but "
+                f"{self.malformed} of {self.records} are:\n"
+                + "\n".join(f"  - {example}" for example in self.examples)
+                + "\nMend them, name the right data.text_field, or raise data.max_malformed_share."
+            )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The readable files of a path: itself, or those below a directory, sorted."""
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.is_file() and suffix_of(p) and not p.name.startswith("."))
+
+
+def suffix_of(path: Path) -> str | None:
+    """The suffix by which a file is read, or None."""
+    return next((s for s in (*TEXT_SUFFIXES, *RECORD_SUFFIXES) if path.name.lower().endswith(s)), None)
+
+
+def check_source(config: SourceConfig) -> None:
+    """Raise `UserError` for a source that certainly cannot be read; opens nothing big."""
+    name = config.source
+    if name.startswith("builtin:"):
+        if name != builtin.PYTHON:
+            raise UserError(f"There is no built-in source {name!r}.{nearest(name, [builtin.PYTHON])}")
+        return
+    path = Path(name).expanduser()
+    if not path.exists():
+        if _is_hub_name(name):
+            return
+        raise UserError(
+            f"data.source must be a file, directory, hub dataset or {builtin.PYTHON}, but {name} does not exist."
+        )
+    files = files_of(path)
+    kinds = ", ".join((*TEXT_SUFFIXES, *RECORD_SUFFIXES))
+    if not files or (path.is_file() and not suffix_of(path)):
+        raise UserError(f"{name} holds no file of a kind that can be read ({kinds}).")
+    if not any(file.stat().st_size for file in files):
+        raise UserError(f"{name} is empty. Give --data a source with text in it.")
+
+
+def _is_hub_name(name: str) -> bool:
+    """`organisation/name`: one slash, and nothing that makes it a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not suffix_of(Path(name))
+
+
+def read_documents(config: SourceConfig, report: ReadReport, max_malformed_share: float) -> Iterator[RawDocument]:
+    """Stream the documents of a source, counting what is skipped.
+
+    Raises:
+        UserError: when too many records are malformed, or a file cannot be read at all.
+    """
+    for document in _open(config, report):
+        if report.records >= MALFORMED_GRACE:
+            report.check(max_malformed_share)
+        if document.text.strip():
+            yield document
+    report.check(max_malformed_share)
+
+
+def _open(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
+    check_source(config)
+    path = Path(config.source).expanduser()
+    if config.source == builtin.PYTHON:
+        for key, text in builtin.python_documents():
+            report.records += 1
+            yield RawDocument(key, text)
+    elif path.exists():
+        for file in files_of(path):
+            yield from _read_file(file, config.text_field, report)
+    else:
+        yield from _read_hub(config, report)
+
+
+def _read_file(path: Path, text_field: str, report: ReadReport) -> Iterator[RawDocument]:
+    try:
+        if suffix_of(path) in TEXT_SUFFIXES:
+            report.records += 1
+            text = path.read_text(encoding="utf-8")
+            yield RawDocument(text, text)
+        elif suffix_of(path) == ".parquet":
+            yield from _read_parquet(path, text_field, report)
+        else:
+            yield from _read_jsonl(path, text_field, report)
+    except UnicodeDecodeError as error:
+        report.reject(str(path), f"not UTF-8 ({error.reason})")
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _read_jsonl(path: Path, text_field: str, report: ReadReport) -> Iterator[RawDocument]:
+    # Bytes, so that one line that is no UTF-8 does not end the whole file.
+    with _open_binary(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            report.records += 1
+            where = f"{path}:{number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:  # JSON and UTF-8 errors alike
+                report.reject(where, f"not JSON ({error})")
+            else:
+                yield from _text_of(record, text_field, where, report)
+
+
+def _open_binary(path: Path) -> io.BufferedIOBase:
+    match suffix_of(path):
+        case ".jsonl.gz":
+            return gzip.open(path)
+        case ".jsonl.zst":
+            import zstandard
+
+            return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")))
+        case _:
+            return path.open("rb")
+
+
+def _read_parquet(path: Path, text_field: str, report: ReadReport) -> Iterator[RawDocument]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is no readable Parquet file: {error}") from error
+    if text_field not in file.schema_arrow.names:
+        raise UserError(
+            f"{path} has no column {text_field!r}. Set data.text_field to one of {file.schema_arrow.names}."
+        )
+    row = 0
+    for batch in file.iter_batches(batch_size=256, columns=[text_field]):
+        for record in batch.to_pylist():
+            row += 1
+            report.records += 1
+            yield from _text_of(record, text_field, f"{path} row {row}", report)
+
+
+def _read_hub(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
+    """Streamed, so that a dataset larger than the disk can be sampled; needs the network."""
+    import datasets
+
+    try:
+        stream = datasets.load_dataset(config.source, split=config.split, streaming=True)
+        for row, record in enumerate(stream):
+            report.records += 1
+            yield from _text_of(record, config.text_field, f"{config.source} row {row}", report)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{config.source!r} is neither a path on this machine nor a hub dataset that could be opened "
+            f"(split {config.split!r}): {error}"
+        ) from error
+
+
+def _text_of(record: object, text_field: str, where: str, report: ReadReport) -> Iterator[RawDocument]:
+    """The document of one record, or nothing and a note in the report."""
+    text = record.get(text_field) if isinstance(record, dict) else None
+    if isinstance(text, str):
+        yield RawDocument(text, text)
+    else:
+        report.reject(where, f"no text in field {text_field!r}")
+
+
+def describe_source(config: SourceConfig) -> dict[str, Any]:
+    """What identifies the content of a source: file sizes and times, or names and versions."""
+    path = Path(config.source).expanduser()
+    identity: dict[str, Any] = {"source": config.source, "text_field": config.text_field, "split": config.split}
+    if config.source == builtin.PYTHON:
+        return identity | {"python": sys.version}
+    if path.exists():
+        stats = [(str(file.relative_to(path)), file.stat()) for file in files_of(path)]
+        identity |= {
+            "source": str(path.resolve()),
+            "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        }
+    return identity

@@ -1,0 +1,241 @@
+"""Documents tokenised once into a memory-mapped store, and their split into training and held-out."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from skipwise.config import DataConfig, SourceConfig
+from skipwise.data.sources import RawDocument, ReadReport, describe_source, read_documents
+from skipwise.errors import UserError
+from skipwise.runs import write_json
+
+# Raise it when the layout of a store changes: older ones are then built anew.
+LAYOUT = 1
+# Texts are handed to the tokenizer in batches of about this many characters.
+BATCH_CHARACTERS = 2_000_000
+# Of a source that is one single document, its last fifth is held out.
+SINGLE_DOCUMENT_HELD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Tokenised documents.
+
+    Attributes:
+        tokens: uint16 or uint32, memory-mapped: all documents, one after the other.
+        starts, stops: int64[n], where each begins and ends. If the tokenizer has an end-of-text
+            token, one lies between `stops[i]` and `starts[i + 1]`.
+    """
+
+    tokens: NDArray[np.unsignedinteger[Any]]
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64[n]: tokens per document."""
+        return self.stops - self.starts
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        """int64[stop - start]: a copy of the tokens of a span."""
+        return self.tokens[start:stop].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """One source, tokenised.
+
+    Attributes:
+        train, held_out: its documents, split by hash.
+        summary: counts and the hashes of the held-out documents, for the run directory.
+    """
+
+    train: Documents
+    held_out: Documents
+    summary: dict[str, Any]
+
+
+def fingerprint(source: SourceConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of everything the content of a store depends on."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    identity = {
+        "layout": LAYOUT,
+        "source": describe_source(source),
+        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "eos": tokenizer.eos_token_id,
+        "held_out_share": data.held_out_share,
+        "max_malformed_share": data.max_malformed_share,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def cache_directory() -> Path:
+    """Where stores are kept: `$SKIPWISE_CACHE`, else `skipwise` in the user's cache directory."""
+    own = os.environ.get("SKIPWISE_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or f"{shared}/skipwise").expanduser()
+
+
+def open_store(
+    source: SourceConfig,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    on_progress: Callable[[int, int], None] = lambda documents, tokens: None,
+) -> TokenStore:
+    """The store of a source, built first if it is not there yet.
+
+    Args:
+        on_progress: called with the numbers of documents and tokens written so far.
+
+    Raises:
+        UserError: when the source cannot be read or holds no text.
+    """
+    path = cache_directory() / "stores" / fingerprint(source, data, tokenizer)
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            _build(temporary, source, data, tokenizer, on_progress)
+            if not path.exists():  # another process may have been faster
+                temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return _load(path)
+
+
+class _Part:
+    """One of the two halves of a store while it is written."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], eos: int | None) -> None:
+        self.path, self.dtype, self.eos = path, dtype, eos
+        self.file = path.open("wb")
+        self.position = 0
+        self.starts: list[int] = []
+        self.stops: list[int] = []
+        self.hashes: list[str] = []
+
+    def add(self, ids: list[int], digest: str) -> None:
+        self.file.write(np.asarray(ids if self.eos is None else [*ids, self.eos], dtype=self.dtype).tobytes())
+        self.starts.append(self.position)
+        self.stops.append(self.position + len(ids))
+        self.hashes.append(digest)
+        self.position += len(ids) + (self.eos is not None)
+
+    def close(self) -> dict[str, Any]:
+        self.file.close()
+        np.save(self.path.with_suffix(".npy"), np.array([self.starts, self.stops], dtype=np.int64).reshape(2, -1))
+        return {"documents": len(self.starts), "tokens": sum(self.stops) - sum(self.starts), "hashes": self.hashes}
+
+
+def _build(
+    path: Path,
+    source: SourceConfig,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    report = ReadReport()
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+    train = _Part(path / "train.bin", dtype, tokenizer.eos_token_id)
+    held_out = _Part(path / "held_out.bin", dtype, tokenizer.eos_token_id)
+    for batch in _batches(read_documents(source, report, data.max_malformed_share)):
+        encoded = tokenizer([document.text for document in batch], add_special_tokens=False, verbose=False)["input_ids"]
+        for document, ids in zip(batch, encoded, strict=True):
+            digest = hashlib.sha256(document.key.encode()).hexdigest()[:16]
+            part = held_out if int(digest, 16) < data.held_out_share * 2**64 else train
+            part.add(ids, digest)
+        on_progress(len(train.starts) + len(held_out.starts), train.position + held_out.position)
+    if not train.starts and not held_out.starts:
+        raise UserError(
+            f"{source.source} holds no text. Give --data a source with text in field {source.text_field!r}."
+        )
+    write_json(
+        path / "store.json",
+        {
+            "source": source.source,
+            "identity": describe_source(source),
+            "dtype": dtype.name,
+            "report": asdict(report),
+            "train": train.close(),
+            "held_out": held_out.close(),
+        },
+    )
+
+
+def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
+    """Lists of documents of about `BATCH_CHARACTERS` together: bounded memory, busy tokenizer."""
+    batch: list[RawDocument] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _load(path: Path) -> TokenStore:
+    summary = json.loads((path / "store.json").read_text(encoding="utf-8"))
+    train, train_hashes = _load_part(path, "train", summary)
+    held_out, held_out_hashes = _load_part(path, "held_out", summary)
+    rule = "document hash"
+    if not len(held_out) or not len(train):
+        # Few documents, all on one side of the threshold.
+        everything, hashes = (train, train_hashes) if len(train) else (held_out, held_out_hashes)
+        rule, train, held_out, held_out_hashes = split_few(everything, hashes)
+    return TokenStore(
+        train=train,
+        held_out=held_out,
+        summary={
+            **{key: summary[key] for key in ("source", "identity", "report")},
+            "split_by": rule,
+            "train": {"documents": len(train), "tokens": int(train.lengths.sum())},
+            "held_out": {
+                "documents": len(held_out),
+                "tokens": int(held_out.lengths.sum()),
+                "hashes": held_out_hashes,
+            },
+        },
+    )
+
+
+def _load_part(path: Path, name: str, summary: dict[str, Any]) -> tuple[Documents, list[str]]:
+    starts, stops = np.load(path / f"{name}.npy")
+    file, dtype = path / f"{name}.bin", np.dtype(summary["dtype"])
+    tokens = np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
+    return Documents(tokens, starts, stops), summary[name]["hashes"]
+
+
+def split_few(documents: Documents, hashes: list[str]) -> tuple[str, Documents, Documents, list[str]]:
+    """Hold out something where the hashes hold out nothing (or everything).
+
+    Of several documents the one with the lowest hash; of a single one its end.
+
+    Returns:
+        `(rule, train, held_out, held-out hashes)`
+    """
+    tokens, starts, stops = documents.tokens, documents.starts, documents.stops
+    if len(documents) == 1:
+        cut = stops - (documents.lengths * SINGLE_DOCUMENT_HELD_OUT).astype(np.int64)
+        rule = f"last {SINGLE_DOCUMENT_HELD_OUT:.0%} of the only document"
+        return rule, Documents(tokens, starts, cut), Documents(tokens, cut, stops), hashes
+    lowest = np.zeros(len(documents), dtype=bool)
+    lowest[hashes.index(min(hashes))] = True
+    train = Documents(tokens, starts[~lowest], stops[~lowest])
+    return "lowest hash", train, Documents(tokens, starts[lowest], stops[lowest]), [min(hashes)]

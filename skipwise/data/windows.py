@@ -1,0 +1,185 @@
+"""From documents to batches: spans of tokens, and the collator that draws their positions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from skipwise.data.retrieval import RetrievalDocuments
+from skipwise.data.store import Documents
+from skipwise.errors import UserError
+from skipwise.lengths import Lengths
+from skipwise.positions import Document, Plain, PositionSampler, example_rng
+
+Spans = NDArray[np.int64]
+# Streams of randomness of one example that must not be the same one.
+_POSITIONS, _ORDER, _RETRIEVAL = 0, 1, 2
+
+
+def cut_spans(documents: Documents, needed: int, used: int, join: bool, shortest: int = 0) -> Spans:
+    """Cut documents into the pieces that windows are drawn from.
+
+    Args:
+        needed: shortest piece, in tokens.
+        used: longest piece, in tokens; a longer document gives several.
+        join: run neighbouring documents together (their end-of-text tokens between them) first.
+        shortest: documents below this are left out, even if pieces could be cut from them.
+
+    Returns:
+        int64[m, 2]: begin and end of each piece in `documents.tokens`.
+
+    >>> documents = Documents(np.arange(30), np.array([0, 20]), np.array([19, 24]))
+    >>> cut_spans(documents, needed=4, used=8, join=False).tolist()
+    [[0, 8], [8, 16], [20, 24]]
+    """
+    intervals = np.stack([documents.starts, documents.stops], axis=1)
+    if join:
+        intervals = _merge_neighbours(intervals)
+    pieces = []
+    for begin, end in intervals[intervals[:, 1] - intervals[:, 0] >= shortest]:
+        starts = np.arange(begin, end - needed + 1, used)
+        pieces.append(np.stack([starts, np.minimum(starts + used, end)], axis=1))
+    return np.concatenate(pieces) if pieces else np.empty((0, 2), dtype=np.int64)
+
+
+def _merge_neighbours(intervals: Spans) -> Spans:
+    """Join intervals with at most one token (the end-of-text token) between them."""
+    if not len(intervals):
+        return intervals
+    first = np.concatenate([[True], intervals[1:, 0] - intervals[:-1, 1] > 1])
+    last = np.concatenate([first[1:], [True]])
+    return np.stack([intervals[first, 0], intervals[last, 1]], axis=1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents with the pieces they were cut into, and their weight in the mixture."""
+
+    documents: Documents
+    spans: Spans
+    weight: float
+
+
+class TrainingExamples(Dataset[dict[str, Any]]):
+    """Every example of a run, in order: example i is the same whatever worker or rank asks for it.
+
+    Sources are mixed by weight; each goes through its pieces in a new random order per epoch.
+
+    Args:
+        sources: at least one, each with at least one span.
+        num_examples: steps times windows per step.
+        seed: of the mixture and the orders.
+        retrieval: synthetic documents to mix in.
+        retrieval_share: their share of the examples.
+        retrieval_length: their length in tokens.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        num_examples: int,
+        seed: int,
+        retrieval: RetrievalDocuments | None = None,
+        retrieval_share: float = 0.0,
+        retrieval_length: int = 0,
+    ) -> None:
+        self.sources, self.seed = sources, seed
+        self.retrieval, self.retrieval_length = retrieval, retrieval_length
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
+        weights = np.array([source.weight for source in sources], dtype=np.float64)
+        shares = np.append(weights / weights.sum() * (1 - retrieval_share), retrieval_share)
+        rng = np.random.default_rng(np.random.SeedSequence((seed, num_examples, _ORDER)))
+        self.source_of = rng.choice(len(shares), size=num_examples, p=shares)
+        self.visit_of = np.zeros(num_examples, dtype=np.int64)
+        for source in range(len(shares)):
+            mine = self.source_of == source
+            self.visit_of[mine] = np.arange(mine.sum())
+
+    def __len__(self) -> int:
+        return len(self.source_of)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Tokens of one piece; `visit` names the random stream its positions are drawn from."""
+        number, visit = int(self.source_of[index]), int(self.visit_of[index])
+        progress = index / len(self)
+        if number == len(self.sources):
+            assert self.retrieval is not None
+            rng = example_rng(self.seed, _RETRIEVAL, visit, source=number)
+            tokens, loss_start = self.retrieval.draw(self.retrieval_length, rng)
+            return {"input_ids": tokens, "loss_start": loss_start, "visit": (0, visit, number), "progress": progress}
+        source = self.sources[number]
+        epoch, place = divmod(visit, len(source.spans))
+        span = int(self._order(number, epoch)[place])
+        tokens = source.documents.read(*source.spans[span])
+        return {"input_ids": tokens, "loss_start": 0, "visit": (epoch, span, number), "progress": progress}
+
+    def _order(self, number: int, epoch: int) -> NDArray[np.int64]:
+        """The order of a source's pieces in one epoch; only the latest is kept."""
+        known_epoch, order = self._orders.get(number, (-1, np.empty(0, np.int64)))
+        if known_epoch != epoch:
+            rng = np.random.default_rng(np.random.SeedSequence((self.seed, number, epoch, _ORDER)))
+            order = rng.permutation(len(self.sources[number].spans))
+            self._orders[number] = (epoch, order)
+        return order
+
+
+@dataclass(frozen=True)
+class WindowCollator:
+    """Draws a window from each document and makes a batch: fresh positions at every visit.
+
+    Works in any training loop. Features need `input_ids`, at least `sampler.tokens_needed(lengths)` of
+    them. Optional are `loss_start` (no loss before this token), `visit` (epoch, index, source: the
+    random stream to draw from) and `progress` (share of the training done, in [0, 1]). Without `visit`
+    the draw comes from torch's generator, which `DataLoader` seeds anew for every worker and epoch.
+
+    The attention mask is always there, all ones: transformers reads a jump in `position_ids` without
+    a mask as the start of another packed sequence, and cuts the attention there.
+
+    Attributes:
+        sampler: the position sampler.
+        lengths: original, train and target length.
+        seed: of the windows of features with a `visit`.
+        untouched_share: share of windows that keep ordinary positions.
+    """
+
+    sampler: PositionSampler
+    lengths: Lengths
+    seed: int = 0
+    untouched_share: float = 0.0
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Tensors `input_ids`, `attention_mask`, `position_ids`, `labels`, each int64[batch, window]."""
+        rows = [self._row(feature) for feature in features]
+        batch = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
+        return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+
+    def _row(self, feature: dict[str, Any]) -> dict[str, NDArray[np.int64]]:
+        tokens = np.asarray(feature["input_ids"], dtype=np.int64)
+        rng = self._rng(feature)
+        sampler = self._untouched if rng.random() < self.untouched_share else self.sampler
+        needed = sampler.tokens_needed(self.lengths)
+        if len(tokens) < needed:
+            raise UserError(
+                f"{sampler.name} needs documents of at least {needed:,} tokens, but one has {len(tokens):,}. "
+                "Filter them out, or lower the train length."
+            )
+        window = sampler.sample(
+            Document(num_tokens=len(tokens)), self.lengths, rng, float(feature.get("progress", 0.0))
+        )
+        ids = tokens[window.token_index]
+        labels = np.where(window.token_index >= int(feature.get("loss_start", 0)), ids, -100)
+        return {"input_ids": ids, "position_ids": window.position_ids, "labels": labels}
+
+    @property
+    def _untouched(self) -> PositionSampler:
+        """Ordinary positions, in windows as long as all others of the batch."""
+        return self.sampler if self.sampler.name == "full" else Plain()
+
+    def _rng(self, feature: dict[str, Any]) -> np.random.Generator:
+        if "visit" in feature:
+            epoch, index, source = feature["visit"]
+            return example_rng(self.seed, epoch, index, source)
+        return np.random.default_rng(int(torch.randint(2**62, ()).item()))

@@ -1,0 +1,46 @@
+"""The demo: the embedded model extended by PoSE, beside what one would get without it."""
+
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from skipwise.config import merge, parse_config, read_yaml
+from skipwise.evaluation.specs import EvalResult
+from skipwise.extension import extend
+from skipwise.report.table import comparison_markdown, comparison_table, stage_columns
+from skipwise.runs import write_text
+
+DEMO = Path(__file__).with_name("demo.yaml")
+# Trained like the demo but for the skips; measured after training only, since before it is the same model.
+CONTROL = {"positions": {"name": "plain"}, "stages": ["extended"]}
+
+
+def run_demo(output: Path, console: Console, resume: bool) -> list[EvalResult]:
+    """Run `demo.yaml` in `output` and its control in `output/plain`, and print one table.
+
+    Returns:
+        The rows of the main run.
+    """
+    values = read_yaml(DEMO)
+    control = merge(values, CONTROL)
+    rows = extend(parse_config(values), output, given=DEMO.read_text(), console=console, resume=resume)
+    console.rule("control: the same training without skips")
+    plain = extend(
+        parse_config(control),
+        output / "plain",
+        given=yaml.safe_dump(control, sort_keys=False),
+        console=console,
+        resume=resume,
+    )
+    stages = stage_columns(rows, trained="pose")
+    columns = {
+        "original": stages["original"],
+        "interpolate": stages["interpolated"],
+        "plain": plain,
+        "pose": stages["pose"],
+    }
+    config = parse_config(values)
+    console.print(comparison_table(f"Embedded model, 256 -> {config.lengths.target:,} tokens", columns))
+    write_text(output / "table.md", comparison_markdown(columns))
+    return rows

@@ -1,0 +1,259 @@
+"""The main job: plan, evaluate, probe, train, write the checkpoint, evaluate again, show one table."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from skipwise.config import RunConfig, to_yaml
+from skipwise.data.sources import check_source
+from skipwise.environment import describe_environment
+from skipwise.errors import UserError
+from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Passkey, Perplexity, Stage
+from skipwise.lengths import Lengths
+from skipwise.models.locate import model_location
+from skipwise.planning import ModelShape, Plan, describe_plan, make_plan
+from skipwise.runs import RunDir, write_json, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from skipwise.workbench import Workbench
+
+# A fall of passkey accuracy inside the original window by more than this is worth a warning.
+RETRIEVAL_FALL = 0.1
+
+
+class PreemptedError(Exception):
+    """Training was stopped by a signal, after saving."""
+
+
+def check_early(config: RunConfig, run: RunDir, resume: bool) -> None:
+    """Find what is wrong without importing anything heavy.
+
+    Raises:
+        UserError: for a model path, data source, output directory or length that cannot be right.
+    """
+    model_location(config.model.path)
+    for source in config.data.sources:
+        check_source(source)
+    if config.lengths.train is not None or config.lengths.original is not None:
+        train = config.lengths.train or config.lengths.original
+        original = config.lengths.original or train
+        assert train is not None and original is not None
+        config.positions.check(Lengths(original=original, train=train, target=config.lengths.target))
+    if run.path.exists() and not resume:
+        run.claim(resume=False, resolved="")
+
+
+def resolve_lengths(config: RunConfig, model_config: "PreTrainedConfig") -> Lengths:
+    """The three lengths, with what the model says about its own.
+
+    Raises:
+        UserError: when the target is not above the model's current window, or the sampler cannot
+            work with the lengths.
+    """
+    from skipwise.models.rope import check_full_attention, read_rope
+
+    info = read_rope(model_config)
+    target = config.lengths.target
+    check_full_attention(model_config, target)
+    if target <= info.current:
+        raise UserError(
+            f"The target must be above the model's window of {info.current:,} tokens, but it is {target:,}. "
+            f"Raise --target, for example to {2 * info.current:,}."
+        )
+    original = config.lengths.original or info.original
+    train = config.lengths.train or min(original, target)
+    lengths = Lengths(original=original, train=train, target=target)
+    config.positions.check(lengths)
+    return lengths
+
+
+def default_evaluations(lengths: Lengths) -> tuple[EvaluationSpec, ...]:
+    """Perplexity and passkey at the original window, its doublings, and the target."""
+    doublings = [lengths.original]
+    while doublings[-1] * 2 < lengths.target:
+        doublings.append(doublings[-1] * 2)
+    at = (*doublings, lengths.target)
+    final = min(1024, lengths.original // 2)
+    return (
+        Perplexity(context_lengths=at, stride=final // 2, documents=8, final_tokens=final),
+        Passkey(context_lengths=at, trials=20),
+    )
+
+
+def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Lengths, parameters: int | None) -> Plan:
+    """The plan of a run."""
+    text = model_config.get_text_config()
+    shape = ModelShape(parameters, text.num_hidden_layers, text.hidden_size, text.num_attention_heads)
+    windows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    return make_plan(
+        model=config.model.path,
+        method=config.method,
+        rope=config.rope.name,
+        lengths=lengths,
+        shape=shape,
+        steps=config.train.max_steps,
+        windows_per_step=windows,
+    )
+
+
+def extend(
+    config: RunConfig,
+    output: Path,
+    *,
+    given: str,
+    console: Console,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> list[EvalResult]:
+    """Extend a model's context window, and measure what came of it.
+
+    Args:
+        config: what to do.
+        output: the run directory.
+        given: the configuration as the user wrote it.
+        console: where progress and tables go.
+        resume: go on with the run in `output`.
+        dry_run: stop after the plan; nothing is written.
+
+    Returns:
+        Every row of `results.jsonl`.
+
+    Raises:
+        UserError: for wrong input, before anything is written.
+        PreemptedError: when a signal stopped the training; `resume` goes on.
+    """
+    run = RunDir(output)
+    check_early(config, run, resume)
+
+    from skipwise.models.load import count_parameters, load_config
+
+    model_config = load_config(config.model)
+    lengths = resolve_lengths(config, model_config)
+    plan = plan_of(config, model_config, lengths, count_parameters(config.model))
+    show_plan(plan, model_config, console)
+    if dry_run:
+        return []
+
+    from skipwise.workbench import open_workbench
+
+    resolved = to_yaml(config)
+    run.claim(resume, resolved)
+    bench = open_workbench(config, lengths, console)  # may still find the data wanting
+    _write_start(run, config, plan, bench, given, resolved)
+    specs = config.evaluate or default_evaluations(lengths)
+    model_name = config.model.path
+    if "original" in config.stages:
+        with timed(run, "evaluate original"):
+            _evaluate(run, bench, "original", model_name, bench.original_window, specs, console)
+    bench.interpolate()
+    if "interpolated" in config.stages:
+        with timed(run, "evaluate interpolated"):
+            _evaluate(run, bench, "interpolated", model_name, lengths.target, specs, console)
+    if config.method != "interpolate":
+        with timed(run, "train"):
+            finished = bench.train(run)
+        if not finished:
+            raise PreemptedError(f"Stopped and saved. Go on with: skipwise extend ... --output {output} --resume")
+    bench.save(run)
+    if "extended" in config.stages and config.method != "interpolate":
+        with timed(run, "evaluate extended"):
+            _evaluate(run, bench, "extended", model_name, lengths.target, specs, console)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
+    rows = run.read_results()
+    for warning in retrieval_warnings(rows, lengths.original):
+        console.print(f"[yellow]Warning:[/yellow] {warning}")
+    return rows
+
+
+def show_plan(plan: Plan, model_config: "PreTrainedConfig", console: Console) -> None:
+    """Print the plan, and that an earlier scaling is replaced."""
+    from skipwise.models.rope import read_rope
+    from skipwise.report.table import pairs_table
+
+    console.print(pairs_table("Plan", describe_plan(plan)))
+    info = read_rope(model_config)
+    if info.rope_type != "default" or info.current != info.original:
+        console.print(
+            f"The model was extended before ({info.rope_type}, {info.original:,} -> {info.current:,}); "
+            "its scaling is replaced by the new one, counted from the first window."
+        )
+
+
+def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench", given: str, resolved: str) -> None:
+    if run.resolved.exists():
+        return
+    write_text(run.config, given)
+    write_json(run.environment, describe_environment())
+    write_json(run.plan, plan.as_dict())
+    write_json(run.data, bench.data_summary)
+    write_text(run.resolved, resolved)  # last: its presence makes the directory a run
+
+
+def _evaluate(
+    run: RunDir,
+    bench: "Workbench",
+    stage: Stage,
+    name: str,
+    window: int,
+    specs: tuple[EvaluationSpec, ...],
+    console: Console,
+) -> None:
+    """Measure what is not in the results yet, and add each row as soon as it is there."""
+    done = {(row.evaluation, row.context_length) for row in run.read_results() if row.stage == stage}
+    with console.status(f"evaluating the {stage} model") as status:
+
+        def say(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal:
+                console.print(text, highlight=False)
+
+        for rows in bench.evaluate(stage, name, window, specs, done, say):
+            run.add_results(rows)
+
+
+@contextmanager
+def timed(run: RunDir, part: str) -> Iterator[None]:
+    """Add the seconds of a part to `timings.json`; a resumed run adds up."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds: dict[str, Any] = json.loads(run.timings.read_text()) if run.timings.exists() else {}
+        seconds[part] = round(seconds.get(part, 0.0) + time.monotonic() - started, 1)
+        write_json(run.timings, seconds)
+
+
+def retrieval_warnings(rows: list[EvalResult], original: int) -> list[str]:
+    """One warning per length inside the original window where retrieval fell, and what perplexity did.
+
+    Perplexity can improve while retrieval dies, so a run must not be judged by the former alone.
+    """
+    values = {(row.stage, row.evaluation, row.context_length): row.value for row in rows if row.depth is None}
+    better = [
+        length
+        for (stage, name, length), value in values.items()
+        if stage == "extended"
+        and name.endswith("perplexity")
+        and value is not None
+        and value < (values.get(("interpolated", name, length)) or 0.0)
+    ]
+    warnings = []
+    for (stage, name, length), before in sorted(values.items(), key=lambda item: item[0][2]):
+        after = values.get(("extended", name, length))
+        if (stage, name) != ("original", "passkey") or length > original or before is None or after is None:
+            continue
+        if before - after > RETRIEVAL_FALL:
+            remark = " although perplexity improved" if better else ""
+            warnings.append(
+                f"passkey accuracy at {length:,} tokens fell from {before:.0%} to {after:.0%}{remark}. Lower "
+                "train.learning_rate, raise data.retrieval_share, train.untouched_share or train.kl_weight."
+            )
+    return warnings

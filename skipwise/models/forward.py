@@ -1,0 +1,73 @@
+"""Forward passes that never make more logits than they need."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+# Logits exist for this many tokens at a time: 200 MB in float32 at a vocabulary of 50k.
+CHUNK_ROWS = 1024
+
+
+def last_hidden_states(model: nn.Module, unwrapped: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """float[batch, n, d]: what the output layer is applied to, in the dtype of matrix products.
+
+    Taken from the decoder by a hook while the whole (wrapped) model runs, with logits for one token
+    only: data parallelism needs the whole, memory must not hold all logits.
+
+    Args:
+        model: the model as wrapped for data parallelism, or as it is.
+        unwrapped: the model itself.
+        inputs: keywords of its forward pass.
+    """
+    with _captured(unwrapped.get_decoder()) as captured:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    hidden, device = captured[0], captured[0].device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
+@contextmanager
+def _captured(decoder: nn.Module) -> Iterator[list[torch.Tensor]]:
+    captured: list[torch.Tensor] = []
+    handle = decoder.register_forward_hook(lambda module, args, output: captured.append(output[0]))
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Matrix products in `dtype` on weights that stay float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+@torch.no_grad()
+def log_probabilities(
+    model: PreTrainedModel, input_ids: torch.Tensor, scored: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How well a model predicts some tokens of a batch.
+
+    Args:
+        model: any causal language model.
+        input_ids: int64[batch, n], without padding.
+        scored: bool[batch, n], the tokens to predict; the first of a row cannot be.
+
+    Returns:
+        `(log_probs, greedy)`: float32[m] and bool[m] on the CPU, for the m scored tokens row by row:
+        natural log-likelihood, and whether the token is the model's first choice.
+    """
+    assert not scored[:, 0].any(), "nothing stands before the first token"
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    inputs = {key: value.to(model.device) for key, value in inputs.items()}
+    rows = last_hidden_states(model, model, inputs)[:, :-1][scored[:, 1:].to(model.device)]
+    targets = inputs["input_ids"][:, 1:][scored[:, 1:].to(model.device)]
+    head = model.get_output_embeddings()
+    log_probs, greedy = [], []
+    for start in range(0, len(rows), CHUNK_ROWS):
+        logits = head(rows[start : start + CHUNK_ROWS]).float()
+        picked = targets[start : start + CHUNK_ROWS]
+        log_probs.append(logits.log_softmax(-1).gather(1, picked[:, None])[:, 0].cpu())
+        greedy.append((logits.argmax(-1) == picked).cpu())
+    return torch.cat(log_probs), torch.cat(greedy)

@@ -1,0 +1,118 @@
+"""Loading stock transformers models and tokenizers."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from skipwise.config import ModelConfig
+from skipwise.errors import UserError
+from skipwise.models.locate import model_location
+
+T = TypeVar("T")
+
+
+def _sources(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """The first argument and the keywords that all `from_pretrained` of a model share."""
+    location = model_location(config.path)
+    keywords: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision}
+    if location.endswith(".gguf"):
+        return str(Path(location).parent), {**keywords, "gguf_file": Path(location).name}
+    return location, keywords
+
+
+def load_config(config: ModelConfig) -> PreTrainedConfig:
+    """The model's config, without its weights."""
+    location, keywords = _sources(config)
+    loaded: PreTrainedConfig = _explained(config, lambda: AutoConfig.from_pretrained(location, **keywords))
+    return loaded
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer."""
+    location, keywords = _sources(config)
+    return _explained(config, lambda: AutoTokenizer.from_pretrained(location, **keywords))
+
+
+def load_model(config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model with its weights in `dtype`, in evaluation mode. GGUF files are dequantised."""
+    location, keywords = _sources(config)
+    if "gguf_file" in keywords:
+        keywords["quantization_config"] = GgufConfig(dequantize=True)
+    if config.attn_implementation is not None:
+        keywords["attn_implementation"] = config.attn_implementation
+    model: PreTrainedModel = _explained(
+        config, lambda: AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **keywords)
+    )
+    # nn.Module.to by name: the class's own is wrapped in a way that loses its type.
+    torch.nn.Module.to(model, device)
+    model.eval()
+    return model
+
+
+def _explained(config: ModelConfig, load: Callable[[], T]) -> T:
+    """`load()`, with its many ways to fail turned into one message."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"{config.path!r} must be a model directory, hub id or .gguf file, but cannot be loaded: {first_line}"
+        ) from error
+
+
+def count_parameters(config: ModelConfig) -> int | None:
+    """Weights of a model in safetensors files on this disk, from their headers alone; else None."""
+    counts = [
+        math.prod(file.get_slice(key).get_shape())
+        for path in sorted(Path(model_location(config.path)).glob("*.safetensors"))
+        for file in [safe_open(path, framework="numpy")]
+        for key in file.keys()  # noqa: SIM118 - not a dictionary
+    ]
+    return sum(counts) or None
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Rows of the input embedding."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UserError` when the tokenizer makes ids that the model has no embedding for."""
+    rows = vocabulary_size(model)
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"Tokenizer and model must share a vocabulary, but the tokenizer has {len(tokenizer):,} tokens and the "
+            f"model {rows:,} embeddings. Load the tokenizer that came with the model."
+        )
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products; `auto` is bfloat16 where the hardware multiplies it natively."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def default_device() -> torch.device:
+    """The accelerator, if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator or torch.device("cpu")

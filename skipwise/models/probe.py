@@ -1,0 +1,87 @@
+"""Does attention reach across a skip, and does the size of the skip matter? Asked of the model itself.
+
+Libraries have silently cut attention at position jumps: the loss looks fine, and nothing is learned
+about distance. So every training run asks first, with the backend and mode it is going to use.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from skipwise.errors import UserError
+from skipwise.models.forward import autocast
+from skipwise.models.load import vocabulary_size
+
+PROBE_TOKENS = 16
+# Two forward passes on equal inputs may differ by rounding; a real dependence is far larger.
+MIN_CHANGE = 1e-6
+
+
+@torch.no_grad()
+def probe_attention(
+    model: PreTrainedModel,
+    target: int,
+    batch_size: int,
+    attention_mask: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Check that tokens behind a skip see those before it, and see how far away they are.
+
+    Args:
+        model: as it will be trained; its mode and checkpointing state are kept.
+        target: target length, in tokens; at least `2 * PROBE_TOKENS`.
+        batch_size: of the training, since some backends treat batches of one differently.
+        attention_mask: pass the all-ones mask that the collator makes. Off only to show that the
+            probe notices.
+        dtype: compute dtype of the training.
+
+    Raises:
+        UserError: naming the cause, when attention is cut or blind to the distance.
+    """
+    n, half = PROBE_TOKENS, PROBE_TOKENS // 2
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = vocabulary_size(model)
+    ids = torch.randint(vocabulary, (batch_size, n), generator=generator)
+    other = ids.clone()
+    other[:, half - 2] = (other[:, half - 2] + 1 + vocabulary // 2) % vocabulary
+    largest, smaller = target - n, (target - n) // 2
+
+    def last_logits(tokens: torch.Tensor, skip: int) -> torch.Tensor:
+        positions = torch.arange(n).expand(batch_size, n) + skip * (torch.arange(n) >= half)
+        inputs = {"input_ids": tokens, "position_ids": positions}
+        if attention_mask:
+            inputs["attention_mask"] = torch.ones_like(tokens)
+        inputs = {key: value.to(model.device) for key, value in inputs.items()}
+        with autocast(model.device, dtype):
+            logits: torch.Tensor = model(**inputs, use_cache=False).logits
+            return logits[:, half:].float()
+
+    with _without_dropout(model):
+        base = last_logits(ids, largest)
+        if float((last_logits(other, largest) - base).abs().amax()) < MIN_CHANGE:
+            raise UserError(
+                "Tokens after a position skip must attend to those before it, but a change before the skip changed "
+                "nothing after it: the model was given a jump in position_ids and took it for a new packed sequence. "
+                "Pass an explicit all-ones attention_mask (skipwise.WindowCollator does), or choose another "
+                f"attn_implementation than {model.config._attn_implementation!r}."
+            )
+        if float((last_logits(ids, smaller) - base).abs().amax()) < MIN_CHANGE:
+            raise UserError(
+                f"Logits must depend on the size of a skip, but {smaller:,} and {largest:,} gave the same: the model "
+                "ignores position_ids. Choose a stock RoPE model that uses them."
+            )
+
+
+@contextmanager
+def _without_dropout(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off, everything else (training mode, checkpointing) as it is."""
+    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.training]
+    for module in dropouts:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in dropouts:
+            module.train()

@@ -1,0 +1,156 @@
+"""Reading and setting the RoPE of a stock transformers model."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from skipwise.errors import UserError
+from skipwise.lengths import Lengths
+from skipwise.rope import RopeScaling
+
+# Stock models compute frequencies in float32; ours are float64.
+FREQUENCY_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class RopeInfo:
+    """The rotary embedding a model has now.
+
+    Attributes:
+        rotary_dim: how many dimensions of a head are rotated.
+        theta: base of the frequencies.
+        original: the window it was first pretrained with, in tokens.
+        current: the window it claims now; larger when it was extended before.
+        rope_type: transformers' name of its scaling, `default` for none.
+    """
+
+    rotary_dim: int
+    theta: float
+    original: int
+    current: int
+    rope_type: str
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config of the language model, which multimodal models nest."""
+    return config.get_text_config()
+
+
+def read_rope(config: PreTrainedConfig) -> RopeInfo:
+    """What the config says about RoPE.
+
+    Raises:
+        UserError: for a model without RoPE, with windowed layers or with several rotary tables.
+    """
+    config = text_config(config)
+    parameters = getattr(config, "rope_parameters", None)
+    kind = f"{type(config).__name__} (model type {config.model_type!r})"
+    if not parameters or not hasattr(config, "max_position_embeddings"):
+        raise UserError(
+            f"Skipwise extends models with rotary position embeddings (RoPE), but {kind} has none. "
+            "Choose a RoPE model such as Llama, Qwen, Mistral or SmolLM."
+        )
+    if "rope_theta" not in parameters:
+        raise UserError(
+            f"{kind} keeps several rotary tables ({', '.join(parameters)}), which cannot be set yet. "
+            "Choose a model with a single table."
+        )
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return RopeInfo(
+        rotary_dim=int(head_dim * parameters.get("partial_rotary_factor", 1.0)),
+        theta=float(parameters["rope_theta"]),
+        original=int(parameters.get("original_max_position_embeddings") or config.max_position_embeddings),
+        current=int(config.max_position_embeddings),
+        rope_type=str(parameters["rope_type"]),
+    )
+
+
+def check_full_attention(config: PreTrainedConfig, target: int) -> None:
+    """Raise `UserError` for layers that mask by token index.
+
+    In a skipped window such layers attend across the skip, at distances they never meet later.
+    """
+    config = text_config(config)
+    window = getattr(config, "sliding_window", None)
+    layer_types = getattr(config, "layer_types", None)
+    windowed = {kind for kind in layer_types or () if kind not in ("full_attention", "attention")}
+    if layer_types is None and window is not None and getattr(config, "use_sliding_window", True):
+        windowed = {"sliding_attention"}
+    if windowed and not (windowed == {"sliding_attention"} and window is not None and window >= target):
+        raise UserError(
+            f"Models with windowed layers are not supported yet, but {config.model_type!r} has "
+            f"{', '.join(sorted(windowed))} (window {window}). Choose a model with full attention in every layer."
+        )
+
+
+def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Lengths) -> None:
+    """Give a stock model new frequencies, in place: config and rotary tables together.
+
+    `max_position_embeddings` becomes the target length, while `original_max_position_embeddings`
+    stays the length of pretraining. An earlier scaling is replaced.
+
+    Raises:
+        UserError: when the model does not take the frequencies from its config. It is then unchanged.
+    """
+    config = text_config(model.config)
+    info = read_rope(config)
+    before = copy.deepcopy(config.to_dict())
+    _set_config(config, stock_parameters(config, scaling, lengths), lengths.target, lengths.original)
+    tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
+    fresh = {name: type(module)(config=config).to(model.device) for name, module in tables.items()}
+    try:
+        check_tables(fresh, scaling, info, lengths, config.model_type)
+    except UserError:
+        original = before.get("original_max_position_embeddings")
+        _set_config(config, before["rope_parameters"], before["max_position_embeddings"], original)
+        raise
+    for name, module in fresh.items():
+        model.set_submodule(name, module)
+
+
+def _set_config(config: PreTrainedConfig, parameters: dict[str, Any], current: int, original: int | None) -> None:
+    config.rope_parameters = parameters
+    config.max_position_embeddings = current
+    if hasattr(config, "original_max_position_embeddings"):  # Phi-3 keeps it outside
+        config.original_max_position_embeddings = original
+
+
+def stock_parameters(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths) -> dict[str, Any]:
+    """`rope_parameters` for this config: the scaling's own, and the share of a head that is rotated."""
+    info = read_rope(config)
+    parameters = scaling.hf_parameters(info.rotary_dim, info.theta, lengths)
+    old = text_config(config).rope_parameters
+    if "partial_rotary_factor" in old:
+        parameters["partial_rotary_factor"] = old["partial_rotary_factor"]
+    return parameters
+
+
+def is_rotary_table(module: nn.Module) -> bool:
+    """Whether a module holds the inverse frequencies of a model."""
+    return isinstance(getattr(module, "inv_freq", None), torch.Tensor) and hasattr(module, "attention_scaling")
+
+
+def check_tables(
+    tables: dict[str, nn.Module], scaling: RopeScaling, info: RopeInfo, lengths: Lengths, model_type: str
+) -> None:
+    """Raise `UserError` unless each table holds the scaling's frequencies and attention factor."""
+    wanted, factor = scaling.frequencies(info.rotary_dim, info.theta, lengths)
+    for table in tables.values():
+        got = table.inv_freq.double().cpu().numpy()  # type: ignore[operator]
+        same = got.shape == wanted.shape and np.allclose(got, wanted, rtol=FREQUENCY_TOLERANCE, atol=0)
+        if not same or abs(float(table.attention_scaling) - factor) > FREQUENCY_TOLERANCE:  # type: ignore[arg-type]
+            raise UserError(_cannot_set(model_type, scaling))
+    if not tables:
+        raise UserError(_cannot_set(model_type, scaling))
+
+
+def _cannot_set(model_type: str, scaling: RopeScaling) -> str:
+    return (
+        f"The rotary table of a model must follow its config, but that of {model_type!r} does not take "
+        f"{scaling.name!r} from it. Choose another --rope, or a model of the Llama kind."
+    )

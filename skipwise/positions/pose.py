@@ -1,0 +1,95 @@
+"""PoSE: chunks of a short window, each shifted by a random skip (arXiv 2309.10400, Section 3)."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skipwise.errors import UserError
+from skipwise.lengths import Lengths
+from skipwise.positions.window import Document, Window
+from skipwise.sections import section
+
+
+@section
+class PoSE:
+    """Positional skip-wise training.
+
+    The window of Lw tokens is cut into N chunks of lengths l_0 .. l_{N-1}; with st_i the start of
+    chunk i, its position ids are `u_i + st_i, ..., u_i + st_i + l_i - 1` (Eq. 3-4) and its text is
+    `x[v_i + st_i : v_i + st_i + l_i]` (Eq. 5). The skips are drawn one after the other,
+    `u_i ~ U{u_{i-1}, ..., Lt - Lw}`, from `u_0 = 0`.
+
+    Worked example: Lw = 8, Lt = 32, cut at 3, u_1 = 20 gives position ids
+    `0 1 2 | 23 24 25 26 27`.
+
+    Attributes:
+        chunks: N, at least 1 and at most Lw.
+        content: where the text of chunk i comes from. `contiguous`: v_i = 0, the text runs on across
+            the skip. `uniform`: `v_i ~ U{v_{i-1}, ..., Lx - Lw}`, a skip in the text as well.
+            `aligned`: v_i = u_i, each token sits at its true position; needs documents of Lt tokens.
+        first_chunk: `any`: N - 1 distinct cuts uniform in 1 .. Lw - 1, as in the paper. `half`: the
+            first chunk has `U{1, ..., (Lw + 1) // 2}` tokens, as in the authors' released code; two
+            chunks only.
+    """
+
+    name: Literal["pose"] = "pose"
+    chunks: int = 2
+    content: Literal["contiguous", "uniform", "aligned"] = "contiguous"
+    first_chunk: Literal["any", "half"] = "any"
+
+    def __post_init__(self) -> None:
+        if self.chunks < 1:
+            raise UserError(f"PoSE needs at least one chunk, not {self.chunks}. Set positions.chunks to 2.")
+        if self.first_chunk == "half" and self.chunks != 2:
+            raise UserError(
+                f"first_chunk 'half' is defined for two chunks, not {self.chunks}. "
+                "Set positions.chunks to 2 or positions.first_chunk to 'any'."
+            )
+
+    def check(self, lengths: Lengths) -> None:
+        """Raise `UserError` when the window is too short to be cut into that many chunks."""
+        if lengths.train < self.chunks:
+            raise UserError(
+                f"A window must hold at least one token per chunk, but the train length is {lengths.train} for "
+                f"{self.chunks} chunks. Raise the train length (--train-length) or lower positions.chunks."
+            )
+
+    def tokens_needed(self, lengths: Lengths) -> int:
+        """Lt for aligned content, else Lw."""
+        return lengths.target if self.content == "aligned" else lengths.train
+
+    def tokens_used(self, lengths: Lengths) -> int:
+        """Lw for contiguous content; up to Lt where the text may skip too."""
+        return lengths.train if self.content == "contiguous" else lengths.target
+
+    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator, progress: float) -> Window:
+        """Draw cuts, skips and content, and lay them out (Eq. 3-5)."""
+        chunk_of = self._chunk_of_token(lengths.train, rng)
+        u = sequential_uniform(self.chunks, lengths.target - lengths.train, rng)
+        token = np.arange(lengths.train, dtype=np.int64)
+        if self.content == "aligned":
+            v = u
+        elif self.content == "uniform":
+            v = sequential_uniform(self.chunks, document.num_tokens - lengths.train, rng)
+        else:
+            v = np.zeros_like(u)
+        return Window(token_index=token + v[chunk_of], position_ids=token + u[chunk_of])
+
+    def _chunk_of_token(self, train: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """int64[train]: the chunk each token of the window falls into."""
+        if self.first_chunk == "half":
+            cuts = rng.integers(1, (train + 1) // 2, size=1, endpoint=True)
+        else:
+            cuts = 1 + rng.choice(train - 1, size=self.chunks - 1, replace=False)
+        starts = np.zeros(train, dtype=np.int64)
+        starts[cuts] = 1
+        return np.cumsum(starts)
+
+
+def sequential_uniform(count: int, maximum: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """int64[count], non-decreasing: first 0, then each uniform on {previous, ..., maximum} (Eq. 4)."""
+    values = np.zeros(count, dtype=np.int64)
+    for i in range(1, count):
+        values[i] = rng.integers(values[i - 1], maximum, endpoint=True)
+    return values

@@ -1,0 +1,140 @@
+"""Cross-entropy of a language model without ever holding the logits of a whole window."""
+
+from typing import Any
+
+import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from skipwise.models.forward import CHUNK_ROWS
+
+
+def chunked_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    row_weights: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    teacher_hidden: torch.Tensor | None = None,
+    teacher_weight: torch.Tensor | None = None,
+    kl_weight: float = 0.0,
+    chunk_rows: int = CHUNK_ROWS,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted sum of token losses `-log softmax(W h + b)[label]`, `chunk_rows` tokens at a time.
+
+    Logits are made in the dtype of `hidden`; log-sum-exp, probabilities and all sums are float32. The
+    gradients are formed in the forward pass, while the logits are there, so that the backward pass
+    needs none.
+
+    With a teacher, `kl_weight * KL(teacher || student)` is added to each row.
+
+    Args:
+        hidden: float[n, d], last hidden states of the tokens to predict from.
+        weight: float[v, d], the output embedding.
+        labels: int64[n], in [0, v).
+        row_weights: float[n], what each token counts.
+        bias: float[v] of the output layer.
+        teacher_hidden: float[n, e], hidden states of the frozen model for the same tokens.
+        teacher_weight: float[v, e], its output embedding.
+        kl_weight: at least 0.
+        chunk_rows: tokens whose logits exist at a time.
+
+    Returns:
+        `(loss, cross_entropy)`: two float32 scalars. The first has gradients, the second is the part
+        without the teacher's term, for logging.
+    """
+    return _ChunkedCrossEntropy.apply(  # type: ignore[no-any-return, no-untyped-call]
+        hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weight, chunk_rows
+    )
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        row_weights: torch.Tensor,
+        bias: torch.Tensor | None,
+        teacher_hidden: torch.Tensor | None,
+        teacher_weight: torch.Tensor | None,
+        kl_weight: float,
+        chunk_rows: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # Under autocast the products below would silently change their dtype.
+        with torch.autocast(hidden.device.type, enabled=False):
+            total, cross_entropy, *gradients = _loss_and_gradients(
+                hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weight, chunk_rows
+            )
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(cross_entropy)
+        return total, cross_entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_total: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_bias = None if grad_bias is None else grad_bias * grad_total
+        return (grad_hidden * grad_total, grad_weight * grad_total, None, None, grad_bias, None, None, None, None)
+
+
+def _loss_and_gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    row_weights: torch.Tensor,
+    bias: torch.Tensor | None,
+    teacher_hidden: torch.Tensor | None,
+    teacher_weight: torch.Tensor | None,
+    kl_weight: float,
+    chunk_rows: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Loss, cross-entropy, and the gradients of hidden states, weight and bias."""
+    matrix = weight.to(hidden.dtype)
+    teacher_matrix = (
+        None if teacher_weight is None or teacher_hidden is None else teacher_weight.to(teacher_hidden.dtype)
+    )
+    grad_hidden = torch.empty_like(hidden)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+    grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    cross_entropy = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(hidden), chunk_rows):
+        rows = slice(start, start + chunk_rows)
+        logits = (hidden[rows] @ matrix.T).float()
+        if bias is not None:
+            logits += bias.float()
+        log_probs = logits.log_softmax(dim=-1)
+        picked = labels[rows, None]
+        scale = row_weights[rows].float()
+        ce = -(log_probs.gather(1, picked)[:, 0] * scale).sum()
+        cross_entropy += ce
+        total += ce
+        # d loss / d logits, built in place on the probabilities.
+        grad = log_probs.exp()
+        if teacher_matrix is not None and teacher_hidden is not None:
+            teacher = (teacher_hidden[rows] @ teacher_matrix.T).float().log_softmax(dim=-1)
+            expected = teacher.exp()
+            total += kl_weight * ((expected * (teacher - log_probs)).sum(dim=-1) * scale).sum()
+            grad.mul_(1 + kl_weight).sub_(expected, alpha=kl_weight)
+        grad.scatter_add_(1, picked, grad.new_full(picked.shape, -1.0))
+        grad.mul_(scale[:, None])
+        if grad_bias is not None:
+            grad_bias += grad.sum(dim=0)
+        grad = grad.to(hidden.dtype)
+        grad_hidden[rows] = grad @ matrix
+        grad_weight += grad.T @ hidden[rows]
+    return total, cross_entropy, grad_hidden, grad_weight.to(weight.dtype), grad_bias
+
+
+def window_weights(labels: torch.Tensor) -> torch.Tensor:
+    """float32[batch, n]: weights with which every window counts the same, however many labels it has.
+
+    A retrieval document has a handful of labelled tokens, a window of prose hundreds; a mean over
+    tokens would let the former count for nothing.
+
+    Args:
+        labels: int64[batch, n], -100 where there is no loss.
+    """
+    labelled = (labels != -100).float()
+    return labelled / labelled.sum(dim=1, keepdim=True).clamp(min=1) / len(labels)

@@ -1,0 +1,192 @@
+"""The Hugging Face Trainer, with our windows and our loss."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from skipwise.config import TrainConfig
+from skipwise.errors import UserError
+from skipwise.models.forward import last_hidden_states
+from skipwise.models.load import vocabulary_size
+from skipwise.training.loss import chunked_cross_entropy, window_weights
+
+# Share by which our loss may differ from that of the model's own logits.
+LOSS_TOLERANCE = 0.02
+
+
+class WindowTrainer(Trainer):
+    """Trains on windows of `WindowCollator`: chunked loss, every window weighted equally.
+
+    Args:
+        teacher: the frozen untouched model for the KL term; None for no such term.
+        kl_weight: its weight.
+        keywords: as for `Trainer`.
+    """
+
+    def __init__(self, *, teacher: PreTrainedModel | None = None, kl_weight: float = 0.0, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.teacher, self.kl_weight = teacher, kl_weight
+        # Ours is a mean over windows, so Trainer must divide by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        """In order: the data set is shuffled already, and the same for any number of ranks."""
+        return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Mean over windows of the mean loss of their labelled tokens, in nats."""
+        loss = window_loss(
+            model, self.accelerator.unwrap_model(model), inputs, teacher=self.teacher, kl_weight=self.kl_weight
+        )
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, None, None]:
+        """Held-out windows: only the loss, never logits."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+
+def window_loss(
+    model: nn.Module,
+    unwrapped: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    teacher: PreTrainedModel | None = None,
+    kl_weight: float = 0.0,
+) -> torch.Tensor:
+    """The training loss of one batch.
+
+    Args:
+        model: the model as wrapped for data parallelism, which must see the forward pass.
+        unwrapped: the model itself.
+        inputs: a batch of `WindowCollator`; not changed.
+        teacher: frozen model that reads the same tokens at ordinary positions.
+        kl_weight: weight of its term.
+    """
+    inputs = dict(inputs)
+    labels = inputs.pop("labels")[:, 1:]
+    weights = window_weights(labels)
+    labelled = labels != -100
+    hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
+    head = unwrapped.get_output_embeddings()
+    teacher_hidden = teacher_weight = None
+    if teacher is not None:
+        ordinary = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            teacher_hidden = last_hidden_states(teacher, teacher, ordinary)[:, :-1][labelled]
+        teacher_weight = teacher.get_output_embeddings().weight
+    loss, _ = chunked_cross_entropy(
+        hidden,
+        head.weight,
+        labels[labelled],
+        weights[labelled],
+        bias=getattr(head, "bias", None),
+        teacher_hidden=teacher_hidden,
+        teacher_weight=teacher_weight,
+        kl_weight=kl_weight,
+    )
+    return loss
+
+
+@torch.no_grad()
+def check_loss(model: PreTrainedModel) -> None:
+    """Raise `UserError` when the model does more between hidden states and logits than one linear layer.
+
+    Some families cap or scale their logits; the chunked loss would train them towards something else.
+    """
+    vocabulary = vocabulary_size(model)
+    ids = torch.randint(vocabulary, (1, 16), generator=torch.Generator().manual_seed(0)).to(model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ours = window_loss(model, model, {**inputs, "labels": ids})
+    logits = model(**inputs, use_cache=False).logits[0, :-1].float()
+    stock = nn.functional.cross_entropy(logits, ids[0, 1:])
+    if abs(float(ours) - float(stock)) > LOSS_TOLERANCE * float(stock):
+        raise UserError(
+            f"The output layer must be one linear layer, but {model.config.model_type!r} scales or caps its logits "
+            f"(loss {float(stock):.4f} by its logits, {float(ours):.4f} by its output layer). Choose another model."
+        )
+
+
+def training_arguments(
+    config: TrainConfig, checkpoints: Path, seed: int, dtype: torch.dtype, device: torch.device
+) -> TrainingArguments:
+    """`TrainingArguments` for a section of ours."""
+    evaluated = config.eval_steps is not None
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=config.max_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        activation_checkpointing=config.gradient_checkpointing,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.max_grad_norm,
+        dataloader_num_workers=config.dataloader_num_workers,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        eval_strategy="steps" if evaluated else "no",
+        eval_steps=config.eval_steps,
+        load_best_model_at_end=config.load_best_model_at_end,
+        metric_for_best_model="eval_loss" if config.load_best_model_at_end else None,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+
+
+def train(
+    *,
+    model: PreTrainedModel,
+    arguments: TrainingArguments,
+    dataset: Dataset[Any],
+    collator: Callable[[list[Any]], dict[str, torch.Tensor]],
+    eval_dataset: Dataset[Any] | None,
+    callbacks: list[TrainerCallback],
+    teacher: PreTrainedModel | None,
+    kl_weight: float,
+) -> bool:
+    """Train `model` in place, going on from the newest checkpoint in the output directory.
+
+    Returns:
+        Whether training came to its end (and was not stopped by a signal).
+    """
+    trainer = WindowTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collator,
+        callbacks=callbacks,
+        teacher=teacher,
+        kl_weight=kl_weight,
+    )
+    trainer.remove_callback(PrinterCallback)  # ours shows the progress
+    trainer.train(resume_from_checkpoint=newest_checkpoint(Path(str(arguments.output_dir))))
+    return trainer.state.global_step >= arguments.max_steps
+
+
+def newest_checkpoint(checkpoints: Path) -> str | None:
+    """The last checkpoint that was written to its end, or None."""
+    # trainer_state.json is written after weights and optimizer.
+    complete = [path for path in checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

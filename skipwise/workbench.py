@@ -1,0 +1,237 @@
+"""Model, tokenizer and data of one extension, and what is done with them. Everything here needs torch."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from skipwise.config import RunConfig
+from skipwise.data.retrieval import RetrievalDocuments
+from skipwise.data.store import TokenStore, open_store
+from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans
+from skipwise.errors import UserError
+from skipwise.evaluation.runner import HeldOut, Subject, evaluate
+from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Stage
+from skipwise.export.card import model_card
+from skipwise.export.checkpoint import save_checkpoint
+from skipwise.lengths import Lengths
+from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model, load_tokenizer
+from skipwise.models.probe import probe_attention
+from skipwise.models.rope import read_rope, set_rope_scaling
+from skipwise.runs import RunDir
+from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
+from skipwise.training.trainer import check_loss, train, training_arguments
+
+# Windows on which the loss is watched during training.
+EVAL_WINDOWS = 32
+
+
+@dataclass
+class Workbench:
+    """What `extend` works with; only `model` changes over a run."""
+
+    config: RunConfig
+    lengths: Lengths
+    console: Console
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    original_window: int
+    sources: list[Source]
+    held_out_sources: list[Source]
+    held_out: HeldOut
+    data_summary: dict[str, Any]
+
+    def interpolate(self) -> None:
+        """Give the model its new RoPE."""
+        set_rope_scaling(self.model, self.config.rope, self.lengths)
+
+    def evaluate(
+        self,
+        stage: Stage,
+        name: str,
+        window: int,
+        specs: tuple[EvaluationSpec, ...],
+        done: set[tuple[str, int]],
+        say: Callable[[str], None],
+    ) -> Iterator[list[EvalResult]]:
+        """Rows of everything not done yet, as they come."""
+        subject = Subject(self.model, self.tokenizer, stage, name, window, self.dtype)
+        return evaluate(subject, specs, self.held_out, self.config.seed, done, say)
+
+    def train(self, run: RunDir) -> bool:
+        """Probe, then train to the end or to a signal; a model written before is loaded instead.
+
+        Returns:
+            Whether training came to its end.
+        """
+        config = self.config.train
+        if (run.model / "config.json").is_file():
+            self._load_trained(run)
+            return True
+        probe_attention(self.model.train(), self.lengths.target, config.per_device_train_batch_size, dtype=self.dtype)
+        check_loss(self.model.eval())
+        teacher = load_model(self.config.model, self.model.device, self.dtype) if config.kl_weight else None
+        arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
+        windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
+        collator = WindowCollator(self.config.positions, self.lengths, self.config.seed, config.untouched_share)
+        stop = StopOnSignal()
+        train(
+            model=self.model,
+            arguments=arguments,
+            dataset=self._examples(config.max_steps * windows_per_step),
+            collator=collator,
+            eval_dataset=self._eval_examples() if config.eval_steps else None,
+            callbacks=[
+                ProgressBar(self.console, windows_per_step * self._window_tokens),
+                TrainLog(run.train_log),
+                stop,
+            ],
+            teacher=teacher,
+            kl_weight=config.kl_weight,
+        )
+        self.model.eval()
+        return not stop.stopped
+
+    def save(self, run: RunDir) -> None:
+        """Write the checkpoint, unless it is there."""
+        if not (run.model / "config.json").is_file():
+            card = model_card(self.config, self.lengths)
+            save_checkpoint(self.model, self.tokenizer, run.model, self.config.rope, self.lengths, card)
+
+    @property
+    def _window_tokens(self) -> int:
+        return self.lengths.target if self.config.method == "full" else self.lengths.train
+
+    def _load_trained(self, run: RunDir) -> None:
+        trained = self.config.model.model_copy(update={"path": str(run.model), "revision": None})
+        self.model = load_model(trained, self.model.device)
+
+    def _examples(self, count: int) -> TrainingExamples:
+        share = self.config.data.retrieval_share
+        retrieval = retrieval_documents(self.tokenizer, self.sources)
+        length = self.config.positions.tokens_needed(self.lengths)
+        return TrainingExamples(self.sources, count, self.config.seed, retrieval, share, length)
+
+    def _eval_examples(self) -> TrainingExamples:
+        if not any(len(source.spans) for source in self.held_out_sources):
+            raise UserError(
+                "eval_steps needs a held-out document as long as a training window, but there is none. "
+                "Raise data.held_out_share, lower the train length, or leave train.eval_steps out."
+            )
+        usable = [source for source in self.held_out_sources if len(source.spans)]
+        return TrainingExamples(usable, EVAL_WINDOWS, self.config.seed)
+
+
+def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Workbench:
+    """Load the model and tokenise the data.
+
+    Raises:
+        UserError: when they do not fit each other, or no document is long enough.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    tokenizer = load_tokenizer(config.model)
+    stores = [_open(config, index, tokenizer, console) for index in range(len(config.data.sources))]
+    sources = _cut(config, lengths, [store.train for store in stores])
+    if config.method != "interpolate":
+        _check_long_enough(config, lengths, stores, sources)
+    with console.status("loading the model"):
+        model = load_model(config.model, default_device())
+    check_vocabulary(model, tokenizer)
+    begin = np.array(begin_of_text(tokenizer), dtype=np.int64)
+    held_out = [
+        np.concatenate([begin, store.held_out.read(start, stop)])
+        for store in stores
+        for start, stop in zip(store.held_out.starts, store.held_out.stops, strict=True)
+    ]
+    return Workbench(
+        config=config,
+        lengths=lengths,
+        console=console,
+        model=model,
+        tokenizer=tokenizer,
+        dtype=compute_dtype(config.model.dtype, model.device),
+        original_window=read_rope(model.config).current,
+        sources=[source for source in sources if len(source.spans)],
+        held_out_sources=_cut(config, lengths, [store.held_out for store in stores]),
+        held_out=HeldOut("held-out " + ", ".join(source.source for source in config.data.sources), held_out),
+        data_summary={"sources": [store.summary for store in stores]},
+    )
+
+
+def _open(config: RunConfig, index: int, tokenizer: PreTrainedTokenizerBase, console: Console) -> TokenStore:
+    source = config.data.sources[index]
+    with console.status(f"tokenising {source.source}") as status:
+
+        def progress(documents: int, tokens: int) -> None:
+            status.update(f"tokenising {source.source}: {documents:,} documents, {tokens:,} tokens")
+
+        store = open_store(source, config.data, tokenizer, progress)
+    report = store.summary["report"]
+    console.print(
+        f"{source.source}: {store.summary['train']['tokens']:,} tokens in {len(store.train):,} documents to train on, "
+        f"{len(store.held_out):,} held out by {store.summary['split_by']}"
+        + (f"; {report['malformed']} of {report['records']} records malformed" if report["malformed"] else ""),
+        highlight=False,
+    )
+    for example in report["examples"]:
+        console.print(f"  skipped {example}", highlight=False)
+    return store
+
+
+def _cut(config: RunConfig, lengths: Lengths, parts: list[Any]) -> list[Source]:
+    needed = config.positions.tokens_needed(lengths)
+    used = config.positions.tokens_used(lengths)
+    shortest = max(needed, config.data.min_document_tokens or 0)
+    join = config.data.short_documents == "join"
+    return [
+        Source(part, cut_spans(part, needed, used, join, shortest), source.weight)
+        for source, part in zip(config.data.sources, parts, strict=True)
+    ]
+
+
+def _check_long_enough(config: RunConfig, lengths: Lengths, stores: list[TokenStore], sources: list[Source]) -> None:
+    """Say how many documents are too short; refuse a source that has no other."""
+    shortest = max(config.positions.tokens_needed(lengths), config.data.min_document_tokens or 0)
+    for store, source in zip(stores, sources, strict=True):
+        short = int((store.train.lengths < shortest).sum())
+        name = store.summary["source"]
+        if not len(source.spans):
+            raise UserError(
+                f"Method {config.method!r} needs documents of at least {shortest:,} tokens, but the longest training "
+                f"document of {name} has {int(store.train.lengths.max(initial=0)):,}. Lower --train-length, give "
+                "longer documents, or set data.short_documents=join."
+            )
+        store.summary["too_short"] = 0 if config.data.short_documents == "join" else short
+
+
+def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens this tokenizer puts in front of every text; often none."""
+    first = tokenizer("a")["input_ids"][:1]
+    return first if first and first[0] == tokenizer.bos_token_id else []
+
+
+def retrieval_documents(tokenizer: PreTrainedTokenizerBase, sources: list[Source]) -> RetrievalDocuments:
+    """Synthetic retrieval documents with filler from the training text."""
+    weights = np.array([source.weight for source in sources])
+
+    def prose(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        source = sources[rng.choice(len(sources), p=weights / weights.sum())]
+        begin, end = source.spans[rng.integers(len(source.spans))]
+        start = rng.integers(begin, max(begin, end - count), endpoint=True)
+        return np.resize(source.documents.read(int(start), int(min(start + count, end))), count)
+
+    return RetrievalDocuments(
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        bos=begin_of_text(tokenizer),
+        special=frozenset(tokenizer.all_special_ids),
+        vocabulary_size=len(tokenizer),
+        prose=prose,
+    )
