@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from skipwise.config import RunConfig
 from skipwise.data.retrieval import RetrievalDocuments
-from skipwise.data.store import TokenStore, open_store
+from skipwise.data.store import Documents, TokenStore, open_store
 from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans
 from skipwise.errors import UserError
 from skipwise.evaluation.runner import HeldOut, Subject, evaluate
@@ -117,7 +117,8 @@ class Workbench:
         share = self.config.data.retrieval_share
         retrieval = retrieval_documents(self.tokenizer, self.sources)
         length = self.config.positions.tokens_needed(self.lengths)
-        return TrainingExamples(self.sources, count, self.config.seed, retrieval, share, length)
+        begin = begin_of_text(self.tokenizer)
+        return TrainingExamples(self.sources, count, self.config.seed, begin, retrieval, share, length)
 
     def _eval_examples(self) -> TrainingExamples:
         if not any(len(source.spans) for source in self.held_out_sources):
@@ -126,7 +127,7 @@ class Workbench:
                 "Raise data.held_out_share, lower the train length, or leave train.eval_steps out."
             )
         usable = [source for source in self.held_out_sources if len(source.spans)]
-        return TrainingExamples(usable, EVAL_WINDOWS, self.config.seed)
+        return TrainingExamples(usable, EVAL_WINDOWS, self.config.seed, begin_of_text(self.tokenizer))
 
 
 def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Workbench:
@@ -139,15 +140,15 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.model)
     stores = [_open(config, index, tokenizer, console) for index in range(len(config.data.sources))]
-    sources = _cut(config, lengths, [store.train for store in stores])
+    begin = begin_of_text(tokenizer)
+    sources = _cut(config, lengths, [store.train for store in stores], len(begin))
     if config.method != "interpolate":
         _check_long_enough(config, lengths, stores, sources)
     with console.status("loading the model"):
         model = load_model(config.model, default_device())
     check_vocabulary(model, tokenizer)
-    begin = np.array(begin_of_text(tokenizer), dtype=np.int64)
     held_out = [
-        np.concatenate([begin, store.held_out.read(start, stop)])
+        np.concatenate([np.array(begin, dtype=np.int64), store.held_out.read(start, stop)])
         for store in stores
         for start, stop in zip(store.held_out.starts, store.held_out.stops, strict=True)
     ]
@@ -160,7 +161,7 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
         dtype=compute_dtype(config.model.dtype, model.device),
         original_window=read_rope(model.config).current,
         sources=[source for source in sources if len(source.spans)],
-        held_out_sources=_cut(config, lengths, [store.held_out for store in stores]),
+        held_out_sources=_cut(config, lengths, [store.held_out for store in stores], len(begin)),
         held_out=HeldOut("held-out " + ", ".join(source.source for source in config.data.sources), held_out),
         data_summary={"sources": [store.summary for store in stores]},
     )
@@ -186,9 +187,10 @@ def _open(config: RunConfig, index: int, tokenizer: PreTrainedTokenizerBase, con
     return store
 
 
-def _cut(config: RunConfig, lengths: Lengths, parts: list[Any]) -> list[Source]:
-    needed = config.positions.tokens_needed(lengths)
-    used = config.positions.tokens_used(lengths)
+def _cut(config: RunConfig, lengths: Lengths, parts: list[Documents], begin: int) -> list[Source]:
+    """Pieces of documents; `begin` tokens go in front of each later."""
+    needed = config.positions.tokens_needed(lengths) - begin
+    used = config.positions.tokens_used(lengths) - begin
     shortest = max(needed, config.data.min_document_tokens or 0)
     join = config.data.short_documents == "join"
     return [
@@ -218,7 +220,9 @@ def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return first if first and first[0] == tokenizer.bos_token_id else []
 
 
-def retrieval_documents(tokenizer: PreTrainedTokenizerBase, sources: list[Source]) -> RetrievalDocuments:
+def retrieval_documents(
+    tokenizer: PreTrainedTokenizerBase, sources: list[Source], copies_share: float = 0.25
+) -> RetrievalDocuments:
     """Synthetic retrieval documents with filler from the training text."""
     weights = np.array([source.weight for source in sources])
 
@@ -234,4 +238,5 @@ def retrieval_documents(tokenizer: PreTrainedTokenizerBase, sources: list[Source
         special=frozenset(tokenizer.all_special_ids),
         vocabulary_size=len(tokenizer),
         prose=prose,
+        copies_share=copies_share,
     )

@@ -93,7 +93,7 @@ class RetrievalDocuments:
                 document = self._facts(length, rng)
                 if document is not None:
                     return document
-        return self._copy(length, rng) if rng.random() < 0.5 else self._cycle(length, rng)
+        return self._copy(length, rng) if rng.random() < 0.5 else self.cycle(length, rng)
 
     def _facts(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int] | None:
         """One to three facts of one wording in filler, then a question about one of them."""
@@ -123,8 +123,8 @@ class RetrievalDocuments:
         # The first tokens of the second copy come as a surprise.
         return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]), length - span + 3
 
-    def _cycle(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
-        """A short span of random tokens over and over."""
+    def cycle(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
+        """A short span of random tokens over and over; the result is that of `draw`."""
         span = int(rng.integers(4, length // 4, endpoint=True))
         cycle = np.resize(self._random_tokens(span, rng), length - len(self.bos))
         return np.concatenate([np.asarray(self.bos, dtype=np.int64), cycle]), len(self.bos) + span + 1

@@ -82,6 +82,16 @@ def fingerprint(source: SourceConfig, data: DataConfig, tokenizer: PreTrainedTok
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def key_hash(key: str) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a document's key."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def is_held_out(digest: str, share: float) -> bool:
+    """Whether a document with this hash is among the `share` kept for evaluation."""
+    return int(digest, 16) < share * 2**64
+
+
 def cache_directory() -> Path:
     """Where stores are kept: `$SKIPWISE_CACHE`, else `skipwise` in the user's cache directory."""
     own = os.environ.get("SKIPWISE_CACHE")
@@ -155,8 +165,8 @@ def _build(
     for batch in _batches(read_documents(source, report, data.max_malformed_share)):
         encoded = tokenizer([document.text for document in batch], add_special_tokens=False, verbose=False)["input_ids"]
         for document, ids in zip(batch, encoded, strict=True):
-            digest = hashlib.sha256(document.key.encode()).hexdigest()[:16]
-            part = held_out if int(digest, 16) < data.held_out_share * 2**64 else train
+            digest = key_hash(document.key)
+            part = held_out if is_held_out(digest, data.held_out_share) else train
             part.add(ids, digest)
         on_progress(len(train.starts) + len(held_out.starts), train.position + held_out.position)
     if not train.starts and not held_out.starts:

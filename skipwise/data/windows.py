@@ -1,5 +1,6 @@
 """From documents to batches: spans of tokens, and the collator that draws their positions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         sources: at least one, each with at least one span.
         num_examples: steps times windows per step.
         seed: of the mixture and the orders.
+        begin: token ids put in front of every piece: what the tokenizer begins a text with.
         retrieval: synthetic documents to mix in.
         retrieval_share: their share of the examples.
         retrieval_length: their length in tokens.
@@ -82,11 +84,13 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         sources: list[Source],
         num_examples: int,
         seed: int,
+        begin: Sequence[int] = (),
         retrieval: RetrievalDocuments | None = None,
         retrieval_share: float = 0.0,
         retrieval_length: int = 0,
     ) -> None:
         self.sources, self.seed = sources, seed
+        self.begin = np.array(begin, dtype=np.int64)
         self.retrieval, self.retrieval_length = retrieval, retrieval_length
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
         weights = np.array([source.weight for source in sources], dtype=np.float64)
@@ -113,7 +117,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         source = self.sources[number]
         epoch, place = divmod(visit, len(source.spans))
         span = int(self._order(number, epoch)[place])
-        tokens = source.documents.read(*source.spans[span])
+        tokens = np.concatenate([self.begin, source.documents.read(*source.spans[span])])
         return {"input_ids": tokens, "loss_start": 0, "visit": (epoch, span, number), "progress": progress}
 
     def _order(self, number: int, epoch: int) -> NDArray[np.int64]:
