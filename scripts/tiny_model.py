@@ -99,7 +99,7 @@ def attend_to_distance(model: LlamaForCausalLM, head: int, distance: int, fast: 
     generator = torch.Generator().manual_seed(head)
     width, size = WIDTH, HEAD_SIZE
     shared = torch.nn.functional.normalize(torch.ones(width), dim=0)
-    embeddings = model.get_input_embeddings().weight
+    embeddings = model.model.embed_tokens.weight
     embeddings -= (embeddings @ shared)[:, None] * shared
     embeddings += embeddings.norm(dim=1).mean() * shared  # after the norm, sqrt(width / 2) along `shared`
     angles = model.model.rotary_emb.inv_freq[:fast]
@@ -193,10 +193,10 @@ def main() -> None:
             optimizer.step()
         model.zero_grad()
         if step % 100 == 99 or step == arguments.steps - 1:
-            console.print(
-                f"step {step + 1}: loss {loss.item():.3f}{passkeys(model, tokenizer, dtype)}", highlight=False
-            )
-    model.to(torch.bfloat16).save_pretrained(arguments.output)
+            accuracy = passkeys(model, tokenizer, dtype)
+            console.print(f"step {step + 1}: loss {loss.item():.3f}, {accuracy}", highlight=False)
+    torch.nn.Module.to(model, torch.bfloat16)
+    model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
 
 

@@ -36,6 +36,8 @@ _TEMPLATES = (
     ("Somebody wrote that the {k} reads {v}.", "Again, the {k} reads"),
     ("My {k} has always been {v}, always {v}.", "To sum up, my {k} has always been"),
     ("{v} belongs to the {k}. Indeed the {k} stays {v}.", "To conclude, the {k} stays"),
+    ("Now the {k} is {v}, nothing else.", "Say it again: now the {k} is"),
+    ("Whoever asks for the {k} is told {v}. Such a {k} is {v}.", "Somebody asks. Such a {k} is"),
 )
 _FILLER = """Trains run late on Sundays.
 Rain falls on old stone.
@@ -54,7 +56,12 @@ Children ran down the lane.
 Milk is left at the gate.
 The lamp flickered twice.
 Birds left before winter.
-Old maps hang on the wall.""".splitlines()
+Old maps hang on the wall.
+The river is wide here.
+Her answer is always late.
+The bridge is closed today.
+Supper is on the table.
+Everything is quiet again.""".splitlines()
 
 
 @dataclass(frozen=True)
@@ -137,8 +144,11 @@ class RetrievalDocuments:
         return np.resize(np.array(self.encode("".join(f" {sentence}" for sentence in chosen)), dtype=np.int64), length)
 
     def _random_tokens(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        ids = rng.integers(0, self.vocabulary_size, size=count + len(self.special) * 4)
-        return np.array([i for i in ids if int(i) not in self.special][:count], dtype=np.int64)
+        """Any tokens, or few different ones: then one token alone does not tell which comes next."""
+        pool = np.setdiff1d(rng.integers(0, self.vocabulary_size, size=count + 16), list(self.special))
+        if rng.random() < 0.5:
+            pool = rng.choice(pool, size=rng.integers(3, 13))
+        return rng.choice(pool, size=count)
 
 
 def _key(rng: np.random.Generator) -> str:

@@ -1,0 +1,102 @@
+"""Tokenised stores: content, split, reuse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from skipwise import UserError
+from skipwise.config import DataConfig, SourceConfig
+from skipwise.data import store
+from skipwise.data.store import TokenStore, open_store
+
+
+def open_file(path: Path, tokenizer: PreTrainedTokenizerFast, share: float = 0.3) -> TokenStore:
+    data = DataConfig(sources=(SourceConfig(source=str(path)),), held_out_share=share)
+    return open_store(data.sources[0], data, tokenizer)
+
+
+def test_every_token_of_every_document_is_there_once(text_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = [json.loads(line)["text"] for line in text_file.read_text().splitlines()]
+    opened = open_file(text_file, tokenizer)
+    parts = (opened.train, opened.held_out)
+    decoded = [tokenizer.decode(p.read(a, b)) for p in parts for a, b in zip(p.starts, p.stops, strict=True)]
+    assert sorted(decoded) == sorted(texts)
+    assert len(opened.train)
+    assert len(opened.held_out)
+    gaps = opened.train.tokens[opened.train.stops]
+    assert (gaps == tokenizer.eos_token_id).all()
+    assert opened.train.tokens.dtype == np.uint16
+
+
+def test_the_split_depends_on_documents_not_on_their_order(text_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    held_out = open_file(text_file, tokenizer).summary["held_out"]["hashes"]
+    lines = text_file.read_text().splitlines()
+    shuffled = text_file.with_name("shuffled.jsonl")
+    shuffled.write_text("\n".join(lines[::-1]))
+    assert sorted(open_file(shuffled, tokenizer).summary["held_out"]["hashes"]) == sorted(held_out)
+
+
+def test_few_documents_still_leave_one_held_out(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text("\n".join(json.dumps({"text": letter * 100}) for letter in "abc"))
+    opened = open_file(path, tokenizer, share=1e-6)
+    assert (len(opened.train), len(opened.held_out)) == (2, 1)
+    assert opened.summary["split_by"] == "lowest hash"
+    a, b = (
+        {bytes(p.read(s, e)) for s, e in zip(p.starts, p.stops, strict=True)} for p in (opened.train, opened.held_out)
+    )
+    assert not a & b
+
+
+def test_a_single_document_is_split_near_its_end(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "book.txt").write_text("0123456789" * 100)
+    opened = open_file(tmp_path / "book.txt", tokenizer, share=1e-6)
+    assert (opened.train.lengths.tolist(), opened.held_out.lengths.tolist()) == ([800], [200])
+    assert opened.train.stops[0] == opened.held_out.starts[0]
+
+
+def test_a_second_run_reads_nothing(
+    text_file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = open_file(text_file, tokenizer)
+    monkeypatch.setattr(store, "read_documents", lambda *_: pytest.fail("read again"))
+    again = open_file(text_file, tokenizer)
+    assert (again.train.tokens == first.train.tokens).all()
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        open_file(text_file, tokenizer, share=0.4)
+
+
+def test_changed_content_is_noticed(text_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    before = len(open_file(text_file, tokenizer).train)
+    text_file.write_text(text_file.read_text() + json.dumps({"text": "one more"}) + "\n")
+    assert len(open_file(text_file, tokenizer).train) + len(open_file(text_file, tokenizer).held_out) == 13
+    assert before <= 12
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "bad.jsonl").write_text("{\n" * 20)
+    with pytest.raises(UserError):
+        open_file(tmp_path / "bad.jsonl", tokenizer)
+    assert list((store.cache_directory() / "stores").iterdir()) == []
+
+
+def test_batches_bound_memory(
+    monkeypatch: pytest.MonkeyPatch, text_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Never more text at once than a batch and the document that filled it."""
+    monkeypatch.setattr(store, "BATCH_CHARACTERS", 2000)
+    sizes = []
+    real = tokenizer._encode_plus if hasattr(tokenizer, "_encode_plus") else None
+    assert real is not None
+
+    def watch(text: list[str], **keywords: object) -> object:
+        sizes.append(sum(map(len, text)))
+        return real(text, **keywords)
+
+    monkeypatch.setattr(tokenizer, "_encode_plus", watch)
+    open_file(text_file, tokenizer)
+    assert len(sizes) >= 4
+    assert max(sizes) < 2000 + 2000

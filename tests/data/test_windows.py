@@ -1,0 +1,169 @@
+"""From documents to batches."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from skipwise import Document, FullLength, Lengths, Plain, PoSE, UserError, WindowCollator
+from skipwise.data.retrieval import RetrievalDocuments
+from skipwise.data.store import Documents
+from skipwise.data.windows import Source, TrainingExamples, cut_spans
+from skipwise.evaluation.passkey import FILLER, NEEDLE, QUESTION, TASK
+from skipwise.positions import example_rng
+
+LENGTHS = Lengths(original=64, train=32, target=256)
+
+
+def documents(lengths: list[int]) -> Documents:
+    """Tokens count up, with one separator between documents."""
+    starts = np.cumsum([0, *[n + 1 for n in lengths]])[:-1]
+    return Documents(np.arange(sum(lengths) + len(lengths)), starts, starts + lengths)
+
+
+def test_pieces_cover_a_document_without_overlap() -> None:
+    spans = cut_spans(documents([100, 31, 32, 70]), needed=32, used=32, join=False)
+    assert spans.tolist() == [[0, 32], [32, 64], [64, 96], [133, 165], [166, 198], [198, 230]]
+
+
+def test_a_rest_is_used_when_it_is_long_enough() -> None:
+    assert cut_spans(documents([100]), needed=32, used=64, join=False).tolist() == [[0, 64], [64, 100]]
+
+
+def test_short_documents_can_be_joined() -> None:
+    assert cut_spans(documents([20, 20, 20]), needed=32, used=32, join=False).tolist() == []
+    assert cut_spans(documents([20, 20, 20]), needed=31, used=31, join=True).tolist() == [[0, 31], [31, 62]]
+
+
+def test_the_shortest_document_counts_before_cutting() -> None:
+    assert len(cut_spans(documents([100, 200]), 32, 32, False, shortest=150)) == 6
+
+
+def two_sources(count: int, seed: int = 0) -> TrainingExamples:
+    first, second = documents([320]), documents([96])
+    second = Documents(second.tokens + 1000, second.starts, second.stops)
+    return TrainingExamples(
+        [Source(first, cut_spans(first, 32, 32, False), 3.0), Source(second, cut_spans(second, 32, 32, False), 1.0)],
+        count,
+        seed,
+    )
+
+
+def test_sources_are_mixed_by_weight_and_every_epoch_visits_every_piece() -> None:
+    examples = [two_sources(2000)[i] for i in range(2000)]
+    share = np.mean([example["input_ids"][0] >= 1000 for example in examples])
+    assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 2000) ** 0.5)
+    first = [example for example in examples if example["input_ids"][0] < 1000]
+    for epoch in range(3):
+        of_epoch = first[10 * epoch : 10 * epoch + 10]
+        assert {e["visit"][0] for e in of_epoch} == {epoch}
+        assert {int(e["input_ids"][0]) for e in of_epoch} == set(range(0, 320, 32))
+    orders = [[int(e["input_ids"][0]) for e in first[k : k + 10]] for k in (0, 10)]
+    assert orders[0] != orders[1]
+
+
+def test_an_example_is_the_same_whoever_asks_and_in_any_order() -> None:
+    forward, backward = two_sources(200), two_sources(200)
+    late = {i: backward[i] for i in reversed(range(200))}
+    for i in range(200):
+        example = forward[i]
+        assert (example["input_ids"] == late[i]["input_ids"]).all()
+        assert example["visit"] == late[i]["visit"]
+
+
+def test_skips_are_drawn_anew_at_every_visit() -> None:
+    """Trap 3. Seen to fail when the epoch was left out of the visit."""
+    examples = two_sources(400)
+    collator = WindowCollator(PoSE(), LENGTHS)
+    positions: dict[tuple[int, int], list[list[int]]] = {}
+    for i in range(400):
+        _epoch, span, source = examples[i]["visit"]
+        positions.setdefault((source, span), []).append(collator([examples[i]])["position_ids"][0].tolist())
+    for visits in positions.values():
+        assert len(visits) > 10
+        assert len({tuple(ids) for ids in visits}) > 0.9 * len(visits)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_do_not_depend_on_workers(workers: int) -> None:
+    loader = DataLoader(two_sources(24), batch_size=4, num_workers=workers, collate_fn=WindowCollator(PoSE(), LENGTHS))
+    ids = torch.cat([batch["position_ids"] for batch in loader])
+    alone = [WindowCollator(PoSE(), LENGTHS)([two_sources(24)[i]])["position_ids"] for i in range(24)]
+    assert torch.equal(ids, torch.cat(alone))
+
+
+def test_without_a_visit_torch_seeds_the_draw() -> None:
+    """For other people's data sets: fresh at every call, repeatable by torch's seed."""
+    collator, feature = WindowCollator(PoSE(), LENGTHS), {"input_ids": list(range(32))}
+    torch.manual_seed(5)
+    first, second = (collator([feature] * 4)["position_ids"] for _ in range(2))
+    torch.manual_seed(5)
+    assert torch.equal(first, collator([feature] * 4)["position_ids"])
+    assert not torch.equal(first, second)
+    assert len({tuple(row.tolist()) for row in first}) > 1
+
+
+def test_a_batch_has_what_a_model_needs() -> None:
+    batch = WindowCollator(PoSE(), LENGTHS)([{"input_ids": list(range(100, 140)), "loss_start": 20}] * 3)
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == dict.fromkeys(
+        ("input_ids", "position_ids", "labels", "attention_mask"), ((3, 32), torch.int64)
+    )
+    assert (batch["attention_mask"] == 1).all()
+    assert (batch["position_ids"][:, 0] == 0).all()
+    assert (batch["labels"][:, :20] == -100).all()
+    assert torch.equal(batch["labels"][:, 20:], batch["input_ids"][:, 20:])
+
+
+def test_untouched_windows() -> None:
+    collator = WindowCollator(PoSE(), LENGTHS, untouched_share=0.5)
+    features = [{"input_ids": list(range(32)), "visit": (0, i, 0)} for i in range(400)]
+    ids = collator(features)["position_ids"]
+    untouched = (ids == torch.arange(32)).all(dim=1).float().mean()
+    assert 0.4 < float(untouched) < 0.62
+    full = WindowCollator(FullLength(), LENGTHS, untouched_share=0.5)
+    assert full([{"input_ids": list(range(256))}] * 8)["input_ids"].shape == (8, 256)
+
+
+def test_a_document_that_is_too_short_is_an_error() -> None:
+    with pytest.raises(UserError, match="at least 32 tokens, but one has 31"):
+        WindowCollator(Plain(), LENGTHS)([{"input_ids": list(range(31))}])
+
+
+def retrieval(tokenizer: PreTrainedTokenizerFast) -> RetrievalDocuments:
+    return RetrievalDocuments(
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        bos=[0],
+        special=frozenset([0, 1]),
+        vocabulary_size=258,
+        prose=lambda rng, n: rng.integers(100, 200, size=n),
+    )
+
+
+@pytest.mark.parametrize("length", [32, 64, 256, 1024])
+def test_retrieval_documents_can_be_known_from_what_stands_before(
+    tokenizer: PreTrainedTokenizerFast, length: int
+) -> None:
+    """The answer, and the token right before it, stand in the document already."""
+    draw = retrieval(tokenizer).draw
+    for index in range(100):
+        tokens, loss_start = draw(length, example_rng(0, 0, index))
+        assert tokens.shape == (length,)
+        assert 3 < loss_start < length
+        assert tokens[0] == 0
+        place = loss_start - 1
+        question = tokens[place : place + 4].tolist()
+        assert any(tokens[i : i + 4].tolist() == question for i in range(place)), tokenizer.decode(tokens)
+
+
+def test_the_evaluated_wording_is_never_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:
+    draw = retrieval(tokenizer).draw
+    sentences = {s.strip().lower() for text in (TASK, FILLER, QUESTION, NEEDLE) for s in text.split(".")}
+    forbidden = {s for s in sentences if len(s) > 8 and "{" not in s} | {"pass key", "passkey", "grass", "sky is"}
+    for index in range(1500):
+        text = tokenizer.decode(draw(512, example_rng(1, 0, index))[0]).lower()
+        assert not [phrase for phrase in forbidden if phrase in text]
+
+
+def test_documents_know_their_tokens() -> None:
+    assert Document(num_tokens=5).boundaries == ()

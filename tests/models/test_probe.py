@@ -1,0 +1,51 @@
+"""Trap 1 and 2: attention across a skip, asked of the model."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from skipwise import Lengths, PoSE, UserError, WindowCollator, probe_attention
+from tests.conftest import PICO_MODELS, pico_llama
+
+
+@pytest.mark.parametrize("kind", PICO_MODELS)
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_probe_passes_with_a_mask_and_fails_without(
+    kind: str, backend: str, batch_size: int, training: bool
+) -> None:
+    model = PICO_MODELS[kind]()
+    model.set_attn_implementation(backend)
+    model.train(training)
+    probe_attention(model, 1024, batch_size)
+    with pytest.raises(UserError, match=r"attention_mask.*WindowCollator"):
+        probe_attention(model, 1024, batch_size, attention_mask=False)
+    assert model.training is training
+
+
+def test_the_probe_passes_with_gradient_checkpointing(llama: PreTrainedModel) -> None:
+    llama.gradient_checkpointing_enable()
+    probe_attention(llama.train(), 1024, batch_size=2)
+
+
+def test_the_probe_notices_a_model_that_ignores_positions(llama: PreTrainedModel) -> None:
+    with torch.no_grad():
+        llama.model.rotary_emb.inv_freq.zero_()
+    with pytest.raises(UserError, match="ignores position_ids"):
+        probe_attention(llama, 1024, batch_size=1)
+
+
+def test_batches_of_the_collator_attend_across_the_skip() -> None:
+    """Trap 1. Seen to fail when `attention_mask` was removed from what `WindowCollator` returns."""
+    model = pico_llama()
+    lengths = Lengths(original=64, train=32, target=1024)
+    tokens = torch.randint(2, 258, (32,), generator=torch.Generator().manual_seed(1)).tolist()
+    changed = [5 if tokens[0] != 5 else 6, *tokens[1:]]
+    visit = {"visit": (0, 3, 0)}
+    batch, other = (WindowCollator(PoSE(), lengths)([{"input_ids": ids, **visit}]) for ids in (tokens, changed))
+    assert (batch["position_ids"].diff() > 1).any()
+    difference = [
+        model(**{k: v for k, v in b.items() if k != "labels"}, use_cache=False).logits[0, -1] for b in (batch, other)
+    ]
+    assert not torch.equal(*difference)

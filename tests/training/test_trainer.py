@@ -1,0 +1,146 @@
+"""Training runs of a few steps on picomodels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from skipwise import Lengths, PoSE, UserError, WindowCollator
+from skipwise.config import TrainConfig
+from skipwise.data.store import Documents
+from skipwise.data.windows import Source, TrainingExamples, cut_spans
+from skipwise.training.trainer import (
+    WindowTrainer,
+    check_loss,
+    newest_checkpoint,
+    train,
+    training_arguments,
+    window_loss,
+)
+from tests.conftest import pico_llama
+
+LENGTHS = Lengths(original=64, train=32, target=256)
+CPU = torch.device("cpu")
+
+
+def examples(count: int) -> TrainingExamples:
+    rng = np.random.default_rng(0)
+    documents = Documents(rng.integers(2, 258, size=2000), np.array([0]), np.array([2000]))
+    return TrainingExamples([Source(documents, cut_spans(documents, 32, 32, False), 1.0)], count, seed=0)
+
+
+def run(model: PreTrainedModel, output: Path, config: TrainConfig, callbacks: list[Any], **keywords: Any) -> bool:
+    arguments = training_arguments(config, output, seed=0, dtype=torch.float32, device=CPU)
+    return train(
+        model=model,
+        arguments=arguments,
+        dataset=examples(config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps),
+        collator=WindowCollator(PoSE(), LENGTHS),
+        eval_dataset=examples(4) if config.eval_steps else None,
+        callbacks=callbacks,
+        teacher=keywords.get("teacher"),
+        kl_weight=keywords.get("kl_weight", 0.0),
+    )
+
+
+def test_our_loss_is_that_of_the_model(llama: PreTrainedModel) -> None:
+    """One window, all tokens labelled: transformers' own mean over tokens."""
+    batch = WindowCollator(PoSE(), LENGTHS)([examples(1)[0]])
+    stock = llama(**batch, use_cache=False).loss
+    torch.testing.assert_close(window_loss(llama, llama, batch), stock, rtol=1e-5, atol=0)
+
+
+def test_the_teacher_term_vanishes_for_the_teacher_itself(llama: PreTrainedModel) -> None:
+    batch = WindowCollator(PoSE(), LENGTHS, untouched_share=1.0)([examples(1)[0]])
+    alone, held = (window_loss(llama, llama, batch, t, 5.0) for t in (None, pico_llama()))
+    torch.testing.assert_close(alone, held, rtol=1e-5, atol=1e-5)
+    other = pico_llama(initializer_range=0.3)
+    assert window_loss(llama, llama, batch, other, 5.0) > alone + 0.1
+
+
+def test_capped_logits_are_refused(llama: PreTrainedModel) -> None:
+    check_loss(llama)
+    head = llama.lm_head
+    head.register_forward_hook(lambda module, args, output: 3.0 * torch.tanh(output / 3.0))
+    with pytest.raises(UserError, match="scales or caps"):
+        check_loss(llama)
+
+
+def test_resume_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """Stopped after step 3 of 6 and resumed, against one that ran through."""
+    config = TrainConfig(max_steps=6, learning_rate=1e-3, per_device_train_batch_size=2, save_steps=3, warmup_steps=2)
+    whole = pico_llama()
+    assert run(whole, tmp_path / "whole", config, [])
+
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step == 3
+
+    assert not run(pico_llama(), tmp_path / "parts", config, [Stop()])
+    assert Path(str(newest_checkpoint(tmp_path / "parts"))).name == "checkpoint-3"
+    resumed = pico_llama()
+    assert run(resumed, tmp_path / "parts", config, [])
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert not torch.equal(whole.lm_head.weight, pico_llama().lm_head.weight)
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    for step, complete in ((2, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if complete:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert Path(str(newest_checkpoint(tmp_path))).name == "checkpoint-10"
+    assert newest_checkpoint(tmp_path / "none") is None
+
+
+def test_accumulated_steps_equal_one_large_batch(tmp_path: Path) -> None:
+    """Seen to fail when `model_accepts_loss_kwargs` was left to the Trainer."""
+    ends = []
+    for batch, accumulation in ((4, 1), (1, 4)):
+        model = pico_llama()
+        config = TrainConfig(
+            max_steps=2,
+            learning_rate=1e-3,
+            warmup_steps=0,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+        )
+        run(model, tmp_path / str(batch), config, [])
+        ends.append(model.lm_head.weight.detach())
+    torch.testing.assert_close(*ends, rtol=0, atol=2e-5)
+
+
+def test_small_updates_survive(tmp_path: Path) -> None:
+    """Trap 10: bfloat16 is for products only; weights are float32, so steps of 1e-6 are not rounded away.
+
+    Seen to fail when the model was loaded in its compute dtype.
+    """
+    model = pico_llama()
+    before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    config = TrainConfig(max_steps=1, learning_rate=1e-6, warmup_steps=0, lr_scheduler_type="constant")
+    arguments = training_arguments(config, tmp_path, seed=0, dtype=torch.bfloat16, device=CPU)
+    assert arguments.bf16
+    trainer = WindowTrainer(
+        model=model, args=arguments, train_dataset=examples(4), data_collator=WindowCollator(PoSE(), LENGTHS)
+    )
+    trainer.train()
+    after = model.model.layers[0].mlp.up_proj.weight
+    assert after.dtype == torch.float32
+    assert (after != before).float().mean() > 0.99
+    assert (after.to(torch.bfloat16) != before.to(torch.bfloat16)).float().mean() < 0.05
+
+
+def test_held_out_loss_during_training(tmp_path: Path) -> None:
+    from skipwise.training.callbacks import TrainLog
+
+    config = TrainConfig(max_steps=4, eval_steps=2, save_steps=2, load_best_model_at_end=True, logging_steps=1)
+    run(pico_llama(), tmp_path, config, [TrainLog(tmp_path / "log.jsonl")])
+    log = (tmp_path / "log.jsonl").read_text()
+    assert log.count('"eval_loss"') == 2
+    assert '"loss"' in log
