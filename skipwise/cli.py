@@ -26,14 +26,19 @@ console = Console()
 errors = Console(stderr=True)
 
 
-@app.callback()
-def main_options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    """Options before the command."""
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         console.print(__version__, highlight=False)
         raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 @app.command()
@@ -62,6 +67,8 @@ def extend(
         "train": {"max_steps": steps},
         "seed": seed,
     }
+    if data:
+        values = {**values, "data": _without_sources(values.get("data", {}))}
     values = merge(values, _given(flags))
     values = merge(values, method_overrides(method) if method else {})
     for assignment in set_ or []:
@@ -112,6 +119,12 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     """Only the flags that were given."""
     kept = {key: _given(value) if isinstance(value, dict) else value for key, value in flags.items()}
     return {key: value for key, value in kept.items() if value is not None and value != {}}
+
+
+def _without_sources(section: Any) -> dict[str, Any]:
+    """A data section as it is but for where the data are."""
+    own = section if isinstance(section, dict) else {}
+    return {key: value for key, value in own.items() if key not in ("source", "sources", "text_field", "split")}
 
 
 def _short(path: str) -> str:

@@ -1,7 +1,7 @@
 """The run configuration: typed, strict, the same in YAML, on the command line and in Python."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,10 +21,22 @@ def _expand_name(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
-Chosen = (Field(discriminator="name"), BeforeValidator(_expand_name))
-Sampler = Annotated[PoSE | RandPos | FullLength | Plain, *Chosen]
-Scaling = Annotated[YaRN | Linear | NTK | YaRNRevised | AdjustedBase | NoScaling, *Chosen]
-Evaluation = Annotated[EvaluationSpec, *Chosen]
+def _named(default: str) -> Callable[[object], object]:
+    """`_expand_name`, with a name for a section that only sets other keys."""
+
+    def expand(value: object) -> object:
+        value = _expand_name(value)
+        return {"name": default, **value} if isinstance(value, dict) else value
+
+    return expand
+
+
+ByName = Field(discriminator="name")
+Sampler = Annotated[PoSE | RandPos | FullLength | Plain, ByName, BeforeValidator(_named("pose"))]
+Scaling = Annotated[
+    YaRN | Linear | NTK | YaRNRevised | AdjustedBase | NoScaling, ByName, BeforeValidator(_named("yarn"))
+]
+Evaluation = Annotated[EvaluationSpec, ByName, BeforeValidator(_expand_name)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 

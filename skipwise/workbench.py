@@ -103,7 +103,7 @@ class Workbench:
         """Write the checkpoint, unless it is there."""
         if not (run.model / "config.json").is_file():
             card = model_card(self.config, self.lengths)
-            save_checkpoint(self.model, self.tokenizer, run.model, self.config.rope, self.lengths, card)
+            save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
 
     @property
     def _window_tokens(self) -> int:

@@ -10,8 +10,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.models.rope import check_tables, is_rotary_table, read_rope, text_config
-from skipwise.rope import RopeScaling
+from skipwise.models.rope import is_rotary_table, same_table, text_config
 from skipwise.runs import write_json, write_text
 
 
@@ -19,7 +18,6 @@ def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     path: Path,
-    scaling: RopeScaling,
     lengths: Lengths,
     card: str,
 ) -> None:
@@ -41,11 +39,18 @@ def save_checkpoint(
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
         write_json(temporary / "config.json", with_legacy_rope(config))
         write_text(temporary / "README.md", card)
-        _check_written(temporary, model, scaling, lengths)
+        _check_written(temporary, model, lengths)
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+# Families whose older configs call the two by other names.
+_LEGACY_NAMES = {
+    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
+}
 
 
 def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
@@ -55,21 +60,23 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     would lose the attention factor. The default type needs no `rope_scaling`.
     """
     parameters = config["rope_parameters"]
-    legacy: dict[str, Any] = {"rope_theta": parameters["rope_theta"]}
-    if "partial_rotary_factor" in parameters:
-        legacy["partial_rotary_factor"] = parameters["partial_rotary_factor"]
+    names = _LEGACY_NAMES.get(config["model_type"], {})
+    outside = {names.get(k, k): parameters[k] for k in ("rope_theta", "partial_rotary_factor") if k in parameters}
     # "type" is the key before "rope_type"; the oldest readers know nothing else.
     scaling = None if parameters["rope_type"] == "default" else {**parameters, "type": parameters["rope_type"]}
-    return {**config, **legacy, "rope_scaling": scaling}
+    return {**config, "rope_theta": parameters["rope_theta"], **outside, "rope_scaling": scaling}
 
 
-def _check_written(path: Path, model: PreTrainedModel, scaling: RopeScaling, lengths: Lengths) -> None:
-    """Read the config back as a user will, and compare frequencies."""
+def _check_written(path: Path, model: PreTrainedModel, lengths: Lengths) -> None:
+    """Read the config back as a user will, and compare with the model in memory."""
     config = text_config(AutoConfig.from_pretrained(path))
-    tables = {type(m) for m in model.modules() if is_rotary_table(m)}
-    info = read_rope(text_config(model.config))
-    read = {table.__name__: table(config=config) for table in tables}
-    check_tables(read, scaling, info, lengths, config.model_type)
+    for table in (module for module in model.modules() if is_rotary_table(module)):
+        read = type(table)(config=config)
+        if not same_table(read, table):
+            raise UserError(
+                f"The written config must give back the rotary table of the model, but that of {config.model_type!r} "
+                "does not: this family keeps its RoPE in another form. Choose another --rope."
+            )
     if config.max_position_embeddings != lengths.target:
         raise UserError(
             f"The written config must have a window of {lengths.target:,}, but has {config.max_position_embeddings:,}."

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.rope import RopeScaling
+from skipwise.rope.scaling import Frequencies
 
 # Stock models compute frequencies in float32; ours are float64.
 FREQUENCY_TOLERANCE = 1e-5
@@ -104,7 +106,7 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
     fresh = {name: type(module)(config=config).to(model.device) for name, module in tables.items()}
     try:
-        check_tables(fresh, scaling, info, lengths, config.model_type)
+        _check_tables(fresh, scaling, info, lengths, config.model_type)
     except UserError:
         original = before.get("original_max_position_embeddings")
         _set_config(config, before["rope_parameters"], before["max_position_embeddings"], original)
@@ -135,22 +137,30 @@ def is_rotary_table(module: nn.Module) -> bool:
     return isinstance(getattr(module, "inv_freq", None), torch.Tensor) and hasattr(module, "attention_scaling")
 
 
-def check_tables(
+def table_of(module: nn.Module) -> tuple[NDArray[np.float64], float]:
+    """Inverse frequencies and attention factor of a rotary table."""
+    frequencies, factor = module.inv_freq, module.attention_scaling
+    assert isinstance(frequencies, torch.Tensor)
+    return frequencies.double().cpu().numpy(), float(factor)  # type: ignore[arg-type]
+
+
+def same_table(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two rotary tables are equal but for rounding."""
+    return _close(table_of(one), table_of(other))
+
+
+def _close(one: Frequencies, other: Frequencies) -> bool:
+    same = one[0].shape == other[0].shape and np.allclose(one[0], other[0], rtol=FREQUENCY_TOLERANCE, atol=0)
+    return bool(same) and abs(one[1] - other[1]) < FREQUENCY_TOLERANCE
+
+
+def _check_tables(
     tables: dict[str, nn.Module], scaling: RopeScaling, info: RopeInfo, lengths: Lengths, model_type: str
 ) -> None:
-    """Raise `UserError` unless each table holds the scaling's frequencies and attention factor."""
-    wanted, factor = scaling.frequencies(info.rotary_dim, info.theta, lengths)
-    for table in tables.values():
-        got = table.inv_freq.double().cpu().numpy()  # type: ignore[operator]
-        same = got.shape == wanted.shape and np.allclose(got, wanted, rtol=FREQUENCY_TOLERANCE, atol=0)
-        if not same or abs(float(table.attention_scaling) - factor) > FREQUENCY_TOLERANCE:  # type: ignore[arg-type]
-            raise UserError(_cannot_set(model_type, scaling))
-    if not tables:
-        raise UserError(_cannot_set(model_type, scaling))
-
-
-def _cannot_set(model_type: str, scaling: RopeScaling) -> str:
-    return (
-        f"The rotary table of a model must follow its config, but that of {model_type!r} does not take "
-        f"{scaling.name!r} from it. Choose another --rope, or a model of the Llama kind."
-    )
+    """Raise `UserError` unless there are tables, each with the scaling's frequencies and attention factor."""
+    wanted = scaling.frequencies(info.rotary_dim, info.theta, lengths)
+    if not tables or not all(_close(table_of(table), wanted) for table in tables.values()):
+        raise UserError(
+            f"The rotary table of a model must follow its config, but that of {model_type!r} does not take "
+            f"{scaling.name!r} from it. Choose another --rope, or a model of the Llama kind."
+        )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from skipwise.training.loss import chunked_cross_entropy, window_weights
 
@@ -18,9 +18,9 @@ def reference(
 ) -> torch.Tensor:
     """The definition, with all logits at once."""
     logits = hidden @ weight.T + (0 if bias is None else bias)
-    losses = F.cross_entropy(logits, labels, reduction="none")
+    losses = functional.cross_entropy(logits, labels, reduction="none")
     if teacher is not None:
-        losses = losses + kl_weight * F.kl_div(
+        losses = losses + kl_weight * functional.kl_div(
             logits.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none"
         ).sum(-1)
     return (losses * scale).sum()

@@ -1,0 +1,123 @@
+"""What is written must be read the same by every reader."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
+from skipwise import (
+    NTK,
+    AdjustedBase,
+    Lengths,
+    Linear,
+    NoScaling,
+    RopeScaling,
+    UserError,
+    YaRN,
+    YaRNRevised,
+    set_rope_scaling,
+)
+from skipwise.export import checkpoint
+from skipwise.export.checkpoint import save_checkpoint
+from skipwise.models.rope import read_rope
+from tests.conftest import PICO_MODELS, WINDOW
+
+LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=512)
+SCALINGS = [YaRN(), YaRNRevised(), Linear(), NTK(), AdjustedBase(theta=5e5), NoScaling()]
+
+
+def written(
+    kind: str, scaling: RopeScaling, path: Path, tokenizer: PreTrainedTokenizerFast
+) -> tuple[Any, dict[str, Any]]:
+    model = PICO_MODELS[kind]()
+    set_rope_scaling(model, scaling, LENGTHS)
+    save_checkpoint(model, tokenizer, path, LENGTHS, card="# card\n")
+    return model, json.loads((path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("kind", PICO_MODELS)
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s.name)
+def test_stock_transformers_gives_the_same_logits(
+    kind: str, scaling: RopeScaling, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, _ = written(kind, scaling, tmp_path / "model", tokenizer)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = torch.randint(2, 258, (1, 300), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").model_max_length == 512
+
+
+@pytest.mark.parametrize("kind", PICO_MODELS)
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s.name)
+@pytest.mark.parametrize("reader", ["transformers 5", "rope_parameters only", "legacy only"])
+def test_every_reader_finds_the_same_rope(
+    kind: str, scaling: RopeScaling, reader: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Trap 5. Seen to fail when `rope_theta` was left out, and when `rope_scaling` held only type and factor."""
+    model, config = written(kind, scaling, tmp_path / "model", tokenizer)
+    legacy = {"rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_emb_base", "rotary_pct"}
+    if reader == "rope_parameters only":
+        config = {key: value for key, value in config.items() if key not in legacy}
+    elif reader == "legacy only":
+        del config["rope_parameters"]
+    loaded = type(model)(type(model.config)(**config))
+    tables = [next(m for m in one.modules() if hasattr(m, "inv_freq")) for one in (loaded, model)]
+    torch.testing.assert_close(tables[0].inv_freq, tables[1].inv_freq, rtol=1e-6, atol=0)
+    assert tables[0].attention_scaling == pytest.approx(tables[1].attention_scaling)
+
+
+def test_the_legacy_form_holds_what_older_readers_look_for(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Trap 5 and 6, by the rule of a reader that knows neither `rope_parameters` nor `rope_type`."""
+    _, config = written("llama", YaRN(), tmp_path / "model", tokenizer)
+    assert config["rope_theta"] == 10000.0
+    assert config["rope_scaling"]["type"] == "yarn"
+    assert config["rope_scaling"]["factor"] == 8.0
+    assert config["rope_scaling"]["original_max_position_embeddings"] == WINDOW
+    assert config["max_position_embeddings"] == 512
+    _, plain = written("llama", NTK(), tmp_path / "ntk", tokenizer)
+    assert plain["rope_scaling"] is None
+    assert plain["rope_theta"] == plain["rope_parameters"]["rope_theta"] > 10000.0
+
+
+def test_a_model_extended_before_keeps_its_first_window(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Trap 6, over a written checkpoint."""
+    written("llama", YaRN(), tmp_path / "model", tokenizer)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    info = read_rope(again.config)
+    assert (info.original, info.current) == (WINDOW, 512)
+    longer = Lengths(original=info.original, train=WINDOW, target=2048)
+    set_rope_scaling(again, YaRN(), longer)
+    save_checkpoint(again, tokenizer, tmp_path / "again", longer, card="")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["rope_scaling"]["original_max_position_embeddings"] == WINDOW
+    assert config["max_position_embeddings"] == 2048
+
+
+def test_a_config_that_reads_back_differently_is_not_written(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.with_legacy_rope
+
+    def poorer(config: dict[str, Any]) -> dict[str, Any]:
+        out = real(config)
+        return {**out, "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.0}}
+
+    monkeypatch.setattr(checkpoint, "with_legacy_rope", poorer)
+    with pytest.raises(UserError, match="give back the rotary table"):
+        written("llama", YaRN(), tmp_path / "model", tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_legacy_only_configs_are_read(tmp_path: Path) -> None:
+    """A model in the old form, as most on the hub are."""
+    config = LlamaConfig(
+        rope_theta=1e6,
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096},
+        max_position_embeddings=16384,
+        head_dim=64,
+    )
+    info = read_rope(config)
+    assert (info.theta, info.original, info.current, info.rope_type) == (1e6, 4096, 16384, "yarn")

@@ -1,0 +1,213 @@
+"""The real command, end to end, and what it says to wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+
+from skipwise.evaluation.specs import EvalResult
+from tests.conftest import byte_tokenizer, pico_llama
+
+EVALUATE = [
+    {"name": "perplexity", "context_lengths": [64, 256], "stride": 32, "documents": 2, "final_tokens": 32},
+    {"name": "truncated_perplexity", "context_lengths": [64, 256], "documents": 2},
+    {"name": "passkey", "context_lengths": [64, 512], "trials": 5},
+]
+
+
+def skipwise(*arguments: object, code: int = 0) -> str:
+    """Run the command; its whole output. Checks the exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "skipwise", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output
+    assert "Traceback" not in output
+    return output
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
+    values = {
+        "model": {"path": str(pico_directory), "dtype": "float32"},
+        "lengths": {"target": 512},
+        "data": {"source": str(text_file), "held_out_share": 0.3, "retrieval_share": 0.25},
+        "train": {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "save_steps": 2},
+        "evaluate": EVALUATE,
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def rows_of(run: Path) -> list[EvalResult]:
+    return [EvalResult(**json.loads(line)) for line in (run / "results.jsonl").read_text().splitlines()]
+
+
+def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    output = skipwise("extend", config_file, "--output", run)
+    assert "64 -> 512 tokens" in output
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml",
+        "resolved.yaml",
+        "environment.json",
+        "plan.json",
+        "data.json",
+        "train.jsonl",
+        "timings.json",
+        "results.jsonl",
+        "model",
+    }
+    rows = rows_of(run)
+    pooled = {(row.stage, row.evaluation, row.context_length): row for row in rows if row.depth is None}
+    assert len(pooled) == 3 * 6
+    assert pooled["original", "perplexity", 256].status == "beyond_window"
+    assert pooled["extended", "perplexity", 256].status == "ok"
+    assert pooled["extended", "passkey", 64].status == "failed"  # the prompt alone is longer
+    assert pooled["extended", "passkey", 64].value is None
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    assert model.config.max_position_embeddings == 512
+    assert model.config.rope_parameters["rope_type"] == "yarn"
+    base = pico_llama()
+    assert not torch.equal(model.lm_head.weight, base.lm_head.weight)
+    assert skipwise("extend", config_file, "--output", run, code=2).count("--resume") == 1
+
+
+def test_a_finished_run_resumes_to_the_same_rows(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    skipwise("extend", config_file, "--output", run)
+    lines = (run / "results.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["stage"] != "extended"]
+    (run / "results.jsonl").write_text("\n".join(kept) + "\n")
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    skipwise("extend", config_file, "--output", run, "--resume")
+    assert (run / "results.jsonl").read_text().splitlines() == lines
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
+    other = skipwise("extend", config_file, "--output", run, "--resume", "--seed", 7, code=2)
+    assert "another configuration" in other
+
+
+def test_an_interrupted_run_saves_and_resumes(config_file: Path, tmp_path: Path) -> None:
+    """SIGTERM in the middle of training: exit code 75, then the same weights as without it."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ["--steps", 60, "--set", "evaluate=[]", "--set", "stages=[]", "--set", "train.save_steps=1000"]
+    skipwise("extend", config_file, "--output", whole, *options)
+    command = [sys.executable, "-m", "skipwise", "extend", config_file, "--output", parts, *options]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (parts / "train.jsonl").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 75, output
+    assert "--resume" in output
+    assert not (parts / "model").exists()
+    assert len(list((parts / "checkpoints").glob("checkpoint-*"))) == 1
+    skipwise("extend", config_file, "--output", parts, *options, "--resume")
+    files = [path / "model" / "model.safetensors" for path in (whole, parts)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("method", ["randpos", "plain", "interpolate", "full"])
+def test_methods(config_file: Path, tmp_path: Path, method: str) -> None:
+    run = tmp_path / method
+    evaluate = "[{name: perplexity, context_lengths: [64, 256], documents: 2}]"
+    skipwise("extend", config_file, "--output", run, "--method", method, "--steps", 1, "--set", f"evaluate={evaluate}")
+    stages = {row.stage for row in rows_of(run)}
+    assert stages == {"original", "interpolated"} | (set() if method == "interpolate" else {"extended"})
+    assert AutoModelForCausalLM.from_pretrained(run / "model").config.max_position_embeddings == 512
+
+
+def test_dry_run_writes_nothing(config_file: Path, tmp_path: Path) -> None:
+    output = skipwise("extend", config_file, "--output", tmp_path / "run", "--dry-run")
+    assert "factor 8" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_list_and_version() -> None:
+    listed = skipwise("list")
+    for name in ("pose", "randpos", "yarn-revised", "truncated_perplexity"):
+        assert name in listed
+    assert skipwise("--version").strip()
+
+
+MISTAKES = [
+    ("target not above the window", ["--target", "64"], "must be above the model's window of 64"),
+    ("train above target", ["--train-length", "1k"], "must not exceed the target length"),
+    ("fewer tokens than chunks", ["--train-length", "2", "--set", "positions.chunks=3"], "one token per chunk"),
+    ("unknown sampler", ["--method", "posee"], "Did you mean 'pose'"),
+    ("unknown scaling", ["--rope", "yarm"], "Did you mean 'yarn'"),
+    ("unknown key", ["--set", "train.max_stps=3"], "Did you mean 'max_steps'"),
+    ("unreadable data", ["--data", "nowhere.jsonl"], "does not exist"),
+    ("no document long enough", ["--train-length", "512"], "documents of at least 512 tokens, but the longest"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_wrong_input_is_one_message(
+    flags: list[str], message: str, config_file: Path, tmp_path: Path, text_file: Path
+) -> None:
+    lines = text_file.read_text().splitlines()
+    text_file.write_text("\n".join(json.dumps({"text": json.loads(line)["text"][:400]}) for line in lines))
+    output = skipwise("extend", config_file, "--output", tmp_path / "run", *flags, code=2)
+    assert message in " ".join(output.split())
+    assert output.count("Error:") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_models_are_refused(config_file: Path, tmp_path: Path) -> None:
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=258, n_positions=64))
+    windowed = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=258,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=16,
+            sliding_window=16,
+            max_position_embeddings=64,
+        )
+    )
+    small = pico_llama(vocab_size=100)
+    for name, model, message in (
+        ("gpt2", gpt2, "rotary position embeddings"),
+        ("windowed", windowed, "windowed layers"),
+        ("vocabulary", small, "must share a vocabulary"),
+    ):
+        model.save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+        flags = ["--set", f"model.path={tmp_path / name}", "--output", tmp_path / "run"]
+        assert message in " ".join(skipwise("extend", config_file, *flags, code=2).split())
+        assert not (tmp_path / "run").exists()
+    for path, message in ((tmp_path / "nothing", "does not exist"), ("builtin:tny", "Did you mean 'builtin:tiny'")):
+        output = skipwise("extend", config_file, "--set", f"model.path={path}", "--output", tmp_path / "run", code=2)
+        assert message in " ".join(output.split())
+
+
+def test_a_directory_that_is_no_run_is_left_alone(config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert "no Skipwise run" in skipwise("extend", config_file, "--output", tmp_path / "mine", code=2)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_mistakes_are_found_before_anything_heavy_is_imported() -> None:
+    """What keeps them under a second: neither torch nor transformers is loaded."""
+    code = (
+        "import sys; from skipwise.cli import app, run\n"
+        "sys.argv = ['skipwise', 'extend', 'builtin:tiny', '--target', '4k', '--data', 'nowhere.jsonl']\n"
+        "code = run(app); print('torch' in sys.modules, 'transformers' in sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.split() == ["False", "False"]
