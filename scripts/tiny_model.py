@@ -37,9 +37,9 @@ WIDTH, HEAD_SIZE = 256, 64
 VOCABULARY = 2048
 WINDOWS_PER_STEP = 16
 # First steps: nothing but short cycles of random tokens, in short windows, until they are continued.
-CYCLE_STEPS, CYCLE_WINDOW = 150, 64
+CYCLE_STEPS, CYCLE_WINDOW = 200, 64
 RETRIEVAL_SHARE, COPIES_SHARE = 0.55, 0.33
-MUON_RATE, ADAM_RATE = 0.02, 3e-3
+MUON_RATE, ADAM_RATE = 0.01, 3e-3
 
 
 def train_tokenizer(data: DataConfig) -> PreTrainedTokenizerFast:
@@ -124,15 +124,15 @@ def make_batch(
     window = CYCLE_WINDOW if step < CYCLE_STEPS else WINDOW
     ids, labels = [], []
     for _ in range(WINDOWS_PER_STEP * WINDOW // window):
-        loss_start = 0
+        scored = np.ones(window, dtype=bool)
         if step < CYCLE_STEPS:
-            tokens, loss_start = retrieval.cycle(window, rng)
+            tokens, scored = retrieval.cycle(window, rng)
         elif rng.random() < RETRIEVAL_SHARE:
-            tokens, loss_start = retrieval.draw(window, rng)
+            tokens, scored = retrieval.draw(window, rng)
         else:
             tokens = piece_of_text(source, window, rng)
         ids.append(tokens)
-        labels.append(np.where(np.arange(window) >= loss_start, tokens, -100))
+        labels.append(np.where(scored, tokens, -100))
     input_ids = torch.from_numpy(np.stack(ids))
     return {
         "input_ids": input_ids,

@@ -11,6 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Encode = Callable[[str], list[int]]
+Tokens = NDArray[np.int64]
+Scored = NDArray[np.bool_]
+
+# Facts in one document, and questions about them.
+MAX_FACTS = 4
 
 _ADJECTIVES = """amber ancient azure blank brass broken calm central clever copper coral crimson distant dusty
 eastern empty faint fallen frozen gentle golden grand hidden hollow inner ivory jade late lower lucky main marble
@@ -81,10 +86,10 @@ class RetrievalDocuments:
     bos: list[int]
     special: frozenset[int]
     vocabulary_size: int
-    prose: Callable[[np.random.Generator, int], NDArray[np.int64]]
+    prose: Callable[[np.random.Generator, int], Tokens]
     copies_share: float = 0.25
 
-    def draw(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
+    def draw(self, length: int, rng: np.random.Generator) -> tuple[Tokens, Scored]:
         """One document.
 
         Args:
@@ -92,25 +97,30 @@ class RetrievalDocuments:
             rng: the only source of randomness.
 
         Returns:
-            `(tokens, loss_start)`: int64[length], and the index from which on tokens can be known
+            `(tokens, scored)`: int64[length], and bool[length], true for the tokens that can be known
             from what stands before; the loss belongs there and nowhere else.
         """
         if rng.random() >= self.copies_share:
-            for _ in range(8):  # a short window may not hold three long facts
+            for _ in range(8):  # a short window may not hold many long facts
                 document = self._facts(length, rng)
                 if document is not None:
                     return document
         return self._copy(length, rng) if rng.random() < 0.5 else self.cycle(length, rng)
 
-    def _facts(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int] | None:
-        """One to three facts of one wording in filler, then a question about one of them."""
+    def _facts(self, length: int, rng: np.random.Generator) -> tuple[Tokens, Scored] | None:
+        """Facts of one wording in filler, then questions about some of them; None when they do not fit."""
         statement, question = _TEMPLATES[rng.integers(len(_TEMPLATES))]
-        facts = [(_key(rng), _value(rng)) for _ in range(rng.integers(1, 4))]
-        key, value = facts[rng.integers(len(facts))]
+        facts = [(_key(rng), _value(rng)) for _ in range(rng.integers(1, MAX_FACTS + 1))]
         stated = [self.encode(" " + statement.format(k=k, v=v)) for k, v in facts]
-        asked = self.encode(str(rng.choice(["\n", " "])) + question.format(k=key))
-        answer = self.encode(f" {value}.")
-        room = length - len(self.bos) - sum(map(len, stated)) - len(asked) - len(answer)
+        asked: list[int] = []
+        scored: list[bool] = []
+        for number in rng.permutation(len(facts))[: rng.integers(1, MAX_FACTS + 1)]:
+            key, value = facts[number]
+            words = self.encode(str(rng.choice(["\n", " "])) + question.format(k=key))
+            answer = self.encode(f" {value}.")
+            asked += words + answer
+            scored += [False] * len(words) + [True] * len(answer)
+        room = length - len(self.bos) - sum(map(len, stated)) - len(asked)
         if room < 0:
             return None
         filler = self._filler(room, rng)
@@ -118,9 +128,10 @@ class RetrievalDocuments:
         tokens = list(self.bos)
         for begin, end, fact in zip([0, *places], [*places, room], [*stated, []], strict=True):
             tokens += [*filler[begin:end], *fact]
-        return np.array(tokens + asked + answer, dtype=np.int64), length - len(answer)
+        before = [False] * len(tokens)
+        return np.array(tokens + asked, dtype=np.int64), np.array(before + scored)
 
-    def _copy(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
+    def _copy(self, length: int, rng: np.random.Generator) -> tuple[Tokens, Scored]:
         """A span in filler, and the same span again at the end."""
         span = int(rng.integers(8, (length - len(self.bos)) // 2, endpoint=True))
         text = self._random_tokens(span, rng) if rng.random() < 0.5 else self.prose(rng, span)
@@ -128,25 +139,31 @@ class RetrievalDocuments:
         before = int(rng.integers(0, room, endpoint=True))
         parts = [self.bos, self._filler(before, rng), text, self._filler(room - before, rng), text]
         # The first tokens of the second copy come as a surprise.
-        return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]), length - span + 3
+        return np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]), np.arange(
+            length
+        ) >= length - span + 3
 
-    def cycle(self, length: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
+    def cycle(self, length: int, rng: np.random.Generator) -> tuple[Tokens, Scored]:
         """A short span of random tokens over and over; the result is that of `draw`."""
         span = int(rng.integers(4, length // 4, endpoint=True))
         cycle = np.resize(self._random_tokens(span, rng), length - len(self.bos))
-        return np.concatenate([np.asarray(self.bos, dtype=np.int64), cycle]), len(self.bos) + span + 1
+        tokens = np.concatenate([np.asarray(self.bos, dtype=np.int64), cycle])
+        return tokens, np.arange(length) > len(self.bos) + span
 
-    def _filler(self, length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _filler(self, length: int, rng: np.random.Generator) -> Tokens:
         """A few sentences over and over, or real text."""
         if rng.random() < 0.5:
             return self.prose(rng, length)
         chosen = rng.choice(_FILLER, size=rng.integers(1, 7), replace=False)
         return np.resize(np.array(self.encode("".join(f" {sentence}" for sentence in chosen)), dtype=np.int64), length)
 
-    def _random_tokens(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Any tokens, or few different ones: then one token alone does not tell which comes next."""
+    def _random_tokens(self, count: int, rng: np.random.Generator) -> Tokens:
+        """Any tokens, few different ones, or numbers: of few, one alone does not tell which comes next."""
+        kind = rng.random()
+        if kind < 0.3:
+            return np.array(self.encode(" " + " ".join(_number(rng) for _ in range(count)))[:count], dtype=np.int64)
         pool = np.setdiff1d(rng.integers(0, self.vocabulary_size, size=count + 16), list(self.special))
-        if rng.random() < 0.5:
+        if kind < 0.6:
             pool = rng.choice(pool, size=rng.integers(3, 13))
         return rng.choice(pool, size=count)
 
@@ -162,7 +179,12 @@ def _key(rng: np.random.Generator) -> str:
 
 
 def _value(rng: np.random.Generator) -> str:
-    """A number of three to seven digits, sometimes two or three words."""
+    """A number, sometimes two or three words."""
     if rng.random() < 0.85:
-        return "".join(map(str, rng.integers(0, 10, size=rng.choice([3, 4, 5, 5, 5, 6, 7]))))
+        return _number(rng)
     return " ".join(rng.choice(_NOUNS + _ADJECTIVES, size=rng.integers(2, 4)))
+
+
+def _number(rng: np.random.Generator) -> str:
+    """Three to seven digits."""
+    return "".join(map(str, rng.integers(0, 10, size=rng.choice([3, 4, 5, 5, 5, 6, 7]))))

@@ -112,13 +112,13 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         if number == len(self.sources):
             assert self.retrieval is not None
             rng = example_rng(self.seed, _RETRIEVAL, visit, source=number)
-            tokens, loss_start = self.retrieval.draw(self.retrieval_length, rng)
-            return {"input_ids": tokens, "loss_start": loss_start, "visit": (0, visit, number), "progress": progress}
+            tokens, scored = self.retrieval.draw(self.retrieval_length, rng)
+            return {"input_ids": tokens, "scored": scored, "visit": (0, visit, number), "progress": progress}
         source = self.sources[number]
         epoch, place = divmod(visit, len(source.spans))
         span = int(self._order(number, epoch)[place])
         tokens = np.concatenate([self.begin, source.documents.read(*source.spans[span])])
-        return {"input_ids": tokens, "loss_start": 0, "visit": (epoch, span, number), "progress": progress}
+        return {"input_ids": tokens, "visit": (epoch, span, number), "progress": progress}
 
     def _order(self, number: int, epoch: int) -> NDArray[np.int64]:
         """The order of a source's pieces in one epoch; only the latest is kept."""
@@ -135,7 +135,7 @@ class WindowCollator:
     """Draws a window from each document and makes a batch: fresh positions at every visit.
 
     Works in any training loop. Features need `input_ids`, at least `sampler.tokens_needed(lengths)` of
-    them. Optional are `loss_start` (no loss before this token), `visit` (epoch, index, source: the
+    them. Optional are `scored` (bool per token: only these have a loss), `visit` (epoch, index, source: the
     random stream to draw from) and `progress` (share of the training done, in [0, 1]). Without `visit`
     the draw comes from torch's generator, which `DataLoader` seeds anew for every worker and epoch.
 
@@ -174,7 +174,8 @@ class WindowCollator:
             Document(num_tokens=len(tokens)), self.lengths, rng, float(feature.get("progress", 0.0))
         )
         ids = tokens[window.token_index]
-        labels = np.where(window.token_index >= int(feature.get("loss_start", 0)), ids, -100)
+        scored = np.asarray(feature.get("scored", np.ones(len(tokens), dtype=bool)))
+        labels = np.where(scored[window.token_index], ids, -100)
         return {"input_ids": ids, "position_ids": window.position_ids, "labels": labels}
 
     @property

@@ -105,7 +105,9 @@ def test_without_a_visit_torch_seeds_the_draw() -> None:
 
 
 def test_a_batch_has_what_a_model_needs() -> None:
-    batch = WindowCollator(PoSE(), LENGTHS)([{"input_ids": list(range(100, 140)), "loss_start": 20}] * 3)
+    batch = WindowCollator(PoSE(), LENGTHS)(
+        [{"input_ids": list(range(100, 140)), "scored": [False] * 20 + [True] * 20}] * 3
+    )
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == dict.fromkeys(
         ("input_ids", "position_ids", "labels", "attention_mask"), ((3, 32), torch.int64)
     )
@@ -147,13 +149,14 @@ def test_retrieval_documents_can_be_known_from_what_stands_before(
     """The answer, and the token right before it, stand in the document already."""
     draw = retrieval(tokenizer).draw
     for index in range(100):
-        tokens, loss_start = draw(length, example_rng(0, 0, index))
-        assert tokens.shape == (length,)
-        assert 3 < loss_start < length
+        tokens, scored = draw(length, example_rng(0, 0, index))
+        assert tokens.shape == scored.shape == (length,)
+        assert scored[-1]
+        assert not scored[:4].any()
         assert tokens[0] == 0
-        place = loss_start - 1
-        question = tokens[place : place + 4].tolist()
-        assert any(tokens[i : i + 4].tolist() == question for i in range(place)), tokenizer.decode(tokens)
+        for place in np.flatnonzero(scored[1:] & ~scored[:-1]):  # the tokens right before an answer
+            question = tokens[place : place + 4].tolist()
+            assert any(tokens[i : i + 4].tolist() == question for i in range(place)), tokenizer.decode(tokens)
 
 
 def test_the_evaluated_wording_is_never_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:

