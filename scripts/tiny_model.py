@@ -195,9 +195,15 @@ def main() -> None:
         if step % 100 == 99 or step == arguments.steps - 1:
             accuracy = passkeys(model, tokenizer, dtype)
             console.print(f"step {step + 1}: loss {loss.item():.3f}, {accuracy}", highlight=False)
-    torch.nn.Module.to(model, torch.bfloat16)
-    model.save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
+            save(model, tokenizer, arguments.output)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+    """Write the model in bfloat16, half the size; training goes on in float32."""
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(path, state_dict=weights)
+    tokenizer.save_pretrained(path)
 
 
 def passkeys(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> str:

@@ -114,7 +114,7 @@ class DataConfig(Section):
     min_document_tokens: Length | None = None
     short_documents: Literal["skip", "join"] = "skip"
     max_malformed_share: Share = 0.01
-    retrieval_share: Share = 0.1
+    retrieval_share: Share = 0.25
 
     @model_validator(mode="before")
     @classmethod
@@ -146,7 +146,8 @@ class TrainConfig(Section):
         untouched_share: share of windows with ordinary positions, to protect the original range.
         kl_weight: weight of a Kullback-Leibler term to the untouched model, which reads the same
             tokens at ordinary positions under its own RoPE. 0 switches it off (and saves a
-            forward pass and a copy of the weights).
+            forward pass and a copy of the weights). None is 1 where a training window fits into
+            the original window, and 0 where the untouched model could not read it.
         eval_steps: loss on held-out windows every so many steps; None for never.
         load_best_model_at_end: keep the checkpoint with the lowest such loss.
     """
@@ -167,8 +168,8 @@ class TrainConfig(Section):
     save_total_limit: Annotated[int, Field(ge=1)] = 1
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     load_best_model_at_end: bool = False
-    untouched_share: Share = 0.0
-    kl_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    untouched_share: Share = 0.25
+    kl_weight: Annotated[float, Field(ge=0.0)] | None = None
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> "TrainConfig":

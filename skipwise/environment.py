@@ -17,7 +17,7 @@ def describe_environment() -> dict[str, Any]:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(_without_directories(argument) for argument in sys.argv),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
@@ -27,6 +27,11 @@ def describe_environment() -> dict[str, Any]:
         "accelerator": None if accelerator is None else str(accelerator),
         "native_bfloat16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
     }
+
+
+def _without_directories(argument: str) -> str:
+    """Absolute paths tell nothing to anyone else, and may tell too much."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _version(package: str) -> str | None:

@@ -47,6 +47,7 @@ class Workbench:
     held_out_sources: list[Source]
     held_out: HeldOut
     data_summary: dict[str, Any]
+    kl_weight: float
 
     def interpolate(self) -> None:
         """Give the model its new RoPE."""
@@ -77,7 +78,7 @@ class Workbench:
             return True
         probe_attention(self.model.train(), self.lengths.target, config.per_device_train_batch_size, dtype=self.dtype)
         check_loss(self.model.eval())
-        teacher = load_model(self.config.model, self.model.device, self.dtype) if config.kl_weight else None
+        teacher = load_model(self.config.model, self.model.device, self.dtype) if self.kl_weight else None
         arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
         windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
         collator = WindowCollator(self.config.positions, self.lengths, self.config.seed, config.untouched_share)
@@ -89,12 +90,12 @@ class Workbench:
             collator=collator,
             eval_dataset=self._eval_examples() if config.eval_steps else None,
             callbacks=[
-                ProgressBar(self.console, windows_per_step * self._window_tokens),
+                ProgressBar(self.console, windows_per_step * window_tokens(self.config, self.lengths)),
                 TrainLog(run.train_log),
                 stop,
             ],
             teacher=teacher,
-            kl_weight=config.kl_weight,
+            kl_weight=self.kl_weight,
         )
         self.model.eval()
         return not stop.stopped
@@ -104,10 +105,6 @@ class Workbench:
         if not (run.model / "config.json").is_file():
             card = model_card(self.config, self.lengths)
             save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
-
-    @property
-    def _window_tokens(self) -> int:
-        return self.lengths.target if self.config.method == "full" else self.lengths.train
 
     def _load_trained(self, run: RunDir) -> None:
         trained = self.config.model.model_copy(update={"path": str(run.model), "revision": None})
@@ -136,6 +133,7 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     Raises:
         UserError: when they do not fit each other, or no document is long enough.
     """
+    kl_weight = teacher_weight(config, lengths)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.model)
@@ -164,7 +162,28 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
         held_out_sources=_cut(config, lengths, [store.held_out for store in stores], len(begin)),
         held_out=HeldOut("held-out " + ", ".join(source.source for source in config.data.sources), held_out),
         data_summary={"sources": [store.summary for store in stores]},
+        kl_weight=kl_weight,
     )
+
+
+def window_tokens(config: RunConfig, lengths: Lengths) -> int:
+    """Tokens in one training window."""
+    return lengths.target if config.method == "full" else lengths.train
+
+
+def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
+    """The weight of the term to the untouched model, which must be able to read a training window.
+
+    Raises:
+        UserError: when the term is asked for and it cannot.
+    """
+    wanted, window = config.train.kl_weight, window_tokens(config, lengths)
+    if wanted and window > lengths.original:
+        raise UserError(
+            f"train.kl_weight needs windows that the untouched model can read, but they have {window:,} tokens "
+            f"and its window {lengths.original:,}. Leave train.kl_weight out or set it to 0."
+        )
+    return float(window <= lengths.original) if wanted is None else wanted
 
 
 def _open(config: RunConfig, index: int, tokenizer: PreTrainedTokenizerBase, console: Console) -> TokenStore:
@@ -233,7 +252,7 @@ def retrieval_documents(
         return np.resize(source.documents.read(int(start), int(min(start + count, end))), count)
 
     return RetrievalDocuments(
-        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        encode=lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
         bos=begin_of_text(tokenizer),
         special=frozenset(tokenizer.all_special_ids),
         vocabulary_size=len(tokenizer),

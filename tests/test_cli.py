@@ -148,6 +148,7 @@ MISTAKES = [
     ("unknown scaling", ["--rope", "yarm"], "Did you mean 'yarn'"),
     ("unknown key", ["--set", "train.max_stps=3"], "Did you mean 'max_steps'"),
     ("unreadable data", ["--data", "nowhere.jsonl"], "does not exist"),
+    ("a teacher past its window", ["--train-length", "128", "--set", "train.kl_weight=1"], "untouched model can read"),
     ("no document long enough", ["--train-length", "512"], "documents of at least 512 tokens, but the longest"),
 ]
 

@@ -1,0 +1,113 @@
+"""The parts of the main job that need no model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from skipwise import Lengths, UserError
+from skipwise.config import parse_config
+from skipwise.evaluation.specs import EvalResult
+from skipwise.extension import default_evaluations, resolve_lengths, retrieval_warnings
+from skipwise.planning import ModelShape, make_plan
+from skipwise.report.table import comparison_markdown, stage_columns
+from skipwise.runs import RunDir
+
+
+def row(stage: Any, evaluation: str, length: int, value: float | None, **changes: Any) -> EvalResult:
+    metric = "accuracy" if evaluation == "passkey" else "perplexity"
+    settings: dict[str, Any] = {
+        "stage": stage, "evaluation": evaluation, "data": "d", "context_length": length, "depth": None,
+        "metric": metric, "value": value, "stderr": None, "interval_low": None, "interval_high": None,
+        "num_samples": 10, "status": "ok", "reason": None, "model": "m",
+    }  # fmt: skip
+    return EvalResult(**settings | changes)
+
+
+def run_with(passkey_after: float, perplexity_after: float) -> list[EvalResult]:
+    return [
+        row("original", "passkey", 256, 1.0),
+        row("interpolated", "perplexity", 256, 26.0),
+        row("extended", "passkey", 256, passkey_after),
+        row("extended", "perplexity", 256, perplexity_after),
+    ]
+
+
+def test_a_fall_of_retrieval_is_a_warning_however_good_the_perplexity() -> None:
+    (warning,) = retrieval_warnings(run_with(passkey_after=0.2, perplexity_after=21.0), original=256)
+    assert "from 100% to 20% although perplexity improved" in warning
+    (worse,) = retrieval_warnings(run_with(passkey_after=0.2, perplexity_after=30.0), original=256)
+    assert "although" not in worse
+    assert retrieval_warnings(run_with(passkey_after=0.95, perplexity_after=21.0), original=256) == []
+    assert retrieval_warnings(run_with(passkey_after=0.2, perplexity_after=21.0), original=128) == []
+
+
+def config_for(**lengths: Any) -> Any:
+    return parse_config({"model": {"path": "m"}, "lengths": lengths, "data": "d"})
+
+
+def test_lengths_come_from_the_model() -> None:
+    model = LlamaConfig(max_position_embeddings=2048)
+    assert resolve_lengths(config_for(target="16k"), model) == Lengths(2048, 2048, 16384)
+    assert resolve_lengths(config_for(target="16k", train=512), model) == Lengths(2048, 512, 16384)
+
+
+def test_the_target_is_above_the_current_window_of_a_model_extended_before() -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 8192}  # fmt: skip
+    model = LlamaConfig(max_position_embeddings=131072, rope_scaling=scaling)
+    with pytest.raises(UserError, match=r"above the model's window of 131,072.*65,536"):
+        resolve_lengths(config_for(target="64k"), model)
+    assert resolve_lengths(config_for(target="256k"), model).original == 8192
+    assert resolve_lengths(config_for(target="256k"), model).factor == 32
+
+
+def test_default_evaluations_reach_from_the_original_window_to_the_target() -> None:
+    for spec in default_evaluations(Lengths(2048, 512, 12288)):
+        assert spec.context_lengths == (2048, 4096, 8192, 12288)
+
+
+def test_plan_by_hand() -> None:
+    shape = ModelShape(parameters=1000, layers=2, hidden_size=8, heads=1)
+    numbers: dict[str, Any] = {"model": "m", "rope": "yarn", "shape": shape, "steps": 10, "windows_per_step": 4}
+    pose = make_plan(method="pose", lengths=Lengths(64, 32, 256), **numbers)
+    assert (pose.factor, pose.train_tokens, pose.attention_saving) == (4.0, 1280, 64.0)
+    assert pose.train_flops == 1280 * (6 * 1000 + 6 * 2 * 8 * 32)
+    full = make_plan(method="full", lengths=Lengths(64, 32, 256), **numbers)
+    assert (full.train_tokens, full.attention_saving) == (10240, 1.0)
+
+
+def test_the_table_shows_every_stage_and_flags() -> None:
+    rows = [
+        row("original", "perplexity", 4096, 712.0, status="beyond_window", reason="longer"),
+        row("interpolated", "perplexity", 4096, None, status="failed", reason="out of memory"),
+        row("extended", "perplexity", 4096, 12.345, interval_low=12.0, interval_high=13.0),
+        row("extended", "passkey", 256, 0.5, interval_low=0.4, interval_high=0.6),
+        row("extended", "passkey", 256, 0.1, depth=0.5),
+    ]
+    table = comparison_markdown(stage_columns(rows, trained="pose"))
+    assert table.splitlines() == [
+        "| evaluation | context | original | interpolated | pose |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| passkey | 256 | - | - | 50% ± 10% |",
+        "| perplexity | 4k | 712.00* | failed | 12.35 ± 0.50 |",
+    ]
+
+
+def test_results_survive_a_crash_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path)
+    run.add_results([row("original", "passkey", 256, 1.0)])
+    before = run.results.read_text()
+    real: Callable[..., Any] = Path.replace
+
+    def crash(self: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        run.add_results([row("extended", "passkey", 256, 1.0)])
+    monkeypatch.setattr(Path, "replace", real)
+    assert run.results.read_text() == before
+    assert len(run.read_results()) == 1
