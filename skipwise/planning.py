@@ -52,6 +52,11 @@ class Plan:
         return asdict(self)
 
 
+def window_tokens(method: str, lengths: Lengths) -> int:
+    """Tokens in one training window."""
+    return lengths.target if method == "full" else lengths.train
+
+
 def train_flops(shape: ModelShape, tokens: int, window: int) -> float | None:
     """FLOPs of training on `tokens` tokens in windows of `window`, or None without a weight count.
 
@@ -67,7 +72,7 @@ def make_plan(
     *, model: str, method: str, rope: str, lengths: Lengths, shape: ModelShape, steps: int, windows_per_step: int
 ) -> Plan:
     """Derive every figure of the plan."""
-    window = lengths.target if method == "full" else lengths.train
+    window = window_tokens(method, lengths)
     tokens = steps * windows_per_step * window
     return Plan(
         model=model,

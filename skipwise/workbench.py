@@ -24,6 +24,7 @@ from skipwise.lengths import Lengths
 from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model, load_tokenizer
 from skipwise.models.probe import probe_attention
 from skipwise.models.rope import read_rope, set_rope_scaling
+from skipwise.planning import window_tokens
 from skipwise.runs import RunDir
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
 from skipwise.training.trainer import check_loss, train, training_arguments
@@ -90,7 +91,7 @@ class Workbench:
             collator=collator,
             eval_dataset=self._eval_examples() if config.eval_steps else None,
             callbacks=[
-                ProgressBar(self.console, windows_per_step * window_tokens(self.config, self.lengths)),
+                ProgressBar(self.console, windows_per_step * window_tokens(self.config.method, self.lengths)),
                 TrainLog(run.train_log),
                 stop,
             ],
@@ -166,18 +167,13 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     )
 
 
-def window_tokens(config: RunConfig, lengths: Lengths) -> int:
-    """Tokens in one training window."""
-    return lengths.target if config.method == "full" else lengths.train
-
-
 def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
     """The weight of the term to the untouched model, which must be able to read a training window.
 
     Raises:
         UserError: when the term is asked for and it cannot.
     """
-    wanted, window = config.train.kl_weight, window_tokens(config, lengths)
+    wanted, window = config.train.kl_weight, window_tokens(config.method, lengths)
     if wanted and window > lengths.original:
         raise UserError(
             f"train.kl_weight needs windows that the untouched model can read, but they have {window:,} tokens "

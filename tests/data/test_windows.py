@@ -105,6 +105,7 @@ def test_without_a_visit_torch_seeds_the_draw() -> None:
 
 
 def test_a_batch_has_what_a_model_needs() -> None:
+    """Trap 7: ids stay integers, since bfloat16 is wrong past 256. Seen to fail when they were made bfloat16."""
     batch = WindowCollator(PoSE(), LENGTHS)(
         [{"input_ids": list(range(100, 140)), "scored": [False] * 20 + [True] * 20}] * 3
     )

@@ -6,6 +6,7 @@ import torch
 from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, PreTrainedModel, Qwen2Config
 
 from skipwise import Lengths, Linear, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
+from skipwise.config import parse_config
 from skipwise.models.rope import check_full_attention, read_rope
 from skipwise.rope import RopeScaling
 from tests.conftest import PICO_MODELS, WINDOW, pico_llama
@@ -46,6 +47,25 @@ def test_the_first_window_is_kept_through_two_extensions(llama: PreTrainedModel)
     assert llama.config.rope_parameters["original_max_position_embeddings"] == WINDOW
     assert llama.config.rope_parameters["factor"] == 64
     assert llama.config.max_position_embeddings == 64 * WINDOW
+
+
+def test_frequencies_do_not_depend_on_the_positions_of_a_batch(llama: PreTrainedModel) -> None:
+    """Trap 4: revised YaRN is written as longrope, which switches lists by the largest position.
+
+    Seen to fail when the long list was twice the short one.
+    """
+    set_rope_scaling(llama, YaRNRevised(), LENGTHS)
+    table = llama.model.rotary_emb
+    before = table.inv_freq.clone()
+    for last in (10, WINDOW - 1, 16 * WINDOW - 1):
+        llama(torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 2), position_ids=torch.tensor([[0, last]]))
+        assert torch.equal(table.inv_freq, before)
+
+
+def test_dynamic_scaling_is_not_offered() -> None:
+    """Trap 4: its frequencies would vary with the skips of a batch."""
+    with pytest.raises(UserError, match="'dynamic' is not known"):
+        parse_config({"model": {"path": "m"}, "lengths": {"target": 64}, "data": "d", "rope": "dynamic"})
 
 
 def test_partial_rotation_is_kept() -> None:
