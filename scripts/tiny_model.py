@@ -159,15 +159,15 @@ def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Warm-up over 30 steps, then constant, then linear decay over the second half."""
-    return min(1.0, (step + 1) / 30) * min(1.0, (steps - step) / (steps / 2) + 0.01)
+    """Warm-up over 30 steps, then constant, then linear decay over the last 70 %."""
+    return min(1.0, (step + 1) / 30) * min(1.0, (steps - step) / (0.7 * steps))
 
 
 def main() -> None:
     """Train, report passkey accuracy, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("skipwise/models/tiny"))
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     console, rng = Console(), np.random.default_rng(arguments.seed)

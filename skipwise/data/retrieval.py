@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 Encode = Callable[[str], list[int]]
 Tokens = NDArray[np.int64]
 Scored = NDArray[np.bool_]
+Fact = tuple[list[int], list[int], list[int]]  # tokens of statement, question and answer
 
 # Facts in one document, and questions about them.
 MAX_FACTS = 4
@@ -109,27 +110,55 @@ class RetrievalDocuments:
 
     def _facts(self, length: int, rng: np.random.Generator) -> tuple[Tokens, Scored] | None:
         """Facts of one wording in filler, then questions about some of them; None when they do not fit."""
-        statement, question = _TEMPLATES[rng.integers(len(_TEMPLATES))]
-        facts = [(_key(rng), _value(rng)) for _ in range(rng.integers(1, MAX_FACTS + 1))]
-        stated = [self.encode(" " + statement.format(k=k, v=v)) for k, v in facts]
+        count = int(rng.integers(1, MAX_FACTS + 1))
+        facts = self._templated(count, rng) if rng.random() < 0.3 else self._free(count, rng)
         asked: list[int] = []
         scored: list[bool] = []
-        for number in rng.permutation(len(facts))[: rng.integers(1, MAX_FACTS + 1)]:
-            key, value = facts[number]
-            words = self.encode(str(rng.choice(["\n", " "])) + question.format(k=key))
-            answer = self.encode(f" {value}.")
-            asked += words + answer
-            scored += [False] * len(words) + [True] * len(answer)
-        room = length - len(self.bos) - sum(map(len, stated)) - len(asked)
+        for number in rng.permutation(count)[: rng.integers(1, MAX_FACTS + 1)]:
+            _, question, answer = facts[number]
+            asked += question + answer
+            scored += [False] * len(question) + [True] * len(answer)
+        room = length - len(self.bos) - sum(len(stated) for stated, _, _ in facts) - len(asked)
         if room < 0:
             return None
         filler = self._filler(room, rng)
-        places = np.sort(rng.integers(0, room, size=len(facts), endpoint=True))
+        places = np.sort(rng.integers(0, room, size=count, endpoint=True))
         tokens = list(self.bos)
-        for begin, end, fact in zip([0, *places], [*places, room], [*stated, []], strict=True):
-            tokens += [*filler[begin:end], *fact]
+        for begin, end, fact in zip([0, *places], [*places, room], [*facts, ([], [], [])], strict=True):
+            tokens += [*filler[begin:end], *fact[0]]
         before = [False] * len(tokens)
         return np.array(tokens + asked, dtype=np.int64), np.array(before + scored)
+
+    def _templated(self, count: int, rng: np.random.Generator) -> list[Fact]:
+        """Facts in English, all of one template, so that only the key tells them apart."""
+        statement, question = _TEMPLATES[rng.integers(len(_TEMPLATES))]
+        space = str(rng.choice(["\n", " "]))
+        pairs = [(_key(rng), _value(rng)) for _ in range(count)]
+        return [
+            (
+                self.encode(" " + statement.format(k=key, v=value)),
+                self.encode(space + question.format(k=key)),
+                self.encode(f" {value}."),
+            )
+            for key, value in pairs
+        ]
+
+    def _free(self, count: int, rng: np.random.Generator) -> list[Fact]:
+        """Facts in no fixed words: a key and joining words from the text, a value, text around them.
+
+        Whoever learned a dozen templates by heart fails on the next one; these are always new.
+        """
+
+        def text(least: int, most: int) -> list[int]:
+            return [int(token) for token in self.prose(rng, int(rng.integers(least, most + 1)))]
+
+        join, after, lead = text(1, 3), text(0, 6), text(0, 8)
+        facts = []
+        for _ in range(count):
+            key = text(1, 4) if rng.random() < 0.7 else self.encode(" " + _key(rng))
+            value = self.encode(" " + _value(rng))
+            facts.append((text(0, 4) + key + join + value + after, lead + key + join, value))
+        return facts
 
     def _copy(self, length: int, rng: np.random.Generator) -> tuple[Tokens, Scored]:
         """A span in filler, and the same span again at the end."""
@@ -151,9 +180,12 @@ class RetrievalDocuments:
         return tokens, np.arange(length) > len(self.bos) + span
 
     def _filler(self, length: int, rng: np.random.Generator) -> Tokens:
-        """A few sentences over and over, or real text."""
-        if rng.random() < 0.5:
+        """Real text, a piece of it over and over, or a few sentences over and over."""
+        kind = rng.random()
+        if kind < 0.4:
             return self.prose(rng, length)
+        if kind < 0.7:
+            return np.resize(self.prose(rng, int(rng.integers(8, 65))), length)
         chosen = rng.choice(_FILLER, size=rng.integers(1, 7), replace=False)
         return np.resize(np.array(self.encode("".join(f" {sentence}" for sentence in chosen)), dtype=np.int64), length)
 
