@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 console = Console()
 errors = Console(stderr=True)
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 
 def _show_version(wanted: bool) -> None:
@@ -67,16 +68,14 @@ def extend(
         "train": {"max_steps": steps},
         "seed": seed,
     }
-    if data:
-        values = {**values, "data": _without_sources(values.get("data", {}))}
     values = merge(values, _given(flags))
+    if method == "interpolate" and steps:
+        raise UserError(
+            f"--method interpolate trains nothing, so --steps {steps} cannot be kept. Leave one of them out."
+        )
     values = merge(values, method_overrides(method) if method else {})
     for assignment in set_ or []:
         values = merge(values, parse_assignment(assignment))
-    if "data" not in values:
-        raise UserError("A run needs data. Give --data PATH, or --data builtin:python for the Python documentation.")
-    if "target" not in values.get("lengths", {}):
-        raise UserError("A run needs a target length. Give --target, e.g. --target 32k.")
     config = parse_config(values)
 
     import yaml
@@ -121,14 +120,8 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kept.items() if value is not None and value != {}}
 
 
-def _without_sources(section: Any) -> dict[str, Any]:
-    """A data section as it is but for where the data are."""
-    own = section if isinstance(section, dict) else {}
-    return {key: value for key, value in own.items() if key not in ("source", "sources", "text_field", "split")}
-
-
 def _short(path: str) -> str:
-    return Path(path.rpartition(":")[2].rstrip("/")).stem or "model"
+    return Path(path.rpartition(":")[2]).name.removesuffix(".gguf") or "model"
 
 
 def main() -> None:
@@ -145,10 +138,9 @@ def run(command: Callable[[], Any]) -> int:
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 2
     except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            errors.print("Interrupted. The same command with --resume goes on.", highlight=False)
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Add --resume to go on.", highlight=False)
-        return 130
     except Exception as error:
         if type(error).__name__ == "PreemptedError":  # its module imports what most commands do not need
             errors.print(str(error), markup=False, highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """The run configuration: typed, strict, the same in YAML, on the command line and in Python."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,7 +38,18 @@ Scaling = Annotated[
     YaRN | Linear | NTK | YaRNRevised | AdjustedBase | NoScaling, ByName, BeforeValidator(_named("yarn"))
 ]
 Evaluation = Annotated[EvaluationSpec, ByName, BeforeValidator(_expand_name)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _to_float(value: object) -> object:
+    """YAML 1.1 reads `1e-5` as a string; people mean the number."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_to_float)]
+Share = Annotated[Number, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
@@ -70,7 +82,7 @@ class LengthsConfig(Section):
 
     Attributes:
         target: the window wanted.
-        train: tokens per training window; None for the original window, capped at 2,048.
+        train: tokens per training window; None for the original window.
         original: the window of pretraining; None reads it from the model.
     """
 
@@ -87,12 +99,18 @@ class SourceConfig(Section):
         weight: relative share of the training windows drawn from it.
         text_field: name of the text column in JSONL, Parquet and hub datasets.
         split: of a hub dataset.
+        subset: of a hub dataset that has several (its configuration name).
+        revision: of a hub dataset; name one to be sure of what is trained on.
+        max_documents: read no more than this many; a stream larger than the disk is cut with it.
     """
 
     source: str
-    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    weight: Annotated[Number, Field(gt=0.0)] = 1.0
     text_field: str = "text"
     split: str = "train"
+    subset: str | None = None
+    revision: str | None = None
+    max_documents: Annotated[int, Field(ge=1)] | None = None
 
 
 class DataConfig(Section):
@@ -102,7 +120,8 @@ class DataConfig(Section):
         sources: one or more; a single one may be written as `source: docs.jsonl`.
         held_out_share: share of the documents (by hash) kept for evaluation.
         min_document_tokens: shorter documents are skipped; None for what the sampler needs.
-        short_documents: `skip` and count them, or `join` them with end-of-text tokens between.
+        short_documents: `skip` and count them, or `join` neighbours with end-of-text tokens between,
+            for training and for evaluation.
         max_malformed_share: stop when more of a source's records than this cannot be read.
         retrieval_share: share of the training windows that are synthetic retrieval documents (facts
             hidden in text and asked for at the end, with the loss on the answer). Text alone makes
@@ -110,7 +129,7 @@ class DataConfig(Section):
     """
 
     sources: Annotated[tuple[Annotated[SourceConfig, BeforeValidator(lambda v: _source(v))], ...], Strict(False)]
-    held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    held_out_share: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.05
     min_document_tokens: Length | None = None
     short_documents: Literal["skip", "join"] = "skip"
     max_malformed_share: Share = 0.01
@@ -118,15 +137,21 @@ class DataConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _single_source(cls, value: object) -> object:
+    def _shorthands(cls, value: object) -> object:
+        """One `source` for a list of one; `text_field` and `split` here for all sources."""
         if isinstance(value, str):
             return {"sources": [value]}
-        if not isinstance(value, Mapping) or "source" not in value:
+        if not isinstance(value, Mapping):
             return value
-        if "sources" in value:
+        if "source" in value and "sources" in value:
             raise UserError("data takes either `source` or `sources`, not both.")
-        own = {key: value[key] for key in ("source", "text_field", "split") if key in value}
-        return {**{key: value[key] for key in value if key not in own}, "sources": [own]}
+        shared = {key: value[key] for key in ("text_field", "split") if key in value}
+        rest = {key: value[key] for key in value if key not in (*shared, "source")}
+        sources = [value["source"]] if "source" in value else value.get("sources")
+        if not isinstance(sources, list | tuple):
+            return rest | shared
+        named = [_source(source) for source in sources]
+        return rest | {"sources": [{**shared, **one} if isinstance(one, Mapping) else one for one in named]}
 
     @model_validator(mode="after")
     def _not_empty(self) -> "DataConfig":
@@ -153,14 +178,14 @@ class TrainConfig(Section):
     """
 
     max_steps: Annotated[int, Field(ge=0)] = 200
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1.0e-5
+    learning_rate: Annotated[Number, Field(gt=0.0)] = 1.0e-5
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     warmup_steps: Annotated[int, Field(ge=0)] = 10
     per_device_train_batch_size: Annotated[int, Field(ge=1)] = 4
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
+    adam_beta2: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.999
+    max_grad_norm: Annotated[Number, Field(gt=0.0)] = 1.0
     gradient_checkpointing: bool = False
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     logging_steps: Annotated[int, Field(ge=1)] = 5
@@ -169,7 +194,7 @@ class TrainConfig(Section):
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     load_best_model_at_end: bool = False
     untouched_share: Share = 0.25
-    kl_weight: Annotated[float, Field(ge=0.0)] | None = None
+    kl_weight: Annotated[Number, Field(ge=0.0)] | None = None
 
     @model_validator(mode="after")
     def _best_needs_evaluation(self) -> "TrainConfig":
@@ -188,7 +213,7 @@ class RunConfig(Section):
         positions: position sampler.
         rope: RoPE scaling.
         evaluate: what to measure before and after; None chooses perplexity and passkey at lengths
-            from the training window to the target.
+            from the original window to the target.
         stages: which models to measure.
         seed: of everything random.
     """
@@ -206,6 +231,17 @@ class RunConfig(Section):
         "extended",
     )
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_row_per_figure(self) -> "RunConfig":
+        seen: set[tuple[str, int]] = set()
+        for spec in self.evaluate or ():
+            again = seen & {(spec.name, length) for length in spec.context_lengths}
+            if again:
+                name, length = min(again)
+                raise UserError(f"evaluate asks for {name} at {length:,} tokens twice. Ask once.")
+            seen |= {(spec.name, length) for length in spec.context_lengths}
+        return self
 
     @property
     def method(self) -> str:
@@ -243,11 +279,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `over`, section by section.
 
-    A section that is chosen by name is replaced, not merged, when the name changes.
+    A section that is chosen by name is replaced, not merged, when the name changes; so are the sources
+    of the data when others are given.
     """
     result = dict(base)
     for key, value in over.items():
         old = _expand_name(result.get(key)) if key in ("positions", "rope") else result.get(key)
+        if key == "data":
+            old = _data_section(old, replaced=isinstance(value, str) or bool({"source", "sources"} & set(value)))
+            value = {"source": value} if isinstance(value, str) else value
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             same_choice = value.get("name", old.get("name")) == old.get("name")
             value = merge(old, value) if same_choice else value
@@ -255,25 +295,24 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _data_section(value: object, replaced: bool) -> dict[str, Any]:
+    """A data section written out; without its sources when others replace them."""
+    section = {"source": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    return {key: section[key] for key in section if not (replaced and key in ("source", "sources"))}
+
+
 def parse_assignment(text: str) -> dict[str, Any]:
     """`a.b=v` -> `{"a": {"b": v}}`, with the value read as YAML."""
     key, separator, value = text.partition("=")
     if not separator or not key or not all(key.split(".")):
         raise UserError(f"--set takes section.key=value, not {text!r}. Example: --set train.learning_rate=1e-5")
-    nested: Any = _number_or(yaml.safe_load(value))
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}= takes a YAML value, but {value!r} is none: {error}") from error
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return dict(nested)
-
-
-def _number_or(value: object) -> object:
-    """YAML 1.1 reads `1e-5` as a string; people mean the number."""
-    if isinstance(value, str) and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
@@ -283,21 +322,20 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         UserError: one message that lists every mistake with its path.
     """
     try:
-        return RunConfig.model_validate(_numbers(values))
+        return RunConfig.model_validate(values)
     except ValidationError as error:
         lines = [_explain(dict(one)) for one in error.errors()]
         raise UserError("The configuration is not valid:\n" + "\n".join(f"  - {line}" for line in lines)) from None
 
 
-def _numbers(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_numbers(item) for item in value]
-    return _number_or(value) if isinstance(value, str) and value[:1].isdigit() else value
-
-
 _TAGGED = {"positions": SAMPLERS, "rope": ROPE_SCALINGS, "evaluate": EVALUATIONS}
+
+
+_HINTS = {
+    "data": "Give --data PATH, or --data builtin:python for the Python documentation.",
+    "lengths": "Give --target, e.g. --target 32k.",
+    "lengths.target": "Give --target, e.g. --target 32k.",
+}
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -307,11 +345,12 @@ def _explain(error: dict[str, Any]) -> str:
     tags = [name_of(cls) for cls in _TAGGED.get(section, ())]
     path = ".".join(part for part in location if part not in tags) or "configuration"
     value = error.get("input")
+    hint = _HINTS.get(path)
     match error["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
             return f"{path}: unknown key.{nearest(location[-1], _siblings(location, tags))}"
         case "missing" | "missing_argument":
-            return f"{path}: required, but not given."
+            return f"{path}: required, but not given.{f' {hint}' if hint else ''}"
         case "union_tag_invalid":
             tag = str(error["ctx"]["tag"])
             return f"{path}.name: {tag!r} is not known.{nearest(tag, tags)}"

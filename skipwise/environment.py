@@ -15,6 +15,8 @@ def describe_environment() -> dict[str, Any]:
     """Versions, hardware and command; no host name, no user, no paths."""
     import torch
 
+    from skipwise.models.load import native_bfloat16
+
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return {
         "command": shlex.join(_without_directories(argument) for argument in sys.argv),
@@ -25,7 +27,7 @@ def describe_environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "accelerator": None if accelerator is None else str(accelerator),
-        "native_bfloat16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "native_bfloat16": native_bfloat16(),
     }
 
 

@@ -68,8 +68,8 @@ def resolve_lengths(config: RunConfig, model_config: "PreTrainedConfig") -> Leng
             f"The target must be above the model's window of {info.current:,} tokens, but it is {target:,}. "
             f"Raise --target, for example to {2 * info.current:,}."
         )
-    original = config.lengths.original or info.original
-    train = config.lengths.train or min(original, target)
+    original = info.original if config.lengths.original is None else config.lengths.original
+    train = min(original, target) if config.lengths.train is None else config.lengths.train
     lengths = Lengths(original=original, train=train, target=target)
     config.positions.check(lengths)
     return lengths
@@ -88,7 +88,7 @@ def default_evaluations(lengths: Lengths) -> tuple[EvaluationSpec, ...]:
     )
 
 
-def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Lengths, parameters: int | None) -> Plan:
+def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Lengths, parameters: int) -> Plan:
     """The plan of a run."""
     text = model_config.get_text_config()
     shape = ModelShape(parameters, text.num_hidden_layers, text.hidden_size, text.num_attention_heads)
@@ -137,7 +137,7 @@ def extend(
 
     model_config = load_config(config.model)
     lengths = resolve_lengths(config, model_config)
-    plan = plan_of(config, model_config, lengths, count_parameters(config.model))
+    plan = plan_of(config, model_config, lengths, count_parameters(model_config, config.model.trust_remote_code))
     show_plan(plan, model_config, console)
     if dry_run:
         return []
@@ -147,8 +147,9 @@ def extend(
     resolved = to_yaml(config)
     run.claim(resume, resolved)
     bench = open_workbench(config, lengths, console)  # may still find the data wanting
+    bench.check()
     _write_start(run, config, plan, bench, given, resolved)
-    specs = config.evaluate or default_evaluations(lengths)
+    specs = default_evaluations(lengths) if config.evaluate is None else config.evaluate
     model_name = config.model.path
     if "original" in config.stages:
         with timed(run, "evaluate original"):
@@ -189,6 +190,10 @@ def show_plan(plan: Plan, model_config: "PreTrainedConfig", console: Console) ->
 
 def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench", given: str, resolved: str) -> None:
     if run.resolved.exists():
+        if json.loads(run.data.read_text(encoding="utf-8")) != json.loads(json.dumps(bench.data_summary)):
+            raise UserError(
+                f"{run.path} was started on other data (see {run.data}). Bring them back, or choose another --output."
+            )
         return
     write_text(run.config, given)
     write_json(run.environment, describe_environment())
@@ -207,12 +212,13 @@ def _evaluate(
     console: Console,
 ) -> None:
     """Measure what is not in the results yet, and add each row as soon as it is there."""
-    done = {(row.evaluation, row.context_length) for row in run.read_results() if row.stage == stage}
+    rows = run.read_results()
+    done = {(row.evaluation, row.context_length) for row in rows if row.stage == stage and row.status != "failed"}
     with console.status(f"evaluating the {stage} model") as status:
 
-        def say(text: str) -> None:
+        def say(text: str, *, stay: bool = False) -> None:
             status.update(text)
-            if not console.is_terminal:
+            if stay or not console.is_terminal:
                 console.print(text, highlight=False)
 
         for rows in bench.evaluate(stage, name, window, specs, done, say):

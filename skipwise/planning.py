@@ -11,11 +11,11 @@ class ModelShape:
     """The sizes of a decoder that its cost depends on.
 
     Attributes:
-        parameters: number of weights, tied ones once; None when not known before loading.
+        parameters: number of weights, tied ones once.
         layers, hidden_size, heads: as in the model's config.
     """
 
-    parameters: int | None
+    parameters: int
     layers: int
     hidden_size: int
     heads: int
@@ -44,8 +44,8 @@ class Plan:
     window_tokens: int
     train_tokens: int
     attention_saving: float
-    parameters: int | None
-    train_flops: float | None
+    parameters: int
+    train_flops: float
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dictionary, ready for JSON."""
@@ -57,14 +57,12 @@ def window_tokens(method: str, lengths: Lengths) -> int:
     return lengths.target if method == "full" else lengths.train
 
 
-def train_flops(shape: ModelShape, tokens: int, window: int) -> float | None:
-    """FLOPs of training on `tokens` tokens in windows of `window`, or None without a weight count.
+def train_flops(shape: ModelShape, tokens: int, window: int) -> float:
+    """FLOPs of training on `tokens` tokens in windows of `window`.
 
     >>> train_flops(ModelShape(parameters=1000, layers=2, hidden_size=8, heads=1), tokens=100, window=10)
     696000.0
     """
-    if shape.parameters is None:
-        return None
     return float(tokens * (6 * shape.parameters + 6 * shape.layers * shape.hidden_size * window))
 
 
@@ -94,9 +92,8 @@ def make_plan(
 
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     """The plan as (what, how much) pairs for people."""
-    parameters = "known after loading" if plan.parameters is None else f"{plan.parameters / 1e6:,.1f} M"
     rows = [
-        ("model", f"{plan.model} ({parameters} parameters)"),
+        ("model", f"{plan.model} ({plan.parameters / 1e6:,.1f} M parameters)"),
         (
             "context window",
             f"{plan.original_length:,} -> {plan.target_length:,} tokens ({format_length(plan.original_length)} -> "
@@ -105,10 +102,9 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ("method, RoPE", f"{plan.method}, {plan.rope}"),
     ]
     if plan.method != "interpolate":
-        cost = "" if plan.train_flops is None else f", about {plan.train_flops:.2g} FLOPs"
         rows += [
             ("training", f"{plan.steps:,} steps of {plan.windows_per_step} windows of {plan.window_tokens:,} tokens"),
-            ("tokens", f"{plan.train_tokens:,}{cost}"),
+            ("tokens", f"{plan.train_tokens:,}, about {plan.train_flops:.2g} FLOPs"),
             ("attention", f"{plan.attention_saving:,.0f} times fewer scores per window than at full length"),
         ]
     return rows

@@ -100,8 +100,13 @@ class RunDir:
                     f"{self.path} was started with another configuration (see {self.resolved}). "
                     "Resume with the same one, or choose another --output."
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and not self._only_begun():
             raise UserError(f"{self.path} exists and is no Skipwise run. Choose another --output.")
+
+    def _only_begun(self) -> bool:
+        """Whether there is nothing but what a run writes first."""
+        first = {self.config.name, self.environment.name, self.plan.name, self.data.name}
+        return self.path.is_dir() and {path.name for path in self.path.iterdir()} <= first
 
     def read_results(self) -> list[EvalResult]:
         """The rows measured so far; empty for a new run."""
@@ -111,6 +116,12 @@ class RunDir:
         return [EvalResult(**json.loads(line)) for line in lines if line]
 
     def add_results(self, rows: Iterable[EvalResult]) -> None:
-        """Append rows, atomically."""
-        everything = [*self.read_results(), *rows]
-        write_text(self.results, "".join(json.dumps(row.as_row()) + "\n" for row in everything))
+        """Append rows, atomically; they take the place of rows that failed for the same figure."""
+        new = list(rows)
+        figures = {(row.stage, row.evaluation, row.context_length) for row in new}
+        old = [
+            row
+            for row in self.read_results()
+            if row.status != "failed" or (row.stage, row.evaluation, row.context_length) not in figures
+        ]
+        write_text(self.results, "".join(json.dumps(row.as_row(), allow_nan=False) + "\n" for row in [*old, *new]))

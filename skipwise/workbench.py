@@ -1,6 +1,7 @@
 """Model, tokenizer and data of one extension, and what is done with them. Everything here needs torch."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 from skipwise.config import RunConfig
 from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.store import Documents, TokenStore, open_store
-from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans
+from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans, intervals
 from skipwise.errors import UserError
-from skipwise.evaluation.runner import HeldOut, Subject, evaluate
+from skipwise.evaluation.runner import HeldOut, Say, Subject, evaluate
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Stage
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
@@ -31,6 +32,8 @@ from skipwise.training.trainer import check_loss, train, training_arguments
 
 # Windows on which the loss is watched during training.
 EVAL_WINDOWS = 32
+# Held-out documents to keep when no evaluation says how many.
+DEFAULT_DOCUMENTS = 50
 
 
 @dataclass
@@ -54,6 +57,21 @@ class Workbench:
         """Give the model its new RoPE."""
         set_rope_scaling(self.model, self.config.rope, self.lengths)
 
+    def check(self) -> None:
+        """Ask the model, before anything is spent on it, for what evaluation and training rely on.
+
+        Raises:
+            UserError: when attention is cut at a skip, or its logits are not those of one linear layer.
+        """
+        check_loss(self.model)
+        if self.config.method != "interpolate":
+            training = self.config.train
+            if training.gradient_checkpointing:
+                self.model.activation_checkpointing_enable()
+            self.model.train()
+            probe_attention(self.model, self.lengths.target, training.per_device_train_batch_size, dtype=self.dtype)
+            self.model.eval()
+
     def evaluate(
         self,
         stage: Stage,
@@ -61,14 +79,14 @@ class Workbench:
         window: int,
         specs: tuple[EvaluationSpec, ...],
         done: set[tuple[str, int]],
-        say: Callable[[str], None],
+        say: Say,
     ) -> Iterator[list[EvalResult]]:
         """Rows of everything not done yet, as they come."""
         subject = Subject(self.model, self.tokenizer, stage, name, window, self.dtype)
         return evaluate(subject, specs, self.held_out, self.config.seed, done, say)
 
     def train(self, run: RunDir) -> bool:
-        """Probe, then train to the end or to a signal; a model written before is loaded instead.
+        """Train to the end or to a signal; a model written before is loaded instead.
 
         Returns:
             Whether training came to its end.
@@ -77,14 +95,11 @@ class Workbench:
         if (run.model / "config.json").is_file():
             self._load_trained(run)
             return True
-        probe_attention(self.model.train(), self.lengths.target, config.per_device_train_batch_size, dtype=self.dtype)
-        check_loss(self.model.eval())
         teacher = load_model(self.config.model, self.model.device, self.dtype) if self.kl_weight else None
         arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
         windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
         collator = WindowCollator(self.config.positions, self.lengths, self.config.seed, config.untouched_share)
-        stop = StopOnSignal()
-        train(
+        finished = train(
             model=self.model,
             arguments=arguments,
             dataset=self._examples(config.max_steps * windows_per_step),
@@ -93,13 +108,13 @@ class Workbench:
             callbacks=[
                 ProgressBar(self.console, windows_per_step * window_tokens(self.config.method, self.lengths)),
                 TrainLog(run.train_log),
-                stop,
+                StopOnSignal(),
             ],
             teacher=teacher,
             kl_weight=self.kl_weight,
         )
         self.model.eval()
-        return not stop.stopped
+        return finished
 
     def save(self, run: RunDir) -> None:
         """Write the checkpoint, unless it is there."""
@@ -114,7 +129,7 @@ class Workbench:
     def _examples(self, count: int) -> TrainingExamples:
         share = self.config.data.retrieval_share
         retrieval = retrieval_documents(self.tokenizer, self.sources)
-        length = self.config.positions.tokens_needed(self.lengths)
+        length = window_tokens(self.config.method, self.lengths)
         begin = begin_of_text(self.tokenizer)
         return TrainingExamples(self.sources, count, self.config.seed, begin, retrieval, share, length)
 
@@ -135,6 +150,12 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
         UserError: when they do not fit each other, or no document is long enough.
     """
     kl_weight = teacher_weight(config, lengths)
+    if config.data.retrieval_share and config.method != "interpolate" and window_tokens(config.method, lengths) < 32:
+        raise UserError(
+            f"Retrieval documents need a training window of 32 tokens, but it has {lengths.train}. "
+            "Raise the train length, or set data.retrieval_share to 0."
+        )
+    _check_single_process()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.model)
@@ -142,15 +163,10 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     begin = begin_of_text(tokenizer)
     sources = _cut(config, lengths, [store.train for store in stores], len(begin))
     if config.method != "interpolate":
-        _check_long_enough(config, lengths, stores, sources)
+        _check_long_enough(config, lengths, stores, sources, len(begin), console)
     with console.status("loading the model"):
         model = load_model(config.model, default_device())
     check_vocabulary(model, tokenizer)
-    held_out = [
-        np.concatenate([np.array(begin, dtype=np.int64), store.held_out.read(start, stop)])
-        for store in stores
-        for start, stop in zip(store.held_out.starts, store.held_out.stops, strict=True)
-    ]
     return Workbench(
         config=config,
         lengths=lengths,
@@ -161,10 +177,23 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
         original_window=read_rope(model.config).current,
         sources=[source for source in sources if len(source.spans)],
         held_out_sources=_cut(config, lengths, [store.held_out for store in stores], len(begin)),
-        held_out=HeldOut("held-out " + ", ".join(source.source for source in config.data.sources), held_out),
+        held_out=HeldOut(
+            "held-out " + ", ".join(source.source for source in config.data.sources),
+            longest_documents(config, stores, begin),
+        ),
         data_summary={"sources": [store.summary for store in stores]},
         kl_weight=kl_weight,
     )
+
+
+def longest_documents(config: RunConfig, stores: list[TokenStore], begin: list[int]) -> list[NDArray[np.int64]]:
+    """The longest held-out documents of all sources, as many as any evaluation asks for."""
+    count = max((getattr(spec, "documents", 0) for spec in config.evaluate or ()), default=0) or DEFAULT_DOCUMENTS
+    join = config.data.short_documents == "join"
+    pieces = [(store.held_out, *span) for store in stores for span in intervals(store.held_out, join)]
+    longest = sorted(pieces, key=lambda piece: piece[1] - piece[2])[:count]
+    first = np.array(begin, dtype=np.int64)
+    return [np.concatenate([first, documents.read(start, stop)]) for documents, start, stop in longest]
 
 
 def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
@@ -174,12 +203,24 @@ def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
         UserError: when the term is asked for and it cannot.
     """
     wanted, window = config.train.kl_weight, window_tokens(config.method, lengths)
-    if wanted and window > lengths.original:
+    fits = window <= lengths.original
+    if wanted and not fits:
         raise UserError(
             f"train.kl_weight needs windows that the untouched model can read, but they have {window:,} tokens "
             f"and its window {lengths.original:,}. Leave train.kl_weight out or set it to 0."
         )
-    return float(window <= lengths.original) if wanted is None else wanted
+    # Where the text skips too, the untouched model would read far pieces as neighbours.
+    reads_the_same = getattr(config.positions, "content", "contiguous") == "contiguous"
+    return float(fits and reads_the_same) if wanted is None else wanted
+
+
+def _check_single_process() -> None:
+    """Refuse what would silently go wrong until several processes are supported."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.accelerator.device_count() > 1:
+        raise UserError(
+            f"A run takes one process and one accelerator, but there are {os.environ.get('WORLD_SIZE', '1')} and "
+            f"{torch.accelerator.device_count()}. Start it without a launcher, with CUDA_VISIBLE_DEVICES=0."
+        )
 
 
 def _open(config: RunConfig, index: int, tokenizer: PreTrainedTokenizerBase, console: Console) -> TokenStore:
@@ -214,19 +255,29 @@ def _cut(config: RunConfig, lengths: Lengths, parts: list[Documents], begin: int
     ]
 
 
-def _check_long_enough(config: RunConfig, lengths: Lengths, stores: list[TokenStore], sources: list[Source]) -> None:
+def _check_long_enough(
+    config: RunConfig,
+    lengths: Lengths,
+    stores: list[TokenStore],
+    sources: list[Source],
+    begin: int,
+    console: Console,
+) -> None:
     """Say how many documents are too short; refuse a source that has no other."""
-    shortest = max(config.positions.tokens_needed(lengths), config.data.min_document_tokens or 0)
+    shortest = max(config.positions.tokens_needed(lengths) - begin, config.data.min_document_tokens or 0)
     for store, source in zip(stores, sources, strict=True):
-        short = int((store.train.lengths < shortest).sum())
+        join = config.data.short_documents == "join"
+        short = 0 if join else int((store.train.lengths < shortest).sum())
         name = store.summary["source"]
         if not len(source.spans):
             raise UserError(
                 f"Method {config.method!r} needs documents of at least {shortest:,} tokens, but the longest training "
                 f"document of {name} has {int(store.train.lengths.max(initial=0)):,}. Lower --train-length, give "
-                "longer documents, or set data.short_documents=join."
+                f"longer documents{'' if join else ', or set data.short_documents=join'}."
             )
-        store.summary["too_short"] = 0 if config.data.short_documents == "join" else short
+        store.summary["too_short"] = short
+        if short:
+            console.print(f"{name}: {short:,} documents below {shortest:,} tokens are left out", highlight=False)
 
 
 def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from skipwise.evaluation.specs import EvalResult
@@ -121,10 +122,34 @@ def test_an_interrupted_run_saves_and_resumes(config_file: Path, tmp_path: Path)
 def test_methods(config_file: Path, tmp_path: Path, method: str) -> None:
     run = tmp_path / method
     evaluate = "[{name: perplexity, context_lengths: [64, 256], documents: 2}]"
-    skipwise("extend", config_file, "--output", run, "--method", method, "--steps", 1, "--set", f"evaluate={evaluate}")
+    steps = [] if method == "interpolate" else ["--steps", 1]
+    skipwise("extend", config_file, "--output", run, "--method", method, *steps, "--set", f"evaluate={evaluate}")
     stages = {row.stage for row in rows_of(run)}
     assert stages == {"original", "interpolated"} | (set() if method == "interpolate" else {"extended"})
     assert AutoModelForCausalLM.from_pretrained(run / "model").config.max_position_embeddings == 512
+
+
+def test_a_model_whose_attention_is_cut_is_not_trained(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 2: the probe stops the run before anything is spent. Seen to fail when `Workbench.check` did not probe."""
+    from skipwise import UserError, workbench
+    from skipwise.config import parse_config, read_yaml
+    from skipwise.extension import extend
+
+    def cut(*_: object, **__: object) -> None:
+        raise UserError("attention is cut")
+
+    monkeypatch.setattr(workbench, "probe_attention", cut)
+    config = parse_config(read_yaml(config_file))
+    with pytest.raises(UserError, match="attention is cut"):
+        extend(config, tmp_path / "run", given="", console=Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_than_one_process_is_refused(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one process" in skipwise("extend", config_file, "--output", tmp_path / "run", code=2)
 
 
 def test_dry_run_writes_nothing(config_file: Path, tmp_path: Path) -> None:
@@ -149,6 +174,8 @@ MISTAKES = [
     ("unknown key", ["--set", "train.max_stps=3"], "Did you mean 'max_steps'"),
     ("unreadable data", ["--data", "nowhere.jsonl"], "does not exist"),
     ("a teacher past its window", ["--train-length", "128", "--set", "train.kl_weight=1"], "untouched model can read"),
+    ("steps without training", ["--method", "interpolate", "--steps", "3"], "trains nothing"),
+    ("a window too short for retrieval", ["--train-length", "16"], "training window of 32 tokens"),
     ("no document long enough", ["--train-length", "512"], "documents of at least 512 tokens, but the longest"),
 ]
 

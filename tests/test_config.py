@@ -91,6 +91,21 @@ def test_all_errors_at_once_with_path_and_nearest_match() -> None:
         ({"evaluate": [{"name": "passkey", "context_lengths": []}]}, "different lengths"),
         ({"evaluate": [{"name": "passkey", "context_lengths": [64], "trials": 0}]}, "trials must be at least 1"),
         ({"seed": -1}, "seed"),
+        ({"lengths": {"train": 0}}, "lengths.train"),
+        ({"lengths": 32768}, "lengths"),
+        (
+            {
+                "evaluate": [
+                    {"name": "passkey", "context_lengths": [64]},
+                    {"name": "passkey", "context_lengths": [64, 8]},
+                ]
+            },
+            "passkey at 64 tokens twice",
+        ),
+        (
+            {"evaluate": [{"name": "perplexity", "context_lengths": [64], "max_document_tokens": 32}]},
+            "max_document_tokens must not be below",
+        ),
     ],
 )
 def test_values_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -119,6 +134,15 @@ def test_assignments_and_flags_override() -> None:
 def test_another_name_replaces_a_section_instead_of_mixing_with_it() -> None:
     config = parse_config(merge({**MINIMAL, "rope": {"name": "yarn", "beta_fast": 8}}, {"rope": {"name": "ntk"}}))
     assert config.rope == NTK()
+
+
+def test_other_sources_replace_those_of_a_file_and_nothing_else() -> None:
+    base = {**MINIMAL, "data": {"source": "a", "text_field": "body", "retrieval_share": 0.5}}
+    config = parse_config(merge(base, {"data": {"sources": ["b"]}}))
+    assert [(s.source, s.text_field) for s in config.data.sources] == [("b", "body")]
+    assert config.data.retrieval_share == 0.5
+    config = parse_config(merge(MINIMAL, parse_assignment("data.text_field=body")))
+    assert [(s.source, s.text_field) for s in config.data.sources] == [("docs.jsonl", "body")]
 
 
 def test_methods() -> None:

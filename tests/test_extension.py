@@ -96,6 +96,13 @@ def test_the_table_shows_every_stage_and_flags() -> None:
     ]
 
 
+def test_a_failed_figure_is_measured_again(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.add_results([row("original", "passkey", 256, None, status="failed"), row("original", "passkey", 512, 0.5)])
+    run.add_results([row("original", "passkey", 256, 1.0)])
+    assert [(r.context_length, r.value) for r in run.read_results()] == [(512, 0.5), (256, 1.0)]
+
+
 def test_results_survive_a_crash_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDir(tmp_path)
     run.add_results([row("original", "passkey", 256, 1.0)])

@@ -4,10 +4,14 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import zstandard
 
 from skipwise.config import SourceConfig
 from skipwise.data import builtin
@@ -17,6 +21,8 @@ TEXT_SUFFIXES = (".txt", ".md")
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 # Before this many records a single bad one would be a large share.
 MALFORMED_GRACE = 100
+# Characters of a text file that are held at a time.
+TEXT_BLOCK = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -32,26 +38,30 @@ class ReadReport:
     """What happened while a source was read.
 
     Attributes:
+        max_malformed_share: more than this share of bad records stops the reading.
         records: lines, rows or files seen.
         malformed: how many of them could not be used.
         examples: the first few reasons, each with file and line.
     """
 
+    max_malformed_share: float
     records: int = 0
     malformed: int = 0
     examples: list[str] = field(default_factory=list)
 
     def reject(self, where: str, why: str) -> None:
-        """Count a record that cannot be used."""
+        """Count a record that cannot be used; stop early where most are bad."""
         self.malformed += 1
         if len(self.examples) < 5:
             self.examples.append(f"{where}: {why}")
+        if self.records >= MALFORMED_GRACE:
+            self.check()
 
-    def check(self, max_share: float) -> None:
+    def check(self) -> None:
         """Raise `UserError` when too many records were rejected."""
-        if self.malformed > max_share * self.records:
+        if self.malformed > self.max_malformed_share * self.records:
             raise UserError(
-                f"At most {max_share:.1%} of the records may be malformed, but "
+                f"At most {self.max_malformed_share:.1%} of the records may be malformed, but "
                 f"{self.malformed} of {self.records} are:\n"
                 + "\n".join(f"  - {example}" for example in self.examples)
                 + "\nMend them, name the right data.text_field, or raise data.max_malformed_share."
@@ -97,18 +107,15 @@ def _is_hub_name(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not suffix_of(Path(name))
 
 
-def read_documents(config: SourceConfig, report: ReadReport, max_malformed_share: float) -> Iterator[RawDocument]:
+def read_documents(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
     """Stream the documents of a source, counting what is skipped.
 
     Raises:
         UserError: when too many records are malformed, or a file cannot be read at all.
     """
-    for document in _open(config, report):
-        if report.records >= MALFORMED_GRACE:
-            report.check(max_malformed_share)
-        if document.text.strip():
-            yield document
-    report.check(max_malformed_share)
+    documents = (document for document in _open(config, report) if document.text.strip())
+    yield from islice(documents, config.max_documents)
+    report.check()
 
 
 def _open(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
@@ -128,17 +135,24 @@ def _open(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
 def _read_file(path: Path, text_field: str, report: ReadReport) -> Iterator[RawDocument]:
     try:
         if suffix_of(path) in TEXT_SUFFIXES:
-            report.records += 1
-            text = path.read_text(encoding="utf-8")
-            yield RawDocument(text, text)
+            yield from _read_text(path, report)
         elif suffix_of(path) == ".parquet":
             yield from _read_parquet(path, text_field, report)
         else:
             yield from _read_jsonl(path, text_field, report)
     except UnicodeDecodeError as error:
         report.reject(str(path), f"not UTF-8 ({error.reason})")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _read_text(path: Path, report: ReadReport) -> Iterator[RawDocument]:
+    """A file is a document; a huge one is several, cut at line ends."""
+    with path.open(encoding="utf-8") as file:
+        while text := file.read(TEXT_BLOCK):
+            text += file.readline() if len(text) == TEXT_BLOCK else ""
+            report.records += 1
+            yield RawDocument(text, text)
 
 
 def _read_jsonl(path: Path, text_field: str, report: ReadReport) -> Iterator[RawDocument]:
@@ -162,8 +176,6 @@ def _open_binary(path: Path) -> io.BufferedIOBase:
         case ".jsonl.gz":
             return gzip.open(path)
         case ".jsonl.zst":
-            import zstandard
-
             return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")))
         case _:
             return path.open("rb")
@@ -194,7 +206,9 @@ def _read_hub(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]
     import datasets
 
     try:
-        stream = datasets.load_dataset(config.source, split=config.split, streaming=True)
+        stream = datasets.load_dataset(
+            config.source, config.subset, split=config.split, revision=config.revision, streaming=True
+        )
         for row, record in enumerate(stream):
             report.records += 1
             yield from _text_of(record, config.text_field, f"{config.source} row {row}", report)
@@ -210,16 +224,18 @@ def _read_hub(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]
 def _text_of(record: object, text_field: str, where: str, report: ReadReport) -> Iterator[RawDocument]:
     """The document of one record, or nothing and a note in the report."""
     text = record.get(text_field) if isinstance(record, dict) else None
-    if isinstance(text, str):
-        yield RawDocument(text, text)
-    else:
+    if not isinstance(text, str):
         report.reject(where, f"no text in field {text_field!r}")
+    elif any("\ud800" <= character <= "\udfff" for character in text):
+        report.reject(where, "half of a surrogate pair, which is no Unicode text")
+    else:
+        yield RawDocument(text, text)
 
 
 def describe_source(config: SourceConfig) -> dict[str, Any]:
     """What identifies the content of a source: file sizes and times, or names and versions."""
     path = Path(config.source).expanduser()
-    identity: dict[str, Any] = {"source": config.source, "text_field": config.text_field, "split": config.split}
+    identity = config.model_dump(exclude={"weight"})
     if config.source == builtin.PYTHON:
         return identity | {"python": sys.version}
     if path.exists():

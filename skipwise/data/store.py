@@ -158,11 +158,11 @@ def _build(
     tokenizer: PreTrainedTokenizerBase,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    report = ReadReport()
+    report = ReadReport(data.max_malformed_share)
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
     train = _Part(path / "train.bin", dtype, tokenizer.eos_token_id)
     held_out = _Part(path / "held_out.bin", dtype, tokenizer.eos_token_id)
-    for batch in _batches(read_documents(source, report, data.max_malformed_share)):
+    for batch in _batches(read_documents(source, report)):
         encoded = tokenizer([document.text for document in batch], add_special_tokens=False, verbose=False)["input_ids"]
         for document, ids in zip(batch, encoded, strict=True):
             digest = key_hash(document.key)

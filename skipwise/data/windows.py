@@ -1,7 +1,7 @@
 """From documents to batches: spans of tokens, and the collator that draws their positions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.store import Documents
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.positions import Document, Plain, PositionSampler, example_rng
+from skipwise.positions import Document, Plain, PoSE, PositionSampler, example_rng
 
 Spans = NDArray[np.int64]
 # Streams of randomness of one example that must not be the same one.
-_POSITIONS, _ORDER, _RETRIEVAL = 0, 1, 2
+_ORDER, _RETRIEVAL = 2**31, 2**31 + 1
 
 
 def cut_spans(documents: Documents, needed: int, used: int, join: bool, shortest: int = 0) -> Spans:
@@ -36,23 +36,23 @@ def cut_spans(documents: Documents, needed: int, used: int, join: bool, shortest
     >>> cut_spans(documents, needed=4, used=8, join=False).tolist()
     [[0, 8], [8, 16], [20, 24]]
     """
-    intervals = np.stack([documents.starts, documents.stops], axis=1)
-    if join:
-        intervals = _merge_neighbours(intervals)
     pieces = []
-    for begin, end in intervals[intervals[:, 1] - intervals[:, 0] >= shortest]:
+    for begin, end in intervals(documents, join):
+        if end - begin < shortest:
+            continue
         starts = np.arange(begin, end - needed + 1, used)
         pieces.append(np.stack([starts, np.minimum(starts + used, end)], axis=1))
     return np.concatenate(pieces) if pieces else np.empty((0, 2), dtype=np.int64)
 
 
-def _merge_neighbours(intervals: Spans) -> Spans:
-    """Join intervals with at most one token (the end-of-text token) between them."""
-    if not len(intervals):
-        return intervals
-    first = np.concatenate([[True], intervals[1:, 0] - intervals[:-1, 1] > 1])
+def intervals(documents: Documents, join: bool) -> Spans:
+    """int64[n, 2]: begin and end of each document, or of each run of neighbours."""
+    if not join or not len(documents):
+        return np.stack([documents.starts, documents.stops], axis=1)
+    # Neighbours have at most one token between them, that of the end of a text.
+    first = np.concatenate([[True], documents.starts[1:] - documents.stops[:-1] > 1])
     last = np.concatenate([first[1:], [True]])
-    return np.stack([intervals[first, 0], intervals[last, 1]], axis=1)
+    return np.stack([documents.starts[first], documents.stops[last]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,9 @@ class WindowCollator:
         tokens = np.asarray(feature["input_ids"], dtype=np.int64)
         rng = self._rng(feature)
         sampler = self._untouched if rng.random() < self.untouched_share else self.sampler
+        if "scored" in feature and isinstance(sampler, PoSE):
+            # Such a document is one window long, and cutting pieces out would cut out what is asked for.
+            sampler = replace(sampler, content="contiguous")
         needed = sampler.tokens_needed(self.lengths)
         if len(tokens) < needed:
             raise UserError(

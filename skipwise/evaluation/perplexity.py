@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from skipwise.errors import UserError
 from skipwise.evaluation.intervals import Z, ratio_with_error
 from skipwise.evaluation.specs import Perplexity
 from skipwise.models.forward import log_probabilities
@@ -122,15 +123,22 @@ def truncated_perplexity_figures(
 
 def _figures(nll: NDArray[np.float64], count: NDArray[np.float64]) -> dict[str, Any]:
     mean, error = ratio_with_error(nll, count)
-    value = math.exp(mean) if mean < 700 else math.inf
+    value = finite_exp(mean)
+    if value is None:
+        raise UserError(f"The mean loss is {mean:.4g} nats per token, which is no perplexity: the model is broken.")
     return {
         "metric": "perplexity",
         "value": value,
         "stderr": None if error is None else value * error,
-        "interval_low": None if error is None else value * math.exp(-Z * error),
-        "interval_high": None if error is None else value * math.exp(Z * error),
+        "interval_low": None if error is None else finite_exp(mean - Z * error),
+        "interval_high": None if error is None else finite_exp(mean + Z * error),
         "num_samples": int(count.sum()),
     }
+
+
+def finite_exp(value: float) -> float | None:
+    """`exp(value)`, or None when that is no finite number."""
+    return math.exp(value) if value < 700 else None
 
 
 def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:

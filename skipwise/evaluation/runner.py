@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +13,14 @@ from skipwise.evaluation.passkey import passkey_figures
 from skipwise.evaluation.perplexity import Tokens, choose_documents, perplexity_figures, truncated_perplexity_figures
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Passkey, Perplexity, Stage
 from skipwise.models.forward import autocast
+
+
+class Say(Protocol):
+    """Tells what is going on; `stay` for what must not be overwritten by the next."""
+
+    def __call__(self, text: str, *, stay: bool = False) -> None:
+        """Tell it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ def evaluate(
     held_out: HeldOut,
     seed: int,
     done: set[tuple[str, int]],
-    say: Callable[[str], None] = lambda text: None,
+    say: Say,
 ) -> Iterator[list[EvalResult]]:
     """Every figure of the specs for one model, a list of rows per evaluation and length.
 
@@ -77,9 +85,7 @@ Figures = dict[str, Any]
 Task = tuple[list[int], Callable[[], list[tuple[int, Figures]]]]
 
 
-def _tasks(
-    subject: Subject, spec: EvaluationSpec, held_out: HeldOut, seed: int, say: Callable[[str], None]
-) -> Iterator[Task]:
+def _tasks(subject: Subject, spec: EvaluationSpec, held_out: HeldOut, seed: int, say: Say) -> Iterator[Task]:
     """(context lengths, measurement) pairs; one measurement may give several lengths."""
     if isinstance(spec, Passkey):
         for length in spec.context_lengths:
@@ -87,7 +93,7 @@ def _tasks(
         return
     documents, reached = choose_documents(held_out.documents, spec.context_lengths, spec.documents)
     for length in sorted(set(spec.context_lengths) - set(reached)):
-        say(f"no {spec.name} at {length:,} tokens: no held-out document is that long")
+        say(f"no {spec.name} at {length:,} tokens: no held-out document is that long", stay=True)
     if isinstance(spec, Perplexity):
         if spec.final_tokens is not None and reached:
             documents = [document[: reached[-1]] for document in documents]

@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Strict
+from pydantic import BeforeValidator, Field, Strict
 
 from skipwise.errors import UserError
 from skipwise.lengths import parse_length
 from skipwise.sections import section
 
-Length = Annotated[int, BeforeValidator(parse_length)]
+Length = Annotated[int, BeforeValidator(parse_length), Field(ge=1)]
 ContextLengths = Annotated[tuple[Length, ...], Strict(False)]
 
 Stage = Literal["original", "interpolated", "extended"]
@@ -63,6 +63,11 @@ class Perplexity:
             final_tokens=self.final_tokens,
             max_document_tokens=self.max_document_tokens,
         )
+        if self.max_document_tokens is not None and self.max_document_tokens < max(self.context_lengths):
+            raise UserError(
+                f"max_document_tokens must not be below the context lengths, but {self.max_document_tokens:,} < "
+                f"{max(self.context_lengths):,}. Raise it, or leave it out."
+            )
 
 
 @section

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
@@ -69,7 +69,7 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_written(path: Path, model: PreTrainedModel, lengths: Lengths) -> None:
     """Read the config back as a user will, and compare with the model in memory."""
-    config = text_config(AutoConfig.from_pretrained(path))
+    config = text_config(type(model.config).from_pretrained(path))
     for table in (module for module in model.modules() if is_rotary_table(module)):
         read = type(table)(config=config)
         if not same_table(read, table):

@@ -1,12 +1,11 @@
 """Loading stock transformers models and tokenizers."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -66,22 +65,18 @@ def _explained(config: ModelConfig, load: Callable[[], T]) -> T:
     """`load()`, with its many ways to fail turned into one message."""
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"{config.path!r} must be a model directory, hub id or .gguf file, but cannot be loaded: {first_line}"
         ) from error
 
 
-def count_parameters(config: ModelConfig) -> int | None:
-    """Weights of a model in safetensors files on this disk, from their headers alone; else None."""
-    counts = [
-        math.prod(file.get_slice(key).get_shape())
-        for path in sorted(Path(model_location(config.path)).glob("*.safetensors"))
-        for file in [safe_open(path, framework="numpy")]
-        for key in file.keys()  # noqa: SIM118 - not a dictionary
-    ]
-    return sum(counts) or None
+def count_parameters(config: PreTrainedConfig, trust_remote_code: bool) -> int:
+    """Weights of a model, tied ones once, without making them."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return int(model.num_parameters())
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -108,8 +103,13 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        fast = device.type == "cpu" and native_bfloat16()
     return torch.bfloat16 if fast else torch.float32
+
+
+def native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def default_device() -> torch.device:

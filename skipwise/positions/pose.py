@@ -10,6 +10,9 @@ from skipwise.lengths import Lengths
 from skipwise.positions.window import Document, Window
 from skipwise.sections import section
 
+CONTENT_MODES = ("contiguous", "uniform", "aligned")
+FIRST_CHUNKS = ("any", "half")
+
 
 @section
 class PoSE:
@@ -41,6 +44,9 @@ class PoSE:
     def __post_init__(self) -> None:
         if self.chunks < 1:
             raise UserError(f"PoSE needs at least one chunk, not {self.chunks}. Set positions.chunks to 2.")
+        for key, known in (("content", CONTENT_MODES), ("first_chunk", FIRST_CHUNKS)):
+            if getattr(self, key) not in known:
+                raise UserError(f"PoSE's {key} is one of {', '.join(known)}, not {getattr(self, key)!r}.")
         if self.first_chunk == "half" and self.chunks != 2:
             raise UserError(
                 f"first_chunk 'half' is defined for two chunks, not {self.chunks}. "

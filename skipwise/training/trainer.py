@@ -52,9 +52,10 @@ class WindowTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, None, None]:
-        """Held-out windows: only the loss, never logits."""
+        """Held-out windows: only the loss, without the teacher's term, and never logits."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+            unwrapped = self.accelerator.unwrap_model(model)
+            return window_loss(model, unwrapped, self._prepare_inputs(inputs)).detach(), None, None
 
 
 def window_loss(

@@ -11,15 +11,16 @@ import zstandard
 
 from skipwise import UserError
 from skipwise.config import SourceConfig
+from skipwise.data import sources
 from skipwise.data.sources import ReadReport, check_source, read_documents
 
 TEXTS = ["first text", "second\ntext", "dritter Text: äöü"]
 
 
 def read(path: Path, max_share: float = 0.01, **keywords: str) -> tuple[list[str], ReadReport]:
-    report = ReadReport()
+    report = ReadReport(max_share)
     source = SourceConfig(source=str(path), **keywords)
-    return [document.text for document in read_documents(source, report, max_share)], report
+    return [document.text for document in read_documents(source, report)], report
 
 
 def write(path: Path) -> Path:
@@ -83,15 +84,37 @@ def test_too_many_malformed_lines_stop_the_run(tmp_path: Path) -> None:
     assert len(read(path, text_field="txt")[0]) == 10_000
 
 
-def test_reading_stops_early_when_most_is_malformed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("good", [0, 100])
+def test_reading_stops_early_when_most_is_malformed(tmp_path: Path, good: int) -> None:
     """A 10 GB file with a wrong field name must not be read to its end: the check runs as lines come."""
     path = tmp_path / "data.jsonl"
-    good = [json.dumps({"text": "x"})] * 200
-    path.write_text("\n".join(good[:100] + ["{"] * 50 + good))
-    report = ReadReport()
+    path.write_text("\n".join([json.dumps({"text": "x"})] * good + ["{"] * 5000))
+    report = ReadReport(0.01)
     with pytest.raises(UserError):
-        list(read_documents(SourceConfig(source=str(path)), report, 0.01))
-    assert report.records < 160
+        list(read_documents(SourceConfig(source=str(path)), report))
+    assert report.records <= 102
+
+
+def test_a_huge_text_file_is_held_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "TEXT_BLOCK", 100)
+    lines = [f"line {i}\n" for i in range(100)]
+    (tmp_path / "huge.txt").write_text("".join(lines))
+    parts, _ = read(tmp_path / "huge.txt")
+    assert "".join(parts) == "".join(lines)
+    assert len(parts) > 5
+    assert all(len(part) < 120 and part.endswith("\n") for part in parts)
+
+
+def test_no_more_documents_than_asked_for(tmp_path: Path) -> None:
+    source = SourceConfig(source=str(write(tmp_path / "data.jsonl")), max_documents=2)
+    assert len(list(read_documents(source, ReadReport(0.0)))) == 2
+
+
+def test_half_a_surrogate_pair_is_malformed(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "a\\ud800b"}\n{"text": "good"}\n')
+    documents, report = read(tmp_path / "data.jsonl", max_share=0.5)
+    assert documents == ["good"]
+    assert "surrogate" in report.examples[0]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +125,8 @@ def test_reading_stops_early_when_most_is_malformed(tmp_path: Path) -> None:
         ("data.docx", b"x", "no file of a kind"),
         ("broken.parquet", b"no parquet", "no readable Parquet"),
         ("broken.jsonl.gz", b"no gzip", "cannot be read"),
+        ("cut.jsonl.gz", gzip.compress(b"{}" * 500)[:-20], "cannot be read"),
+        ("broken.jsonl.zst", b"no zstandard", "cannot be read"),
     ],
 )
 def test_unreadable_sources(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
@@ -118,4 +143,4 @@ def test_an_unknown_builtin_names_the_nearest() -> None:
 
 def test_a_hub_name_that_cannot_be_reached_is_explained() -> None:
     with pytest.raises(UserError, match="neither a path on this machine nor a hub dataset"):
-        list(read_documents(SourceConfig(source="nobody/nothing"), ReadReport(), 0.01))
+        list(read_documents(SourceConfig(source="nobody/nothing"), ReadReport(0.01)))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from skipwise import UserError
 from skipwise.evaluation.intervals import ratio_with_error, wilson
 from skipwise.evaluation.perplexity import (
     choose_documents,
@@ -97,12 +98,14 @@ def test_all_lengths_are_measured_on_the_same_documents() -> None:
     assert choose_documents(DOCUMENTS, (4096,), count=5) == ([], [])
 
 
-def test_a_hopeless_model_has_an_infinite_perplexity_not_a_crash() -> None:
+@pytest.mark.parametrize("scale", [1e6, math.nan])
+def test_a_broken_model_has_no_perplexity(scale: float) -> None:
+    """The runner makes a failed row of it."""
     model = pico_llama()
     with torch.no_grad():
-        model.lm_head.weight.mul_(1e6)
-    figures = perplexity_figures(model, DOCUMENTS[:1], Perplexity(context_lengths=(32,), stride=8), 32)
-    assert figures["value"] == math.inf
+        model.lm_head.weight.mul_(scale)
+    with pytest.raises(UserError, match="the model is broken"):
+        perplexity_figures(model, DOCUMENTS, Perplexity(context_lengths=(32,), stride=8), 32)
 
 
 def test_wilson_against_published_numbers() -> None:

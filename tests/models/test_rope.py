@@ -49,6 +49,22 @@ def test_the_first_window_is_kept_through_two_extensions(llama: PreTrainedModel)
     assert llama.config.max_position_embeddings == 64 * WINDOW
 
 
+def test_a_model_scaled_linearly_before_keeps_its_first_window(llama: PreTrainedModel) -> None:
+    """Trap 6: such a config says its factor only."""
+    set_rope_scaling(llama, Linear(), LENGTHS)
+    info = read_rope(llama.config)
+    assert (info.original, info.current) == (WINDOW, 16 * WINDOW)
+    set_rope_scaling(llama, Linear(), Lengths(info.original, WINDOW, 64 * WINDOW))
+    assert llama.model.rotary_emb.inv_freq[0] == pytest.approx(1 / 64)
+
+
+def test_a_yarn_config_that_left_its_window_behind() -> None:
+    """As Qwen's cards advise: the factor tells the window, max_position_embeddings does not."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    info = read_rope(Qwen2Config(max_position_embeddings=32768, rope_scaling=scaling))
+    assert (info.original, info.current) == (32768, 131072)
+
+
 def test_frequencies_do_not_depend_on_the_positions_of_a_batch(llama: PreTrainedModel) -> None:
     """Trap 4: revised YaRN is written as longrope, which switches lists by the largest position.
 

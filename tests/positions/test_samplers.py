@@ -133,9 +133,11 @@ def test_content_modes() -> None:
         assert contiguous.token_index.tolist() == list(range(8))
         assert (aligned.token_index == aligned.position_ids).all()
         assert uniform.token_index[0] == 0  # v_0 = 0
-        # Text and positions run on together within a chunk, and skip at the same places.
-        jumps = np.diff(uniform.position_ids) > 1
-        assert (np.diff(uniform.token_index)[~jumps & (np.diff(uniform.token_index) == 1)] == 1).all()
+        # Within a chunk, text and positions run on together (Eq. 3 and 5).
+        chunk = PoSE(chunks=3)._chunk_of_token(8, example_rng(0, 0, index))
+        assert chunk.max() == 2
+        for shift in (uniform.token_index - np.arange(8), uniform.position_ids - np.arange(8)):
+            assert [len(set(shift[chunk == i])) for i in range(3)] == [1, 1, 1]
     assert PoSE(content="aligned").tokens_needed(lengths) == 64
 
 
