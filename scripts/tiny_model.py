@@ -167,7 +167,7 @@ def main() -> None:
     """Train, report passkey accuracy, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("skipwise/models/tiny"))
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     console, rng = Console(), np.random.default_rng(arguments.seed)

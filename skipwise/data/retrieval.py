@@ -121,7 +121,9 @@ class RetrievalDocuments:
         room = length - len(self.bos) - sum(len(stated) for stated, _, _ in facts) - len(asked)
         if room < 0:
             return None
-        filler = self._filler(room, rng)
+        # Often the last word of a question stands all over the filler, with other words after it.
+        decoy = facts[0][1][-1] if rng.random() < 0.6 else None
+        filler = self._filler(room, rng, decoy)
         places = np.sort(rng.integers(0, room, size=count, endpoint=True))
         tokens = list(self.bos)
         for begin, end, fact in zip([0, *places], [*places, room], [*facts, ([], [], [])], strict=True):
@@ -179,15 +181,26 @@ class RetrievalDocuments:
         tokens = np.concatenate([np.asarray(self.bos, dtype=np.int64), cycle])
         return tokens, np.arange(length) > len(self.bos) + span
 
-    def _filler(self, length: int, rng: np.random.Generator) -> Tokens:
-        """Real text, a piece of it over and over, or a few sentences over and over."""
+    def _filler(self, length: int, rng: np.random.Generator, decoy: int | None = None) -> Tokens:
+        """Real text, a piece of it over and over, or a few sentences over and over.
+
+        Args:
+            length: tokens wanted.
+            rng: the only source of randomness.
+            decoy: a token to strew into it: what follows it there is not the answer to anything.
+        """
         kind = rng.random()
         if kind < 0.4:
-            return self.prose(rng, length)
-        if kind < 0.7:
-            return np.resize(self.prose(rng, int(rng.integers(8, 65))), length)
-        chosen = rng.choice(_FILLER, size=rng.integers(1, 7), replace=False)
-        return np.resize(np.array(self.encode("".join(f" {sentence}" for sentence in chosen)), dtype=np.int64), length)
+            unit = self.prose(rng, length)
+        elif kind < 0.7:
+            unit = self.prose(rng, int(rng.integers(8, 65)))
+        else:
+            chosen = rng.choice(_FILLER, size=rng.integers(1, 7), replace=False)
+            unit = np.array(self.encode("".join(f" {sentence}" for sentence in chosen)), dtype=np.int64)
+        if decoy is not None and len(unit):
+            unit = unit.copy()
+            unit[rng.random(len(unit)) < rng.uniform(0.01, 0.12)] = decoy
+        return np.resize(unit, length)
 
     def _random_tokens(self, count: int, rng: np.random.Generator) -> Tokens:
         """Any tokens, few different ones, or numbers: of few, one alone does not tell which comes next."""
