@@ -1,4 +1,4 @@
-"""Pretrain the embedded model: `make tiny-model`. About 40 minutes on one core with native bfloat16.
+"""Pretrain the embedded model: `make tiny-model`. About 12 minutes on one core with native bfloat16.
 
 A Llama of 3.7 M parameters with a window of 256 tokens, trained on the Python standard library and on
 synthetic retrieval documents. It is a stand-in for a real model: it predicts text, it retrieves, and
@@ -11,6 +11,7 @@ And the matrices are trained with Muon.
 """
 
 import argparse
+import copy
 import math
 from pathlib import Path
 
@@ -39,7 +40,7 @@ WINDOWS_PER_STEP = 16
 # First steps: nothing but short cycles of random tokens, in short windows, until they are continued.
 CYCLE_STEPS, CYCLE_WINDOW = 200, 64
 RETRIEVAL_SHARE, COPIES_SHARE = 0.55, 0.33
-MUON_RATE, ADAM_RATE = 0.01, 3e-3
+MUON_RATE, ADAM_RATE = 0.006, 2e-3
 
 
 def train_tokenizer(data: DataConfig) -> PreTrainedTokenizerFast:
@@ -200,9 +201,9 @@ def main() -> None:
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     """Write the model in bfloat16, half the size; training goes on in float32."""
-    weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(path, state_dict=weights)
+    half = copy.deepcopy(model)
+    torch.nn.Module.to(half, torch.bfloat16)
+    half.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
