@@ -161,7 +161,12 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_ready_recipes_are_valid() -> None:
-    recipes = [*Path("configs").glob("*.yaml"), Path("skipwise/demo.yaml")]
+    root = Path(__file__).parent.parent
+    recipes = [
+        *(root / "configs").glob("*.yaml"),
+        *root.glob("docs/results/*/config.yaml"),
+        root / "skipwise/demo.yaml",
+    ]
     assert len(recipes) >= 2
     for recipe in recipes:
         parse_config(read_yaml(recipe))

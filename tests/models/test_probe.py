@@ -25,7 +25,7 @@ def test_the_probe_passes_with_a_mask_and_fails_without(
 
 
 def test_the_probe_passes_with_gradient_checkpointing(llama: PreTrainedModel) -> None:
-    llama.gradient_checkpointing_enable()
+    llama.activation_checkpointing_enable()
     probe_attention(llama.train(), 1024, batch_size=2)
 
 
