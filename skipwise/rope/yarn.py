@@ -52,20 +52,29 @@ class YaRN:
     Attributes:
         beta_fast: dimensions that turn more often than this within Lc are kept.
         beta_slow: dimensions that turn less often are interpolated by alpha.
+        attention_factor: on cosines and sines, so squared on the logits; None for `0.1 ln(alpha) + 1`.
     """
 
     name: Literal["yarn"] = "yarn"
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    attention_factor: float | None = None
 
     def __post_init__(self) -> None:
         _check_betas(self.beta_fast, self.beta_slow)
+        if self.attention_factor is not None and not self.attention_factor > 0:
+            raise UserError(
+                f"YaRN's attention_factor must be above 0, not {self.attention_factor}. Leave it out for the paper's."
+            )
+
+    def _attention_factor(self, lengths: Lengths) -> float:
+        return yarn_attention_factor(lengths.factor) if self.attention_factor is None else self.attention_factor
 
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """A mean of kept and interpolated frequencies, weighted by the ramp."""
         ramp = interpolated_share(rotary_dim, theta, lengths.original, self.beta_fast, self.beta_slow)
         scale = ramp / lengths.factor + (1 - ramp)
-        return base_frequencies(rotary_dim, theta) * scale, yarn_attention_factor(lengths.factor)
+        return base_frequencies(rotary_dim, theta) * scale, self._attention_factor(lengths)
 
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
         """The yarn type, with nothing left to a reader's defaults."""
@@ -76,7 +85,7 @@ class YaRN:
             "original_max_position_embeddings": lengths.original,
             "beta_fast": self.beta_fast,
             "beta_slow": self.beta_slow,
-            "attention_factor": yarn_attention_factor(lengths.factor),
+            "attention_factor": self._attention_factor(lengths),
         }
 
 

@@ -16,6 +16,7 @@ SCALINGS: list[RopeScaling] = [
     NTK(),
     YaRN(),
     YaRN(beta_fast=8.0, beta_slow=0.5),
+    YaRN(attention_factor=1.5),
     YaRNRevised(),
     AdjustedBase(theta=500_000.0),
 ]
@@ -132,6 +133,11 @@ def test_rope_is_relative_and_angles_fit_in_float32() -> None:
 def test_impossible_ramps(cls: type[YaRN] | type[YaRNRevised]) -> None:
     with pytest.raises(UserError, match="beta_fast > beta_slow"):
         cls(beta_fast=1.0, beta_slow=2.0)
+
+
+def test_impossible_attention_factor() -> None:
+    with pytest.raises(UserError, match="above 0"):
+        YaRN(attention_factor=0.0)
 
 
 def test_impossible_theta() -> None:
