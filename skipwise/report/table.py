@@ -42,7 +42,7 @@ def comparison_table(title: str, columns: Columns) -> Table:
     notes.append("± half a 95 % interval")
     table = Table(title=title, caption="; ".join(notes), title_justify="left", caption_justify="left")
     for number, heading in enumerate(header):
-        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if number == 0 else "right")
     for previous, line in zip([None, *body], body, strict=False):
         if previous is not None and previous[0] != line[0]:
             table.add_section()
