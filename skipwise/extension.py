@@ -149,6 +149,16 @@ def extend(
     bench = open_workbench(config, lengths, console)  # may still find the data wanting
     bench.check()
     _write_start(run, config, plan, bench, given, resolved)
+    _measure_and_train(run, bench, config, lengths, console)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
+    rows = run.read_results()
+    for warning in retrieval_warnings(rows, lengths.original):
+        console.print(f"[yellow]Warning:[/yellow] {warning}")
+    return rows
+
+
+def _measure_and_train(run: RunDir, bench: "Workbench", config: RunConfig, lengths: Lengths, console: Console) -> None:
+    """Every stage in turn: as it came, with the new RoPE, trained."""
     specs = default_evaluations(lengths) if config.evaluate is None else config.evaluate
     model_name = config.model.path
     if "original" in config.stages:
@@ -162,16 +172,11 @@ def extend(
         with timed(run, "train"):
             finished = bench.train(run)
         if not finished:
-            raise PreemptedError(f"Stopped and saved. Go on with: skipwise extend ... --output {output} --resume")
+            raise PreemptedError(f"Stopped and saved in {run.path}. The same command with --resume goes on.")
     bench.save(run)
     if "extended" in config.stages and config.method != "interpolate":
         with timed(run, "evaluate extended"):
             _evaluate(run, bench, "extended", model_name, lengths.target, specs, console)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
-    rows = run.read_results()
-    for warning in retrieval_warnings(rows, lengths.original):
-        console.print(f"[yellow]Warning:[/yellow] {warning}")
-    return rows
 
 
 def show_plan(plan: Plan, model_config: "PreTrainedConfig", console: Console) -> None:

@@ -61,9 +61,12 @@ class Workbench:
         """Ask the model, before anything is spent on it, for what evaluation and training rely on.
 
         Raises:
-            UserError: when attention is cut at a skip, or its logits are not those of one linear layer.
+            UserError: when attention is cut at a skip, its logits are not those of one linear layer, or there
+                is nothing to watch the loss on.
         """
         check_loss(self.model)
+        if self.config.train.eval_steps:
+            self._eval_examples()
         if self.config.method != "interpolate":
             training = self.config.train
             if training.gradient_checkpointing:

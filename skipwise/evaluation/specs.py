@@ -126,7 +126,7 @@ class EvalResult:
         context_length: tokens.
         depth: where in the context, in [0, 1]; None when pooled or not applicable.
         metric: `perplexity` or `accuracy`.
-        value: the figure; None unless status is `ok`.
+        value: the figure; None when status is `failed`.
         stderr: its standard error, in the units of `value`.
         interval_low, interval_high: 95 % interval.
         num_samples: scored tokens or trials.

@@ -18,7 +18,7 @@ def chunked_cross_entropy(
     teacher_weight: torch.Tensor | None = None,
     kl_weight: float = 0.0,
     chunk_rows: int = CHUNK_ROWS,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Weighted sum of token losses `-log softmax(W h + b)[label]`, `chunk_rows` tokens at a time.
 
     Logits are made in the dtype of `hidden`; log-sum-exp, probabilities and all sums are float32. The
@@ -39,8 +39,7 @@ def chunked_cross_entropy(
         chunk_rows: tokens whose logits exist at a time.
 
     Returns:
-        `(loss, cross_entropy)`: two float32 scalars. The first has gradients, the second is the part
-        without the teacher's term, for logging.
+        A float32 scalar with gradients for `hidden`, `weight` and `bias`.
     """
     return _ChunkedCrossEntropy.apply(  # type: ignore[no-any-return, no-untyped-call]
         hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weight, chunk_rows
@@ -60,19 +59,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         teacher_weight: torch.Tensor | None,
         kl_weight: float,
         chunk_rows: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         # Under autocast the products below would silently change their dtype.
         with torch.autocast(hidden.device.type, enabled=False):
-            total, cross_entropy, *gradients = _loss_and_gradients(
+            total, *gradients = _loss_and_gradients(
                 hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weight, chunk_rows
             )
         ctx.save_for_backward(*gradients)
-        ctx.mark_non_differentiable(cross_entropy)
-        return total, cross_entropy
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_total: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_bias = None if grad_bias is None else grad_bias * grad_total
         return (grad_hidden * grad_total, grad_weight * grad_total, None, None, grad_bias, None, None, None, None)
@@ -88,8 +86,8 @@ def _loss_and_gradients(
     teacher_weight: torch.Tensor | None,
     kl_weight: float,
     chunk_rows: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Loss, cross-entropy, and the gradients of hidden states, weight and bias."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Loss, and the gradients of hidden states, weight and bias."""
     matrix = weight.to(hidden.dtype)
     teacher_matrix = (
         None if teacher_weight is None or teacher_hidden is None else teacher_weight.to(teacher_hidden.dtype)
@@ -98,7 +96,6 @@ def _loss_and_gradients(
     grad_weight = torch.zeros_like(weight, dtype=torch.float32)
     grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
     total = hidden.new_zeros((), dtype=torch.float32)
-    cross_entropy = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, len(hidden), chunk_rows):
         rows = slice(start, start + chunk_rows)
         logits = (hidden[rows] @ matrix.T).float()
@@ -107,9 +104,7 @@ def _loss_and_gradients(
         log_probs = logits.log_softmax(dim=-1)
         picked = labels[rows, None]
         scale = row_weights[rows].float()
-        ce = -(log_probs.gather(1, picked)[:, 0] * scale).sum()
-        cross_entropy += ce
-        total += ce
+        total -= (log_probs.gather(1, picked)[:, 0] * scale).sum()
         # d loss / d logits, built in place on the probabilities.
         grad = log_probs.exp()
         if teacher_matrix is not None and teacher_hidden is not None:
@@ -124,7 +119,7 @@ def _loss_and_gradients(
         grad = grad.to(hidden.dtype)
         grad_hidden[rows] = grad @ matrix
         grad_weight += grad.T @ hidden[rows]
-    return total, cross_entropy, grad_hidden, grad_weight.to(weight.dtype), grad_bias
+    return total, grad_hidden, grad_weight.to(weight.dtype), grad_bias
 
 
 def window_weights(labels: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ def window_loss(
         with torch.no_grad():
             teacher_hidden = last_hidden_states(teacher, teacher, ordinary)[:, :-1][labelled]
         teacher_weight = teacher.get_output_embeddings().weight
-    loss, _ = chunked_cross_entropy(
+    return chunked_cross_entropy(
         hidden,
         head.weight,
         labels[labelled],
@@ -96,7 +96,6 @@ def window_loss(
         teacher_weight=teacher_weight,
         kl_weight=kl_weight,
     )
-    return loss
 
 
 @torch.no_grad()

@@ -27,6 +27,9 @@ def test_the_probe_passes_with_a_mask_and_fails_without(
 def test_the_probe_passes_with_gradient_checkpointing(llama: PreTrainedModel) -> None:
     llama.activation_checkpointing_enable()
     probe_attention(llama.train(), 1024, batch_size=2)
+    assert llama.is_activation_checkpointing
+    with pytest.raises(UserError, match="attention_mask"):
+        probe_attention(llama, 1024, batch_size=2, attention_mask=False)
 
 
 def test_the_probe_notices_a_model_that_ignores_positions(llama: PreTrainedModel) -> None:

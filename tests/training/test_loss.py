@@ -49,7 +49,7 @@ def test_value_and_gradients(
     (3 * expected).backward()
 
     inputs = [None if t is None else t.clone().requires_grad_() for t in (hidden, weight, bias)]
-    loss, cross_entropy = chunked_cross_entropy(
+    loss = chunked_cross_entropy(
         inputs[0], inputs[1], labels, scale, inputs[2], teacher_hidden, teacher_weight, 0.7, chunk_rows
     )
     (3 * loss).backward()
@@ -59,8 +59,6 @@ def test_value_and_gradients(
         if ours is not None:
             error = (ours.grad.double() - true.grad).norm() / true.grad.norm()
             assert error < tolerance
-    if not with_teacher:
-        assert torch.equal(loss, cross_entropy)
 
 
 def test_logits_of_all_rows_never_exist_together() -> None:
@@ -80,9 +78,7 @@ def test_logits_of_all_rows_never_exist_together() -> None:
     hidden = torch.randn(512, 16, requires_grad=True)
     weight = torch.randn(1000, 16, requires_grad=True)
     with Watch():
-        loss, _ = chunked_cross_entropy(
-            hidden, weight, torch.zeros(512, dtype=torch.long), torch.ones(512), chunk_rows=32
-        )
+        loss = chunked_cross_entropy(hidden, weight, torch.zeros(512, dtype=torch.long), torch.ones(512), chunk_rows=32)
         loss.backward()
     assert largest <= 32 * 1000
 

@@ -1,0 +1,21 @@
+"""What the README shows must run."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_training_loop_of_the_readme(pico_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a picomodel with lengths to fit; at most 15 lines, as promised."""
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    code = code.replace("HuggingFaceTB/SmolLM2-135M", str(pico_directory))
+    code = code.replace("original=8192, train=2048, target=32768", "original=64, train=32, target=512")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"dataset": [{"input_ids": list(range(2, 42))}] * 4}
+    exec(code, names)
+    assert names["model"].config.max_position_embeddings == 512
