@@ -177,6 +177,11 @@ MISTAKES = [
     ("a teacher past its window", ["--train-length", "128", "--set", "train.kl_weight=1"], "untouched model can read"),
     ("steps without training", ["--method", "interpolate", "--steps", "3"], "trains nothing"),
     ("a window too short for retrieval", ["--train-length", "16"], "training window of 32 tokens"),
+    (
+        "nothing held out to watch the loss on",
+        ["--set", "data.held_out_share=0.001", "--set", "train.eval_steps=2", "--set", "evaluate=[]"],
+        "eval_steps needs a held-out document",
+    ),
     ("no document long enough", ["--train-length", "512"], "documents of at least 512 tokens, but the longest"),
 ]
 

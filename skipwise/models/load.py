@@ -1,5 +1,6 @@
 """Loading stock transformers models and tokenizers."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,7 +66,7 @@ def _explained(config: ModelConfig, load: Callable[[], T]) -> T:
     """`load()`, with its many ways to fail turned into one message."""
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, struct.error, SafetensorError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"{config.path!r} must be a model directory, hub id or .gguf file, but cannot be loaded: {first_line}"

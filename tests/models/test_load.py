@@ -1,0 +1,88 @@
+"""Loading from a .gguf file: the weights come back, and what is saved is an ordinary checkpoint."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from conftest import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from skipwise.config import ModelConfig
+from skipwise.errors import UserError
+from skipwise.models.load import load_model, load_tokenizer
+
+# Names in the GGUF format for those of transformers.
+_NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+}  # fmt: skip
+
+
+def interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """llama.cpp rotates neighbours instead of halves: rows of each head in that order."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
+    """The model with float32 weights and a tokenizer of bytes and `th`, in llama.cpp's format."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(WINDOW)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    tokens = byte_tokenizer().get_vocab()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*sorted(tokens, key=tokens.__getitem__), "th"])
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    for name, tensor in model.state_dict().items():
+        weight = tensor.float().numpy()
+        if name.startswith("model.layers."):
+            layer, rest = name.removeprefix("model.layers.").split(".", 1)
+            module = rest.removesuffix(".weight")
+            if module.endswith(("q_proj", "k_proj")):
+                heads = config.num_attention_heads if "q_proj" in module else config.num_key_value_heads
+                weight = interleaved(weight, heads)
+            name = f"blk.{layer}.{_NAMES[module]}.weight"
+        else:
+            name = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm"}.get(name, "output")
+            name += ".weight"
+        writer.add_tensor(name, np.ascontiguousarray(weight))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@torch.no_grad()
+def test_a_gguf_file_gives_the_same_model_and_saves_as_an_ordinary_one(tmp_path: Path) -> None:
+    model = pico_llama(vocab_size=VOCABULARY + 1)
+    write_gguf(model, tmp_path / "pico.gguf")
+    config = ModelConfig(path=str(tmp_path / "pico.gguf"))
+    loaded, ids = load_model(config, torch.device("cpu")), torch.arange(2, 2 + WINDOW)[None]
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    assert load_tokenizer(config).tokenize("the key") == ["th", "e", "Ġ", "k", "e", "y"]
+    loaded.save_pretrained(tmp_path / "saved")
+    # Left in the config, it breaks vLLM and the conversion back to GGUF.
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(again(ids).logits, loaded(ids).logits)
+
+
+def test_a_damaged_gguf_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF but not really")
+    with pytest.raises(UserError, match=r"\.gguf file, but cannot be loaded"):
+        load_model(ModelConfig(path=str(tmp_path / "broken.gguf")), torch.device("cpu"))
