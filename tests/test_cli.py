@@ -177,11 +177,6 @@ MISTAKES = [
     ("a teacher past its window", ["--train-length", "128", "--set", "train.kl_weight=1"], "untouched model can read"),
     ("steps without training", ["--method", "interpolate", "--steps", "3"], "trains nothing"),
     ("a window too short for retrieval", ["--train-length", "16"], "training window of 32 tokens"),
-    (
-        "nothing held out to watch the loss on",
-        ["--set", "data.held_out_share=0.001", "--set", "train.eval_steps=2", "--set", "evaluate=[]"],
-        "eval_steps needs a held-out document",
-    ),
     ("no document long enough", ["--train-length", "512"], "documents of at least 512 tokens, but the longest"),
 ]
 
@@ -196,6 +191,17 @@ def test_wrong_input_is_one_message(
     assert message in " ".join(output.split())
     assert output.count("Error:") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_nothing_held_out_to_watch_the_loss_on(config_file: Path, tmp_path: Path, text_file: Path) -> None:
+    """One long document among short ones: what is held out is shorter than a window."""
+    texts = ["the long one " * 40, *(f"short {number}" for number in range(30))]
+    text_file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    flags = ["--set", "data.held_out_share=0.001", "--set", "evaluate=[]", "--output", tmp_path / "run"]
+    output = skipwise("extend", config_file, *flags, "--set", "train.eval_steps=2", code=2)
+    assert "eval_steps needs a held-out document as long as a training window" in " ".join(output.split())
+    assert not (tmp_path / "run").exists()
+    skipwise("extend", config_file, *flags)  # without it, nothing is wrong
 
 
 def test_wrong_models_are_refused(config_file: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, console: Console, tokens_per_step: int) -> None:
         self.console, self.tokens_per_step = console, tokens_per_step
-        self.loss = float("nan")
+        self.loss: float | None = None  # nothing is logged yet
         self.first_step = 0
         self.started = self.last_line = 0.0
         columns = (
@@ -59,7 +59,7 @@ class ProgressBar(TrainerCallback):
         """Move the bar."""
         now = time.monotonic()
         speed = (state.global_step - self.first_step) * self.tokens_per_step / max(now - self.started, 1e-9)
-        status = f"loss {self.loss:.3f}, {speed:,.0f} tokens/s"
+        status = f"{speed:,.0f} tokens/s" + ("" if self.loss is None else f", loss {self.loss:.3f}")
         self.bar.update(self.task, completed=state.global_step, status=status)
         if not self.console.is_terminal and now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
