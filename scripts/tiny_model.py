@@ -30,6 +30,7 @@ from skipwise.data.windows import Source, cut_spans
 from skipwise.evaluation.passkey import is_retrieved, make_trials
 from skipwise.models.forward import autocast
 from skipwise.models.load import compute_dtype
+from skipwise.positions import echo_mask
 from skipwise.training.trainer import window_loss
 from skipwise.workbench import retrieval_documents
 
@@ -40,6 +41,8 @@ WINDOWS_PER_STEP = 16
 # First steps: nothing but short cycles of random tokens, in short windows, until they are continued.
 CYCLE_STEPS, CYCLE_WINDOW = 200, 64
 RETRIEVAL_SHARE, COPIES_SHARE = 0.55, 0.33
+# Windows that weigh as if this many tokens more stood in them (see `echo_mask`).
+ECHO_SHARE, MISSING = 0.6, 8192
 MUON_RATE, ADAM_RATE = 0.006, 2e-3
 
 
@@ -134,12 +137,22 @@ def make_batch(
             tokens = piece_of_text(source, window, rng)
         ids.append(tokens)
         labels.append(np.where(scored, tokens, -100))
-    input_ids = torch.from_numpy(np.stack(ids))
+    masks = np.stack([long_context_mask(window, rng) for _ in ids])
     return {
-        "input_ids": input_ids,
-        "attention_mask": torch.ones_like(input_ids),
+        "input_ids": torch.from_numpy(np.stack(ids)),
+        "attention_mask": torch.from_numpy(masks)[:, None],
         "labels": torch.from_numpy(np.stack(labels)),
     }
+
+
+def long_context_mask(window: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """float32[window, window]: often as if the text were longer, from the first token on.
+
+    Whoever has only ever chosen among 256 tokens loses its choice among thousands. A real model has seen
+    thousands.
+    """
+    missing = MISSING if rng.random() < ECHO_SHARE else 0
+    return echo_mask(np.full(window, missing), rng)
 
 
 def piece_of_text(source: Source, length: int, rng: np.random.Generator) -> NDArray[np.int64]:

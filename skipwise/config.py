@@ -169,6 +169,8 @@ class TrainConfig(Section):
 
     Attributes:
         untouched_share: share of windows with ordinary positions, to protect the original range.
+        echo_share: share of windows in which tokens weigh as if the skipped text repeated them, so that
+            retrieval is trained against as many tokens as it will meet. Needs sdpa or eager attention.
         kl_weight: weight of a Kullback-Leibler term to the untouched model, which reads the same
             tokens at ordinary positions under its own RoPE. 0 switches it off (and saves a
             forward pass and a copy of the weights). None is 1 where a training window fits into
@@ -194,6 +196,7 @@ class TrainConfig(Section):
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     load_best_model_at_end: bool = False
     untouched_share: Share = 0.25
+    echo_share: Share = 0.0
     kl_weight: Annotated[Number, Field(ge=0.0)] | None = None
 
     @model_validator(mode="after")

@@ -65,6 +65,8 @@ class Workbench:
                 is nothing to watch the loss on.
         """
         check_loss(self.model)
+        if self.config.train.echo_share:
+            _check_takes_masks(self.model)
         if self.config.train.eval_steps:
             self._eval_examples()
         if self.config.method != "interpolate":
@@ -101,7 +103,9 @@ class Workbench:
         teacher = load_model(self.config.model, self.model.device, self.dtype) if self.kl_weight else None
         arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
         windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
-        collator = WindowCollator(self.config.positions, self.lengths, self.config.seed, config.untouched_share)
+        collator = WindowCollator(
+            self.config.positions, self.lengths, self.config.seed, config.untouched_share, config.echo_share
+        )
         finished = train(
             model=self.model,
             arguments=arguments,
@@ -215,6 +219,15 @@ def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
     # Where the text skips too, the untouched model would read far pieces as neighbours.
     reads_the_same = getattr(config.positions, "content", "contiguous") == "contiguous"
     return float(fits and reads_the_same) if wanted is None else wanted
+
+
+def _check_takes_masks(model: PreTrainedModel) -> None:
+    """Echoes are added to the attention scores, which only these implementations allow."""
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        raise UserError(
+            f"train.echo_share needs attention that takes a mask of scores (sdpa or eager), but the model uses "
+            f"{model.config._attn_implementation!r}. Set model.attn_implementation=sdpa, or train.echo_share=0."
+        )
 
 
 def _check_single_process() -> None:

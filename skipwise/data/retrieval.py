@@ -109,27 +109,29 @@ class RetrievalDocuments:
         return self._copy(length, rng) if rng.random() < 0.5 else self.cycle(length, rng)
 
     def _facts(self, length: int, rng: np.random.Generator) -> tuple[Tokens, Scored] | None:
-        """Facts of one wording in filler, then questions about some of them; None when they do not fit."""
+        """Facts of one wording strewn in filler, each asked for somewhere after it; None when they do not fit."""
         count = int(rng.integers(1, MAX_FACTS + 1))
         facts = self._templated(count, rng) if rng.random() < 0.3 else self._free(count, rng)
-        asked: list[int] = []
-        scored: list[bool] = []
-        for number in rng.permutation(count)[: rng.integers(1, MAX_FACTS + 1)]:
-            _, question, answer = facts[number]
-            asked += question + answer
-            scored += [False] * len(question) + [True] * len(answer)
-        room = length - len(self.bos) - sum(len(stated) for stated, _, _ in facts) - len(asked)
+        asked = rng.permutation(count)[: rng.integers(1, MAX_FACTS + 1)]
+        size = sum(len(stated) for stated, _, _ in facts) + sum(len(facts[i][1] + facts[i][2]) for i in asked)
+        room = length - len(self.bos) - size
         if room < 0:
             return None
         # Often the last word of a question stands all over the filler, with other words after it.
         decoy = facts[0][1][-1] if rng.random() < 0.6 else None
-        filler = self._filler(room, rng, decoy)
-        places = np.sort(rng.integers(0, room, size=count, endpoint=True))
-        tokens = list(self.bos)
-        for begin, end, fact in zip([0, *places], [*places, room], [*facts, ([], [], [])], strict=True):
-            tokens += [*filler[begin:end], *fact[0]]
-        before = [False] * len(tokens)
-        return np.array(tokens + asked, dtype=np.int64), np.array(before + scored)
+        filler = self._filler(room, rng, decoy).tolist()
+        places = rng.integers(0, room, size=count, endpoint=True)
+        # At the end the distance is largest; but who is asked there only learns to answer only there.
+        asked_at = [room if rng.random() < 0.5 else int(rng.integers(places[i], room, endpoint=True)) for i in asked]
+        pieces = [(place, fact[0], False) for place, fact in zip(places, facts, strict=True)]
+        for i, place in zip(asked, asked_at, strict=True):
+            pieces += [(place, facts[i][1], False), (place, facts[i][2], True)]
+        tokens, scored, done = list(self.bos), [False] * len(self.bos), 0
+        for place, piece, is_answer in [*sorted(pieces, key=lambda piece: piece[0]), (room, [], False)]:
+            tokens += filler[done:place] + piece
+            scored += [False] * (place - done) + [is_answer] * len(piece)
+            done = int(place)
+        return np.array(tokens, dtype=np.int64), np.array(scored)
 
     def _templated(self, count: int, rng: np.random.Generator) -> list[Fact]:
         """Facts in English, all of one template, so that only the key tells them apart."""
@@ -158,7 +160,8 @@ class RetrievalDocuments:
         facts = []
         for _ in range(count):
             key = text(1, 4) if rng.random() < 0.7 else self.encode(" " + _key(rng))
-            value = self.encode(" " + _value(rng))
+            # Were it always a number, the kind of token would give half of the answer away.
+            value = self.encode(" " + _value(rng)) if rng.random() < 0.6 else text(2, 6)
             facts.append((text(0, 4) + key + join + value + after, lead + key + join, value))
         return facts
 

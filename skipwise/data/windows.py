@@ -13,7 +13,7 @@ from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.store import Documents
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.positions import Document, Plain, PoSE, PositionSampler, example_rng
+from skipwise.positions import Document, Plain, PoSE, PositionSampler, Window, echo_mask, example_rng
 
 Spans = NDArray[np.int64]
 # Streams of randomness of one example that must not be the same one.
@@ -139,28 +139,35 @@ class WindowCollator:
     random stream to draw from) and `progress` (share of the training done, in [0, 1]). Without `visit`
     the draw comes from torch's generator, which `DataLoader` seeds anew for every worker and epoch.
 
-    The attention mask is always there, all ones: transformers reads a jump in `position_ids` without
-    a mask as the start of another packed sequence, and cuts the attention there.
+    The attention mask is always there, usually all ones: transformers reads a jump in `position_ids`
+    without a mask as the start of another packed sequence, and cuts the attention there.
 
     Attributes:
         sampler: the position sampler.
         lengths: original, train and target length.
         seed: of the windows of features with a `visit`.
         untouched_share: share of windows that keep ordinary positions.
+        echo_share: share of windows whose tokens echo through the skips (see `echo_mask`).
     """
 
     sampler: PositionSampler
     lengths: Lengths
     seed: int = 0
     untouched_share: float = 0.0
+    echo_share: float = 0.0
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Tensors `input_ids`, `attention_mask`, `position_ids`, `labels`, each int64[batch, window]."""
+        """Tensors `input_ids`, `attention_mask`, `position_ids`, `labels`, each int64[batch, window].
+
+        With an `echo_share` the mask is float32[batch, 1, window, window], added to the attention scores.
+        """
         rows = [self._row(feature) for feature in features]
         batch = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
-        return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+        if self.echo_share == 0.0:
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        return batch
 
-    def _row(self, feature: dict[str, Any]) -> dict[str, NDArray[np.int64]]:
+    def _row(self, feature: dict[str, Any]) -> dict[str, NDArray[Any]]:
         tokens = np.asarray(feature["input_ids"], dtype=np.int64)
         rng = self._rng(feature)
         sampler = self._untouched if rng.random() < self.untouched_share else self.sampler
@@ -179,7 +186,12 @@ class WindowCollator:
         ids = tokens[window.token_index]
         scored = np.asarray(feature.get("scored", np.ones(len(tokens), dtype=bool)))
         labels = np.where(scored[window.token_index], ids, -100)
-        return {"input_ids": ids, "position_ids": window.position_ids, "labels": labels}
+        row = {"input_ids": ids, "position_ids": window.position_ids, "labels": labels}
+        return row | ({"attention_mask": self._echo(window, rng)} if self.echo_share else {})
+
+    def _echo(self, window: Window, rng: np.random.Generator) -> NDArray[np.float32]:
+        missing = window.position_ids - np.arange(len(window.position_ids))
+        return echo_mask(missing if rng.random() < self.echo_share else np.zeros_like(missing), rng)[None]
 
     @property
     def _untouched(self) -> PositionSampler:

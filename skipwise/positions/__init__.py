@@ -4,6 +4,7 @@ To add a sampler, write a class with the methods of `PositionSampler` and add it
 """
 
 from skipwise.positions.baselines import FullLength, Plain, RandPos
+from skipwise.positions.echo import echo_mask
 from skipwise.positions.pose import PoSE
 from skipwise.positions.window import Document, PositionSampler, Window, example_rng
 
@@ -18,5 +19,6 @@ __all__ = [
     "PositionSampler",
     "RandPos",
     "Window",
+    "echo_mask",
     "example_rng",
 ]

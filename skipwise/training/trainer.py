@@ -82,7 +82,8 @@ def window_loss(
     head = unwrapped.get_output_embeddings()
     teacher_hidden = teacher_weight = None
     if teacher is not None:
-        ordinary = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        ids = inputs["input_ids"]
+        ordinary = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
             teacher_hidden = last_hidden_states(teacher, teacher, ordinary)[:, :-1][labelled]
         teacher_weight = teacher.get_output_embeddings().weight

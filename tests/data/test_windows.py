@@ -1,5 +1,7 @@
 """From documents to batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,18 @@ def test_untouched_windows() -> None:
     assert full([{"input_ids": list(range(256))}] * 8)["input_ids"].shape == (8, 256)
 
 
+def test_echoes_follow_the_skips() -> None:
+    features = [{"input_ids": list(range(32)), "visit": (0, i, 0)} for i in range(50)]
+    batch = WindowCollator(PoSE(), Lengths(64, 32, 4096), untouched_share=0.5, echo_share=1.0)(features)
+    assert batch["attention_mask"].shape == (50, 1, 32, 32)
+    for ids, mask in zip(batch["position_ids"], batch["attention_mask"][:, 0], strict=True):
+        echoes = (mask > 0).any(dim=1)
+        assert not echoes[ids == torch.arange(32)].any()  # ordinary positions: nothing is missing
+    assert (batch["attention_mask"] > 0).any()
+    never = WindowCollator(PoSE(), Lengths(64, 32, 4096))(features)["attention_mask"]
+    assert never.dtype == torch.int64  # the cheap path
+
+
 def test_a_document_that_is_too_short_is_an_error() -> None:
     with pytest.raises(UserError, match="at least 32 tokens, but one has 31"):
         WindowCollator(Plain(), LENGTHS)([{"input_ids": list(range(31))}])
@@ -152,12 +166,21 @@ def test_retrieval_documents_can_be_known_from_what_stands_before(
     for index in range(100):
         tokens, scored = draw(length, example_rng(0, 0, index))
         assert tokens.shape == scored.shape == (length,)
-        assert scored[-1]
+        assert scored.any()
         assert not scored[:4].any()
         assert tokens[0] == 0
-        for place in np.flatnonzero(scored[1:] & ~scored[:-1]):  # the tokens right before an answer
-            question = tokens[place : place + 4].tolist()
-            assert any(tokens[i : i + 4].tolist() == question for i in range(place)), tokenizer.decode(tokens)
+        edges = np.flatnonzero(np.diff(np.append(scored, False)))  # last token before an answer, last one of it, ...
+        for before, last in edges.reshape(-1, 2):
+            known = tokens[before:last].tolist()  # the full stop after an answer may be new
+            assert any(tokens[i : i + len(known)].tolist() == known for i in range(before)), tokenizer.decode(tokens)
+
+
+def test_questions_stand_everywhere(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A model that is only ever asked at the end of its window answers there and nowhere else."""
+    draw = replace(retrieval(tokenizer), copies_share=0.0).draw
+    last = np.array([np.flatnonzero(draw(256, example_rng(0, 0, index))[1])[-1] for index in range(400)])
+    assert (last == 255).mean() > 0.4  # the largest distances
+    assert all(((last >= low) & (last < low + 64)).any() for low in (0, 64, 128, 192))
 
 
 def test_the_evaluated_wording_is_never_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -64,6 +64,21 @@ def test_the_teacher_term_vanishes_for_the_teacher_itself(llama: PreTrainedModel
     assert window_loss(llama, llama, batch, other, 5.0) > alone + 0.1
 
 
+@torch.no_grad()
+def test_only_the_student_hears_echoes(llama: PreTrainedModel) -> None:
+    """Loss and KL term from whole logits: the student's with the batch's mask, the teacher's as it is used to."""
+    batch = WindowCollator(PoSE(), LENGTHS, echo_share=1.0)(list(examples(4)))
+    assert (batch["attention_mask"] > 0).any()
+    teacher, targets = pico_llama(initializer_range=0.3), batch["input_ids"][:, 1:, None]
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    ours = llama(**inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
+    theirs = teacher(batch["input_ids"], use_cache=False).logits[:, :-1].log_softmax(-1)
+    expected = -ours.gather(2, targets).mean() + 0.5 * (theirs.exp() * (theirs - ours)).sum(-1).mean()
+    torch.testing.assert_close(window_loss(llama, llama, batch, teacher, 0.5), expected, rtol=1e-5, atol=1e-5)
+    silent = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
+    assert abs(window_loss(llama, llama, silent, teacher, 0.5) - expected) > 1e-3
+
+
 def test_capped_logits_are_refused(llama: PreTrainedModel) -> None:
     check_loss(llama)
     head = llama.lm_head
