@@ -124,7 +124,7 @@ class DataConfig(Section):
             for training and for evaluation.
         max_malformed_share: stop when more of a source's records than this cannot be read.
         retrieval_share: share of the training windows that are synthetic retrieval documents (facts
-            hidden in text and asked for at the end, with the loss on the answer). Text alone makes
+            hidden in text and asked for later, with the loss on the answer). Text alone makes
             a model forget how to retrieve.
     """
 
@@ -169,8 +169,8 @@ class TrainConfig(Section):
 
     Attributes:
         untouched_share: share of windows with ordinary positions, to protect the original range.
-        echo_share: share of windows in which tokens weigh as if the skipped text repeated them, so that
-            retrieval is trained against as many tokens as it will meet. Needs sdpa or eager attention.
+        echo_share: share of the windows with skips in which tokens weigh as if the skipped text repeated
+            them, so that the model learns to choose among as many as it will meet. Needs sdpa or eager attention.
         kl_weight: weight of a Kullback-Leibler term to the untouched model, which reads the same
             tokens at ordinary positions under its own RoPE. 0 switches it off (and saves a
             forward pass and a copy of the weights). None is 1 where a training window fits into

@@ -23,7 +23,7 @@ from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.lengths import Lengths
 from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model, load_tokenizer
-from skipwise.models.probe import probe_attention
+from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.rope import read_rope, set_rope_scaling
 from skipwise.planning import window_tokens
 from skipwise.runs import RunDir
@@ -65,8 +65,6 @@ class Workbench:
                 is nothing to watch the loss on.
         """
         check_loss(self.model)
-        if self.config.train.echo_share:
-            _check_takes_masks(self.model)
         if self.config.train.eval_steps:
             self._eval_examples()
         if self.config.method != "interpolate":
@@ -75,6 +73,8 @@ class Workbench:
                 self.model.activation_checkpointing_enable()
             self.model.train()
             probe_attention(self.model, self.lengths.target, training.per_device_train_batch_size, dtype=self.dtype)
+            if training.echo_share:
+                probe_score_mask(self.model, self.dtype)
             self.model.eval()
 
     def evaluate(
@@ -219,15 +219,6 @@ def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
     # Where the text skips too, the untouched model would read far pieces as neighbours.
     reads_the_same = getattr(config.positions, "content", "contiguous") == "contiguous"
     return float(fits and reads_the_same) if wanted is None else wanted
-
-
-def _check_takes_masks(model: PreTrainedModel) -> None:
-    """Echoes are added to the attention scores, which only these implementations allow."""
-    if model.config._attn_implementation not in ("sdpa", "eager"):
-        raise UserError(
-            f"train.echo_share needs attention that takes a mask of scores (sdpa or eager), but the model uses "
-            f"{model.config._attn_implementation!r}. Set model.attn_implementation=sdpa, or train.echo_share=0."
-        )
 
 
 def _check_single_process() -> None:

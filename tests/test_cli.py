@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from skipwise.evaluation.specs import EvalResult
@@ -152,9 +151,6 @@ def test_a_model_whose_attention_is_cut_is_not_trained(
 def test_echoes(config_file: Path, tmp_path: Path) -> None:
     flags = ["--set", "train.echo_share=0.7", "--set", "evaluate=[]"]
     skipwise("extend", config_file, "--output", tmp_path / "run", *flags)
-    skipwise("extend", config_file, "--output", tmp_path / "eager", *flags, "--set", "model.attn_implementation=eager")
-    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "eager")]
-    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-3)
     flex = ["--set", "model.attn_implementation=flex_attention", "--output", tmp_path / "flex"]
     assert "sdpa or eager" in " ".join(skipwise("extend", config_file, *flags, *flex, code=2).split())
 

@@ -1,4 +1,4 @@
-"""Synthetic retrieval documents: facts hidden in text, and asked for at the end.
+"""Synthetic retrieval documents: facts hidden in text, and asked for later.
 
 A model tuned on prose alone forgets how to retrieve, because hardly any token of prose depends on a
 single far one. The wording here has nothing in common with the evaluated passkey prompt.
@@ -109,7 +109,7 @@ class RetrievalDocuments:
         return self._copy(length, rng) if rng.random() < 0.5 else self.cycle(length, rng)
 
     def _facts(self, length: int, rng: np.random.Generator) -> tuple[Tokens, Scored] | None:
-        """Facts of one wording strewn in filler, each asked for somewhere after it; None when they do not fit."""
+        """Facts of one wording strewn in filler, some asked for after their statement; None when they do not fit."""
         count = int(rng.integers(1, MAX_FACTS + 1))
         facts = self._templated(count, rng) if rng.random() < 0.3 else self._free(count, rng)
         asked = rng.permutation(count)[: rng.integers(1, MAX_FACTS + 1)]
@@ -121,7 +121,7 @@ class RetrievalDocuments:
         decoy = facts[0][1][-1] if rng.random() < 0.6 else None
         filler = self._filler(room, rng, decoy).tolist()
         places = rng.integers(0, room, size=count, endpoint=True)
-        # At the end the distance is largest; but who is asked there only learns to answer only there.
+        # The end gives the longest distance, but a model only ever asked at the end learns to answer only there.
         asked_at = [room if rng.random() < 0.5 else int(rng.integers(places[i], room, endpoint=True)) for i in asked]
         pieces = [(place, fact[0], False) for place, fact in zip(places, facts, strict=True)]
         for i, place in zip(asked, asked_at, strict=True):

@@ -13,7 +13,7 @@ from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.store import Documents
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.positions import Document, Plain, PoSE, PositionSampler, Window, echo_mask, example_rng
+from skipwise.positions import Document, Plain, PoSE, PositionSampler, echo_mask, example_rng
 
 Spans = NDArray[np.int64]
 # Streams of randomness of one example that must not be the same one.
@@ -147,7 +147,8 @@ class WindowCollator:
         lengths: original, train and target length.
         seed: of the windows of features with a `visit`.
         untouched_share: share of windows that keep ordinary positions.
-        echo_share: share of windows whose tokens echo through the skips (see `echo_mask`).
+        echo_share: share of the windows with skips in which tokens echo (see `echo_mask`). Then the mask is
+            one of scores, which sdpa and eager attention take, but not flash and flex attention.
     """
 
     sampler: PositionSampler
@@ -159,15 +160,20 @@ class WindowCollator:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors `input_ids`, `attention_mask`, `position_ids`, `labels`, each int64[batch, window].
 
-        With an `echo_share` the mask is float32[batch, 1, window, window], added to the attention scores.
+        In a batch with echoes the mask is float32[batch, 1, window, window], added to the attention scores.
         """
-        rows = [self._row(feature) for feature in features]
+        rows, echoes = zip(*(self._row(feature) for feature in features), strict=True)
         batch = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
-        if self.echo_share == 0.0:
-            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        return batch
+        if any(echo is not None for echo in echoes):
+            size = batch["input_ids"].shape[1]
+            masks = [np.triu(np.full((size, size), -np.inf), 1) if echo is None else echo for echo in echoes]
+            mask = torch.from_numpy(np.stack(masks).astype(np.float32)[:, None])
+        else:
+            mask = torch.ones_like(batch["input_ids"])
+        return {**batch, "attention_mask": mask}
 
-    def _row(self, feature: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    def _row(self, feature: dict[str, Any]) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.float32] | None]:
+        """Ids, positions and labels of one window, and its mask if it echoes."""
         tokens = np.asarray(feature["input_ids"], dtype=np.int64)
         rng = self._rng(feature)
         sampler = self._untouched if rng.random() < self.untouched_share else self.sampler
@@ -186,12 +192,9 @@ class WindowCollator:
         ids = tokens[window.token_index]
         scored = np.asarray(feature.get("scored", np.ones(len(tokens), dtype=bool)))
         labels = np.where(scored[window.token_index], ids, -100)
-        row = {"input_ids": ids, "position_ids": window.position_ids, "labels": labels}
-        return row | ({"attention_mask": self._echo(window, rng)} if self.echo_share else {})
-
-    def _echo(self, window: Window, rng: np.random.Generator) -> NDArray[np.float32]:
-        missing = window.position_ids - np.arange(len(window.position_ids))
-        return echo_mask(missing if rng.random() < self.echo_share else np.zeros_like(missing), rng)[None]
+        missing = window.position_ids - np.arange(len(ids))
+        echo = echo_mask(missing, rng) if missing.any() and rng.random() < self.echo_share else None
+        return {"input_ids": ids, "position_ids": window.position_ids, "labels": labels}, echo
 
     @property
     def _untouched(self) -> PositionSampler:

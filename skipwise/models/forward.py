@@ -24,8 +24,13 @@ def last_hidden_states(model: nn.Module, unwrapped: PreTrainedModel, inputs: dic
     """
     with _captured(unwrapped.get_decoder()) as captured:
         model(**inputs, use_cache=False, logits_to_keep=1)
-    hidden, device = captured[0], captured[0].device.type
-    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+    return for_products(captured[0])
+
+
+def for_products(tensor: torch.Tensor) -> torch.Tensor:
+    """Cast, once, to what autocast would cast it to at every use."""
+    device = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
 
 
 @contextmanager

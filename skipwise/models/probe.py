@@ -74,6 +74,41 @@ def probe_attention(
             )
 
 
+@torch.no_grad()
+def probe_score_mask(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> None:
+    """Check that a mask of attention scores does what echoes need: -inf hides a key, more than 0 raises it.
+
+    Args:
+        model: as it will be trained.
+        dtype: compute dtype of the training.
+
+    Raises:
+        UserError: when the attention implementation takes no such mask, or takes it otherwise.
+    """
+    n = PROBE_TOKENS
+    ids = torch.randint(vocabulary_size(model), (1, n), generator=torch.Generator().manual_seed(0)).to(model.device)
+    causal = torch.full((1, 1, n, n), -torch.inf, device=model.device).triu(1)
+    raised = causal.clone()
+    raised[..., n // 2 :, 0] = 3.0
+
+    def logits(mask: torch.Tensor) -> torch.Tensor:
+        with autocast(model.device, dtype):
+            result: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return result.float()
+
+    if model.config._attn_implementation in ("sdpa", "eager"):
+        with _without_dropout(model):
+            ordinary = logits(torch.ones_like(ids))
+            rounding = float((logits(causal) - ordinary).abs().amax())
+            change = float((logits(raised) - ordinary).abs().amax())
+        if rounding < 0.1 * change:
+            return
+    raise UserError(
+        "train.echo_share needs attention that takes a mask of scores (sdpa or eager), but the model's "
+        f"({model.config._attn_implementation!r}) does not. Set model.attn_implementation=sdpa, or train.echo_share=0."
+    )
+
+
 @contextmanager
 def _without_dropout(model: PreTrainedModel) -> Iterator[None]:
     """Dropout off, everything else (training mode, checkpointing) as it is."""

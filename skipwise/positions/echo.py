@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-# Tokens of one block echo together, and only for tokens further on than this: the near ones are all there.
+# Keys echo in whole blocks. The nearest tokens before a query never do: of them it lacks none.
 BLOCK = 16
 NEAR = 24
 
@@ -13,10 +13,11 @@ def echo_mask(missing: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
 
     A skip gives a token the position it has in a long text, but not the thousands of tokens it would have to
     choose among there: a softmax that picks one of 250 keys may lose it among 4,000. So, in a random half of
-    the window's blocks, keys at a distance count (1 + m / e)^u times, where m is the number of tokens that
-    are missing before the query, e the number of keys that echo, and u^2 ~ U[0, 1): up to the attention mass of
-    the text that was left out, and rather much of it than little. What is asked for often stands in the other
-    half, and has to be found all the same.
+    the window's blocks, keys count (1 + m / e)^u times, where m is the number of tokens that are missing before
+    the query, e the number of keys that echo, and u^2 ~ U[0, 1). At the end of the window and for u = 1 the keys
+    together have the attention mass of the text that was left out. What is asked for often stands in the other
+    half, and has to be found all the same. The first token does not echo: a text begins only once, and much
+    attention rests there.
 
     Args:
         missing: int64[n], how many tokens each token lacks before it: `position_ids - arange(n)` in a
@@ -31,8 +32,12 @@ def echo_mask(missing: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     [[0.0, -inf], [0.0, 0.0]]
     """
     n = len(missing)
-    distance = np.subtract.outer(np.arange(n), np.arange(n))
     echoing = np.repeat(rng.random(-(-n // BLOCK)) < 0.5, BLOCK)[:n]
-    count = np.sqrt(rng.random()) * np.log1p(missing / max(1, echoing.sum()))
-    mask = np.where((distance > NEAR) & echoing, count[:, None], 0.0)
-    return np.where(distance < 0, -np.inf, mask).astype(np.float32)
+    echoing[0] = False
+    log_count = np.sqrt(rng.random()) * np.log1p(missing / max(1, echoing.sum()))
+    mask = np.zeros((n, n), dtype=np.float32)
+    for query in range(n):  # row by row: whole matrices of distances would need several times the memory
+        mask[query, query + 1 :] = -np.inf
+        far = slice(0, max(0, query - NEAR))
+        mask[query, far][echoing[far]] = log_count[query]
+    return mask

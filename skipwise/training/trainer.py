@@ -1,6 +1,7 @@
 """The Hugging Face Trainer, with our windows and our loss."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from skipwise.config import TrainConfig
 from skipwise.errors import UserError
-from skipwise.models.forward import last_hidden_states
+from skipwise.models.forward import for_products, last_hidden_states
 from skipwise.models.load import vocabulary_size
 from skipwise.training.loss import chunked_cross_entropy, window_weights
 
@@ -38,6 +39,12 @@ class WindowTrainer(Trainer):
         """In order: the data set is shuffled already, and the same for any number of ranks."""
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
+    def compute_loss_context_manager(self) -> "ExitStack[bool | None]":
+        """Autocast around the whole loss; Trainer has it around the model's own forward pass only."""
+        contexts = super().compute_loss_context_manager()
+        contexts.enter_context(self.accelerator.autocast())
+        return contexts
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -53,6 +60,7 @@ class WindowTrainer(Trainer):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, None, None]:
         """Held-out windows: only the loss, without the teacher's term, and never logits."""
+        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}  # nor echoes
         with torch.no_grad(), self.compute_loss_context_manager():
             unwrapped = self.accelerator.unwrap_model(model)
             return window_loss(model, unwrapped, self._prepare_inputs(inputs)).detach(), None, None
@@ -78,6 +86,8 @@ def window_loss(
     labels = inputs.pop("labels")[:, 1:]
     weights = window_weights(labels)
     labelled = labels != -100
+    if inputs["attention_mask"].is_floating_point():
+        inputs["attention_mask"] = for_products(inputs["attention_mask"])
     hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
     head = unwrapped.get_output_embeddings()
     teacher_hidden = teacher_weight = None

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
@@ -13,7 +14,7 @@ from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.store import Documents
 from skipwise.data.windows import Source, TrainingExamples, cut_spans
 from skipwise.evaluation.passkey import FILLER, NEEDLE, QUESTION, TASK
-from skipwise.positions import example_rng
+from skipwise.positions import PositionSampler, example_rng
 
 LENGTHS = Lengths(original=64, train=32, target=256)
 
@@ -131,15 +132,23 @@ def test_untouched_windows() -> None:
 
 
 def test_echoes_follow_the_skips() -> None:
-    features = [{"input_ids": list(range(32)), "visit": (0, i, 0)} for i in range(50)]
-    batch = WindowCollator(PoSE(), Lengths(64, 32, 4096), untouched_share=0.5, echo_share=1.0)(features)
-    assert batch["attention_mask"].shape == (50, 1, 32, 32)
-    for ids, mask in zip(batch["position_ids"], batch["attention_mask"][:, 0], strict=True):
-        echoes = (mask > 0).any(dim=1)
-        assert not echoes[ids == torch.arange(32)].any()  # ordinary positions: nothing is missing
-    assert (batch["attention_mask"] > 0).any()
-    never = WindowCollator(PoSE(), Lengths(64, 32, 4096))(features)["attention_mask"]
-    assert never.dtype == torch.int64  # the cheap path
+    features = [{"input_ids": list(range(32)), "visit": (0, i, 0)} for i in range(200)]
+    batch = WindowCollator(PoSE(), Lengths(64, 32, 4096), untouched_share=0.5, echo_share=0.5)(features)
+    assert batch["attention_mask"].shape == (200, 1, 32, 32)
+    skipped = (batch["position_ids"] != torch.arange(32)).any(dim=1)
+    ordinary = torch.full((32, 32), -torch.inf).triu(1)
+    echoing = (batch["attention_mask"][:, 0] != ordinary).flatten(1).any(dim=1)
+    assert not echoing[~skipped].any()  # nothing is missing there
+    # With 32 tokens only the first block is far from any query, and it echoes in every second mask.
+    assert 0.15 < float(echoing[skipped].float().mean()) < 0.35
+
+
+@pytest.mark.parametrize("sampler", [PoSE(), Plain(), FullLength()])
+def test_without_echoes_the_mask_is_the_cheap_one(sampler: PositionSampler) -> None:
+    share = 0.0 if sampler == PoSE() else 1.0
+    batch = WindowCollator(sampler, LENGTHS, echo_share=share)([{"input_ids": list(range(256))}] * 4)
+    assert batch["attention_mask"].dtype == torch.int64
+    assert batch["attention_mask"].shape == batch["input_ids"].shape
 
 
 def test_a_document_that_is_too_short_is_an_error() -> None:
@@ -173,6 +182,25 @@ def test_retrieval_documents_can_be_known_from_what_stands_before(
         for before, last in edges.reshape(-1, 2):
             known = tokens[before:last].tolist()  # the full stop after an answer may be new
             assert any(tokens[i : i + len(known)].tolist() == known for i in range(before)), tokenizer.decode(tokens)
+
+
+def test_the_answer_is_that_of_the_question(tokenizer: PreTrainedTokenizerFast) -> None:
+    """What followed the longest earlier match of the question is the answer, nearly always: keys may be equal."""
+    draw, right = replace(retrieval(tokenizer), copies_share=0.0).draw, []
+    for index in range(100):
+        tokens, scored = draw(256, example_rng(2, 0, index))
+        for start in np.flatnonzero(scored[1:] & ~scored[:-1]) + 1:
+            lengths = [_match(tokens, i, start) for i in range(1, start)]
+            place = 1 + int(np.argmax(lengths))
+            answer = tokens[start : start + 3][scored[start : start + 3]]
+            right.append((tokens[place : place + len(answer)] == answer).all())
+    assert np.mean(right) > 0.95
+
+
+def _match(tokens: NDArray[np.int64], i: int, j: int) -> int:
+    """How many tokens right before `i` are those right before `j`, which is larger."""
+    differ = np.flatnonzero(tokens[i - 1 :: -1] != tokens[j - 1 : j - 1 - i : -1])
+    return int(differ[0]) if len(differ) else i
 
 
 def test_questions_stand_everywhere(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -7,13 +7,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from skipwise.config import ModelConfig
 from skipwise.errors import UserError
 from skipwise.models.load import load_model, load_tokenizer
+from tests.conftest import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
 
 # Names in the GGUF format for those of transformers.
 _NAMES = {

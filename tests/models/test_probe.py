@@ -1,10 +1,14 @@
 """Trap 1 and 2: attention across a skip, asked of the model."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from skipwise import Lengths, PoSE, UserError, WindowCollator, probe_attention
+from skipwise.models.probe import probe_score_mask
 from tests.conftest import PICO_MODELS, pico_llama
 
 
@@ -39,14 +43,42 @@ def test_the_probe_notices_a_model_that_ignores_positions(llama: PreTrainedModel
         probe_attention(llama, 1024, batch_size=1)
 
 
-def test_batches_of_the_collator_attend_across_the_skip() -> None:
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", PICO_MODELS)
+def test_masks_of_scores_work_on_stock_attention(family: str, implementation: str) -> None:
+    model = PICO_MODELS[family]()
+    model.set_attn_implementation(implementation)
+    probe_score_mask(model)
+    probe_score_mask(model, torch.bfloat16)
+
+
+@pytest.mark.parametrize("instead", [lambda mask: None, lambda mask: mask.clamp(max=0.0), lambda mask: mask * 0.0])
+def test_a_mask_of_scores_that_is_not_used_is_noticed(
+    llama: PreTrainedModel, instead: Callable[[torch.Tensor], torch.Tensor | None]
+) -> None:
+    """No mask at all, only which keys are hidden, and nothing hidden."""
+
+    def spoil(module: torch.nn.Module, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = keywords["attention_mask"]
+        return args, {**keywords, "attention_mask": instead(mask.nan_to_num(neginf=-1e9)) if mask.dim() == 4 else mask}
+
+    llama.register_forward_pre_hook(spoil, with_kwargs=True)
+    with pytest.raises(UserError, match="echo_share"):
+        probe_score_mask(llama)
+
+
+@pytest.mark.parametrize("echo_share", [0.0, 1.0])
+def test_batches_of_the_collator_attend_across_the_skip(echo_share: float) -> None:
     """Trap 1. Seen to fail when `attention_mask` was removed from what `WindowCollator` returns."""
     model = pico_llama()
     lengths = Lengths(original=64, train=32, target=1024)
     tokens = torch.randint(2, 258, (32,), generator=torch.Generator().manual_seed(1)).tolist()
     changed = [5 if tokens[0] != 5 else 6, *tokens[1:]]
     visit = {"visit": (0, 3, 0)}
-    batch, other = (WindowCollator(PoSE(), lengths)([{"input_ids": ids, **visit}]) for ids in (tokens, changed))
+    batch, other = (
+        WindowCollator(PoSE(), lengths, echo_share=echo_share)([{"input_ids": ids, **visit}])
+        for ids in (tokens, changed)
+    )
     assert (batch["position_ids"].diff() > 1).any()
     difference = [
         model(**{k: v for k, v in b.items() if k != "labels"}, use_cache=False).logits[0, -1] for b in (batch, other)

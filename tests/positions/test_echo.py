@@ -46,3 +46,6 @@ def test_the_mass_reaches_up_to_that_of_the_text_left_out() -> None:
 def test_half_of_the_far_keys_do_not_echo() -> None:
     mask = np.stack([echo_mask(np.full(256, 3840), np.random.default_rng(seed))[-1] for seed in range(200)])
     assert 0.4 < (mask[:, : 256 - NEAR - 1] > 0).mean() < 0.6
+    blocks = mask[:, 16:224].reshape(200, -1, 16) > 0
+    assert (blocks.all(axis=2) == blocks.any(axis=2)).all()  # whole blocks
+    assert (mask[:, 0] == 0).all()  # a text begins only once

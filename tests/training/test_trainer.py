@@ -15,6 +15,7 @@ from skipwise.data.store import Documents
 from skipwise.data.windows import Source, TrainingExamples, cut_spans
 from skipwise.models.load import load_model
 from skipwise.training.callbacks import TrainLog
+from skipwise.training.loss import chunked_cross_entropy
 from skipwise.training.trainer import (
     WindowTrainer,
     check_loss,
@@ -36,7 +37,7 @@ def examples(count: int) -> TrainingExamples:
 
 
 def run(model: PreTrainedModel, output: Path, config: TrainConfig, callbacks: list[Any], **keywords: Any) -> bool:
-    arguments = training_arguments(config, output, seed=0, dtype=torch.float32, device=CPU)
+    arguments = training_arguments(config, output, seed=0, dtype=keywords.get("dtype", torch.float32), device=CPU)
     return train(
         model=model,
         arguments=arguments,
@@ -75,8 +76,37 @@ def test_only_the_student_hears_echoes(llama: PreTrainedModel) -> None:
     theirs = teacher(batch["input_ids"], use_cache=False).logits[:, :-1].log_softmax(-1)
     expected = -ours.gather(2, targets).mean() + 0.5 * (theirs.exp() * (theirs - ours)).sum(-1).mean()
     torch.testing.assert_close(window_loss(llama, llama, batch, teacher, 0.5), expected, rtol=1e-5, atol=1e-5)
+    eager = pico_llama(attn_implementation="eager")
+    torch.testing.assert_close(window_loss(eager, eager, batch, teacher, 0.5), expected, rtol=1e-5, atol=1e-5)
     silent = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
     assert abs(window_loss(llama, llama, silent, teacher, 0.5) - expected) > 1e-3
+
+
+def test_the_output_layer_multiplies_in_the_compute_dtype(
+    llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer's own autocast ends with the decoder; seen to fail without ours around the loss."""
+    seen = []
+
+    def spy(hidden: torch.Tensor, *args: Any, **keywords: Any) -> torch.Tensor:
+        seen.append(hidden.dtype)
+        return chunked_cross_entropy(hidden, *args, **keywords)
+
+    monkeypatch.setattr("skipwise.training.trainer.chunked_cross_entropy", spy)
+    run(llama, tmp_path, TrainConfig(max_steps=1, per_device_train_batch_size=1), [], dtype=torch.bfloat16)
+    assert seen == [torch.bfloat16]
+    assert llama.lm_head.weight.dtype == torch.float32
+
+
+def test_held_out_windows_have_no_echoes(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """The loss that chooses a checkpoint is that of the model as it will be used."""
+    losses = []
+    for share in (0.0, 1.0):
+        arguments = training_arguments(TrainConfig(), tmp_path, seed=0, dtype=torch.float32, device=CPU)
+        collator = WindowCollator(PoSE(), LENGTHS, echo_share=share)
+        trainer = WindowTrainer(model=llama, args=arguments, eval_dataset=examples(8), data_collator=collator)
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_capped_logits_are_refused(llama: PreTrainedModel) -> None:
