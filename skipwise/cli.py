@@ -88,9 +88,13 @@ def extend(
         config, run, given=yaml.safe_dump(values, sort_keys=False), console=console, resume=resume, dry_run=dry_run
     )
     if not dry_run:
+        console.print(f"Model: {run / 'model'}", highlight=False)
+    if rows:
         title = f"{config.model.path}, target {config.lengths.target:,}, rope {config.rope.name}"
         console.print(comparison_table(title, stage_columns(rows, trained=config.method)))
-        console.print(f"Model: {run / 'model'}  Results: {run / 'results.jsonl'}", highlight=False)
+        for reason in sorted({row.reason for row in rows if row.status == "failed" and row.reason}):
+            console.print(f"failed: {reason}", highlight=False)
+        console.print(f"Results: {run / 'results.jsonl'}", highlight=False)
 
 
 @app.command()

@@ -247,24 +247,29 @@ def retrieval_warnings(rows: list[EvalResult], original: int) -> list[str]:
 
     Perplexity can improve while retrieval dies, so a run must not be judged by the former alone.
     """
-    values = {(row.stage, row.evaluation, row.context_length): row.value for row in rows if row.depth is None}
-    better = [
-        length
-        for (stage, name, length), value in values.items()
-        if stage == "extended"
-        and name.endswith("perplexity")
-        and value is not None
-        and value < (values.get(("interpolated", name, length)) or 0.0)
+    values = {
+        (row.stage, row.evaluation, row.context_length): row.value
+        for row in rows
+        if row.depth is None and row.value is not None
+    }
+    improved = [
+        f"{name.replace('_', ' ')} at {length:,} improved from {before:.4g} to {values['extended', name, length]:.4g}"
+        for (stage, name, length), before in sorted(values.items())
+        if stage == "original" and name != "passkey" and values.get(("extended", name, length), before) < before
     ]
+    although = f" although {improved[0]}" if improved else ""
     warnings = []
     for (stage, name, length), before in sorted(values.items(), key=lambda item: item[0][2]):
         after = values.get(("extended", name, length))
-        if (stage, name) != ("original", "passkey") or length > original or before is None or after is None:
+        if (stage, name) != ("original", "passkey") or length > original or after is None:
             continue
         if before - after > RETRIEVAL_FALL:
-            remark = " although perplexity improved" if better else ""
-            warnings.append(
-                f"passkey accuracy at {length:,} tokens fell from {before:.0%} to {after:.0%}{remark}. Lower "
-                "train.learning_rate, raise data.retrieval_share, train.untouched_share or train.kl_weight."
+            untrained = values.get(("interpolated", name, length))
+            remedy = (
+                "Lower train.learning_rate, raise data.retrieval_share, train.untouched_share or train.kl_weight."
+                if untrained is None or after < untrained
+                else f"The new RoPE alone has {untrained:.0%}: train longer, or choose another rope."
             )
+            fall = f"passkey accuracy at {length:,} tokens fell from {before:.0%} to {after:.0%}"
+            warnings.append(f"{fall}{although}. {remedy}")
     return warnings

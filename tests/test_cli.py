@@ -75,9 +75,11 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
     assert pooled["extended", "perplexity", 256].status == "ok"
     assert pooled["extended", "passkey", 64].status == "failed"  # the prompt alone is longer
     assert pooled["extended", "passkey", 64].value is None
+    assert "failed: A passkey prompt needs at least" in output
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     assert model.config.max_position_embeddings == 512
     assert model.config.rope_parameters["rope_type"] == "yarn"
+    assert model.config.use_cache
     base = pico_llama()
     assert not torch.equal(model.lm_head.weight, base.lm_head.weight)
     assert skipwise("extend", config_file, "--output", run, code=2).count("--resume") == 1

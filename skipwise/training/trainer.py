@@ -181,6 +181,7 @@ def train(
     Returns:
         Whether training came to its end (and was not stopped by a signal).
     """
+    use_cache = model.config.use_cache
     trainer = WindowTrainer(
         model=model,
         args=arguments,
@@ -193,6 +194,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)  # ours shows the progress
     trainer.train(resume_from_checkpoint=newest_checkpoint(Path(str(arguments.output_dir))))
+    model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
     return trainer.state.global_step >= arguments.max_steps
 
 
