@@ -1,4 +1,4 @@
-"""Pretrain the embedded model: `make tiny-model`. About 15 minutes on one core with native bfloat16.
+"""Pretrain the embedded model: `make tiny-model`. About 20 minutes on one busy core with native bfloat16.
 
 A Llama of 3.7 M parameters with a window of 256 tokens, trained on the Python standard library and on
 synthetic retrieval documents. It is a stand-in for a real model: it predicts text, it retrieves, and

@@ -49,6 +49,7 @@ def probe_attention(
     largest, smaller = target - n, (target - n) // 2
 
     def last_logits(tokens: torch.Tensor, skip: int) -> torch.Tensor:
+        """Of the tokens behind a skip in the middle."""
         positions = torch.arange(n).expand(batch_size, n) + skip * (torch.arange(n) >= half)
         inputs = {"input_ids": tokens, "position_ids": positions}
         if attention_mask:
@@ -92,6 +93,7 @@ def probe_score_mask(model: PreTrainedModel, dtype: torch.dtype = torch.float32)
     raised[..., n // 2 :, 0] = 3.0
 
     def logits(mask: torch.Tensor) -> torch.Tensor:
+        """Of all tokens, under this mask."""
         with autocast(model.device, dtype):
             result: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return result.float()

@@ -60,6 +60,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         kl_weight: float,
         chunk_rows: int,
     ) -> torch.Tensor:
+        """The loss; its gradients are kept for `backward`."""
         # Under autocast the products below would silently change their dtype.
         with torch.autocast(hidden.device.type, enabled=False):
             total, *gradients = _loss_and_gradients(
@@ -71,6 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The kept gradients times that of the loss."""
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_bias = None if grad_bias is None else grad_bias * grad_total
         return (grad_hidden * grad_total, grad_weight * grad_total, None, None, grad_bias, None, None, None, None)

@@ -46,10 +46,19 @@ def test_the_probe_notices_a_model_that_ignores_positions(llama: PreTrainedModel
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", PICO_MODELS)
 def test_masks_of_scores_work_on_stock_attention(family: str, implementation: str) -> None:
+    """The probe is content, and no longer so when the same model is given a mask without its echoes."""
     model = PICO_MODELS[family]()
     model.set_attn_implementation(implementation)
     probe_score_mask(model)
     probe_score_mask(model, torch.bfloat16)
+
+    def silence(module: torch.nn.Module, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = keywords["attention_mask"]
+        return args, {**keywords, "attention_mask": mask.clamp(max=0.0) if mask.dim() == 4 else mask}
+
+    model.register_forward_pre_hook(silence, with_kwargs=True)
+    with pytest.raises(UserError, match="echo_share"):
+        probe_score_mask(model)
 
 
 @pytest.mark.parametrize("instead", [lambda mask: None, lambda mask: mask.clamp(max=0.0), lambda mask: mask * 0.0])
