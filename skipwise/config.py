@@ -11,9 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, Vali
 
 from skipwise.errors import UserError, nearest
 from skipwise.evaluation.specs import EVALUATIONS, EvaluationSpec, Length
-from skipwise.positions import SAMPLERS, PoSE
-from skipwise.positions.baselines import FullLength, Plain, RandPos
-from skipwise.rope import NTK, ROPE_SCALINGS, AdjustedBase, Linear, NoScaling, YaRN, YaRNRevised
+from skipwise.positions import SAMPLERS, FullLength, Plain, PoSE, Sampler
+from skipwise.rope import ROPE_SCALINGS, Scaling, YaRN
 from skipwise.sections import name_of
 
 
@@ -33,10 +32,8 @@ def _named(default: str) -> Callable[[object], object]:
 
 
 ByName = Field(discriminator="name")
-Sampler = Annotated[PoSE | RandPos | FullLength | Plain, ByName, BeforeValidator(_named("pose"))]
-Scaling = Annotated[
-    YaRN | Linear | NTK | YaRNRevised | AdjustedBase | NoScaling, ByName, BeforeValidator(_named("yarn"))
-]
+Positions = Annotated[Sampler, ByName, BeforeValidator(_named("pose"))]
+Rope = Annotated[Scaling, ByName, BeforeValidator(_named("yarn"))]
 Evaluation = Annotated[EvaluationSpec, ByName, BeforeValidator(_expand_name)]
 
 
@@ -224,8 +221,8 @@ class RunConfig(Section):
     model: ModelConfig
     lengths: LengthsConfig
     data: DataConfig
-    positions: Sampler = PoSE()
-    rope: Scaling = YaRN()
+    positions: Positions = PoSE()
+    rope: Rope = YaRN()
     train: TrainConfig = TrainConfig()
     evaluate: Annotated[tuple[Evaluation, ...], Strict(False)] | None = None
     stages: Annotated[tuple[Literal["original", "interpolated", "extended"], ...], Strict(False)] = (
@@ -244,6 +241,14 @@ class RunConfig(Section):
                 name, length = min(again)
                 raise UserError(f"evaluate asks for {name} at {length:,} tokens twice. Ask once.")
             seen |= {(spec.name, length) for length in spec.context_lengths}
+        return self
+
+    @model_validator(mode="after")
+    def _echoes_need_skips(self) -> "RunConfig":
+        if self.train.echo_share and isinstance(self.positions, Plain | FullLength):
+            raise UserError(
+                f"train.echo_share is for windows with skips, but {self.positions.name!r} has none. Set it to 0."
+            )
         return self
 
     @property

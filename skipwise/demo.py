@@ -13,7 +13,7 @@ from skipwise.runs import write_text
 
 DEMO = Path(__file__).with_name("demo.yaml")
 # Trained like the demo but for the skips; measured after training only, since before it is the same model.
-CONTROL = {"positions": {"name": "plain"}, "stages": ["extended"]}
+CONTROL = {"positions": {"name": "plain"}, "train": {"echo_share": 0.0}, "stages": ["extended"]}
 
 
 def run_demo(output: Path, console: Console, resume: bool) -> list[EvalResult]:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from skipwise.config import RunConfig, to_yaml
+from skipwise.config import LengthsConfig, RunConfig, to_yaml
 from skipwise.data.sources import check_source
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Passkey, Perplexity, Stage
 from skipwise.lengths import Lengths
 from skipwise.models.locate import model_location
-from skipwise.planning import ModelShape, Plan, describe_plan, make_plan
+from skipwise.planning import ModelShape, Plan, describe_plan, make_plan, window_tokens
 from skipwise.runs import RunDir, write_json, write_text
 
 if TYPE_CHECKING:
@@ -88,6 +88,37 @@ def default_evaluations(lengths: Lengths) -> tuple[EvaluationSpec, ...]:
     )
 
 
+def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
+    """The weight of the term to the untouched model, which must be able to read a training window.
+
+    Raises:
+        UserError: when the term is asked for and it cannot.
+    """
+    wanted, window = config.train.kl_weight, window_tokens(config.method, lengths)
+    fits = window <= lengths.original
+    if wanted and not fits:
+        raise UserError(
+            f"train.kl_weight needs windows that the untouched model can read, but they have {window:,} tokens "
+            f"and its window {lengths.original:,}. Leave train.kl_weight out or set it to 0."
+        )
+    # Where the text skips too, the untouched model would read far pieces as neighbours.
+    reads_the_same = getattr(config.positions, "content", "contiguous") == "contiguous"
+    return float(fits and reads_the_same) if wanted is None else wanted
+
+
+def resolve(config: RunConfig, lengths: Lengths) -> RunConfig:
+    """The configuration with what depends on the model filled in."""
+    weight = teacher_weight(config, lengths)
+    evaluate = default_evaluations(lengths) if config.evaluate is None else config.evaluate
+    return config.model_copy(
+        update={
+            "lengths": LengthsConfig(target=lengths.target, train=lengths.train, original=lengths.original),
+            "train": config.train.model_copy(update={"kl_weight": weight}),
+            "evaluate": evaluate,
+        }
+    )
+
+
 def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Lengths, parameters: int) -> Plan:
     """The plan of a run."""
     text = model_config.get_text_config()
@@ -137,6 +168,7 @@ def extend(
 
     model_config = load_config(config.model)
     lengths = resolve_lengths(config, model_config)
+    config = resolve(config, lengths)
     plan = plan_of(config, model_config, lengths, count_parameters(model_config, config.model.trust_remote_code))
     show_plan(plan, model_config, console)
     if dry_run:
@@ -159,7 +191,7 @@ def extend(
 
 def _measure_and_train(run: RunDir, bench: "Workbench", config: RunConfig, lengths: Lengths, console: Console) -> None:
     """Every stage in turn: as it came, with the new RoPE, trained."""
-    specs = default_evaluations(lengths) if config.evaluate is None else config.evaluate
+    specs = config.evaluate or ()
     model_name = config.model.path
     if "original" in config.stages:
         with timed(run, "evaluate original"):

@@ -32,8 +32,6 @@ from skipwise.training.trainer import check_loss, train, training_arguments
 
 # Windows on which the loss is watched during training.
 EVAL_WINDOWS = 32
-# Held-out documents to keep when no evaluation says how many.
-DEFAULT_DOCUMENTS = 50
 
 
 @dataclass
@@ -51,7 +49,6 @@ class Workbench:
     held_out_sources: list[Source]
     held_out: HeldOut
     data_summary: dict[str, Any]
-    kl_weight: float
 
     def interpolate(self) -> None:
         """Give the model its new RoPE."""
@@ -100,7 +97,8 @@ class Workbench:
         if (run.model / "config.json").is_file():
             self._load_trained(run)
             return True
-        teacher = load_model(self.config.model, self.model.device, self.dtype) if self.kl_weight else None
+        kl_weight = config.kl_weight or 0.0
+        teacher = load_model(self.config.model, self.model.device, self.dtype) if kl_weight else None
         arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
         windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
         collator = WindowCollator(
@@ -118,7 +116,7 @@ class Workbench:
                 StopOnSignal(),
             ],
             teacher=teacher,
-            kl_weight=self.kl_weight,
+            kl_weight=kl_weight,
         )
         self.model.eval()
         return finished
@@ -151,12 +149,11 @@ class Workbench:
 
 
 def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Workbench:
-    """Load the model and tokenise the data.
+    """Load the model and tokenise the data of a resolved configuration.
 
     Raises:
         UserError: when they do not fit each other, or no document is long enough.
     """
-    kl_weight = teacher_weight(config, lengths)
     if config.data.retrieval_share and config.method != "interpolate" and window_tokens(config.method, lengths) < 32:
         raise UserError(
             f"Retrieval documents need a training window of 32 tokens, but it has {lengths.train}. "
@@ -189,36 +186,17 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
             longest_documents(config, stores, begin),
         ),
         data_summary={"sources": [store.summary for store in stores]},
-        kl_weight=kl_weight,
     )
 
 
 def longest_documents(config: RunConfig, stores: list[TokenStore], begin: list[int]) -> list[NDArray[np.int64]]:
     """The longest held-out documents of all sources, as many as any evaluation asks for."""
-    count = max((getattr(spec, "documents", 0) for spec in config.evaluate or ()), default=0) or DEFAULT_DOCUMENTS
+    count = max((getattr(spec, "documents", 0) for spec in config.evaluate or ()), default=0)
     join = config.data.short_documents == "join"
     pieces = [(store.held_out, *span) for store in stores for span in intervals(store.held_out, join)]
     longest = sorted(pieces, key=lambda piece: piece[1] - piece[2])[:count]
     first = np.array(begin, dtype=np.int64)
     return [np.concatenate([first, documents.read(start, stop)]) for documents, start, stop in longest]
-
-
-def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
-    """The weight of the term to the untouched model, which must be able to read a training window.
-
-    Raises:
-        UserError: when the term is asked for and it cannot.
-    """
-    wanted, window = config.train.kl_weight, window_tokens(config.method, lengths)
-    fits = window <= lengths.original
-    if wanted and not fits:
-        raise UserError(
-            f"train.kl_weight needs windows that the untouched model can read, but they have {window:,} tokens "
-            f"and its window {lengths.original:,}. Leave train.kl_weight out or set it to 0."
-        )
-    # Where the text skips too, the untouched model would read far pieces as neighbours.
-    reads_the_same = getattr(config.positions, "content", "contiguous") == "contiguous"
-    return float(fits and reads_the_same) if wanted is None else wanted
 
 
 def _check_single_process() -> None:

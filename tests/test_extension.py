@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from skipwise import Lengths, UserError
-from skipwise.config import parse_config
+from skipwise import FullLength, Lengths, PoSE, UserError
+from skipwise.config import LengthsConfig, parse_config
 from skipwise.evaluation.specs import EvalResult
-from skipwise.extension import default_evaluations, resolve_lengths, retrieval_warnings
+from skipwise.extension import default_evaluations, resolve, resolve_lengths, retrieval_warnings
 from skipwise.planning import ModelShape, make_plan
 from skipwise.report.table import comparison_markdown, stage_columns
 from skipwise.runs import RunDir
@@ -72,6 +72,19 @@ def test_the_target_is_above_the_current_window_of_a_model_extended_before() -> 
 def test_default_evaluations_reach_from_the_original_window_to_the_target() -> None:
     for spec in default_evaluations(Lengths(2048, 512, 12288)):
         assert spec.context_lengths == (2048, 4096, 8192, 12288)
+
+
+def test_what_depends_on_the_model_is_filled_in() -> None:
+    config, lengths = config_for(target="16k"), Lengths(2048, 512, 16384)
+    resolved = resolve(config, lengths)
+    assert resolved.lengths == LengthsConfig(original=2048, train=512, target=16384)
+    assert resolved.evaluate == default_evaluations(lengths)
+    assert resolved.train.kl_weight == 1.0
+    assert resolve(resolved, lengths) == resolved
+    long_windows = config.model_copy(update={"positions": FullLength()})
+    assert resolve(long_windows, lengths).train.kl_weight == 0.0  # the untouched model could not read them
+    other_text = config.model_copy(update={"positions": PoSE(content="uniform")})
+    assert resolve(other_text, lengths).train.kl_weight == 0.0
 
 
 def test_plan_by_hand() -> None:

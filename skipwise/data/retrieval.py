@@ -4,7 +4,7 @@ A model tuned on prose alone forgets how to retrieve, because hardly any token o
 single far one. The wording here has nothing in common with the evaluated passkey prompt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,8 +117,8 @@ class RetrievalDocuments:
         room = length - len(self.bos) - size
         if room < 0:
             return None
-        # Often the last word of a question stands all over the filler, with other words after it.
-        decoy = facts[0][1][-1] if rng.random() < 0.6 else None
+        # Often the end of a question stands all over the filler, with other words after it.
+        decoy = near_miss(*facts[0][:2], rng) if rng.random() < 0.7 else []
         filler = self._filler(room, rng, decoy).tolist()
         places = rng.integers(0, room, size=count, endpoint=True)
         # The end gives the longest distance, but a model only ever asked at the end learns to answer only there.
@@ -184,13 +184,13 @@ class RetrievalDocuments:
         tokens = np.concatenate([np.asarray(self.bos, dtype=np.int64), cycle])
         return tokens, np.arange(length) > len(self.bos) + span
 
-    def _filler(self, length: int, rng: np.random.Generator, decoy: int | None = None) -> Tokens:
+    def _filler(self, length: int, rng: np.random.Generator, decoy: Sequence[int] = ()) -> Tokens:
         """Real text, a piece of it over and over, or a few sentences over and over.
 
         Args:
             length: tokens wanted.
             rng: the only source of randomness.
-            decoy: a token to strew into it: what follows it there is not the answer to anything.
+            decoy: tokens to strew into it: what follows them there is not the answer to anything.
         """
         kind = rng.random()
         if kind < 0.4:
@@ -200,9 +200,11 @@ class RetrievalDocuments:
         else:
             chosen = rng.choice(_FILLER, size=rng.integers(1, 7), replace=False)
             unit = np.array(self.encode("".join(f" {sentence}" for sentence in chosen)), dtype=np.int64)
-        if decoy is not None and len(unit):
+        if len(decoy) and len(unit) > len(decoy):
             unit = unit.copy()
-            unit[rng.random(len(unit)) < rng.uniform(0.01, 0.2)] = decoy
+            places = len(unit) - len(decoy)
+            for place in rng.integers(0, places, size=1 + rng.binomial(places, rng.uniform(0.0, 0.15))):
+                unit[place : place + len(decoy)] = decoy
         return np.resize(unit, length)
 
     def _random_tokens(self, count: int, rng: np.random.Generator) -> Tokens:
@@ -214,6 +216,22 @@ class RetrievalDocuments:
         if kind < 0.6:
             pool = rng.choice(pool, size=rng.integers(3, 13))
         return rng.choice(pool, size=count)
+
+
+def near_miss(stated: Sequence[int], question: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """One or two tokens a question ends with, but never all that it shares with the statement.
+
+    >>> near_miss([7, 1, 2, 9], [5, 1, 2], np.random.default_rng(0))
+    [2]
+    """
+    shared = 1
+    while shared < len(question) and _occurs(question[-shared - 1 :], stated):
+        shared += 1
+    return list(question[-min(int(rng.integers(1, 3)), max(1, shared - 1)) :])
+
+
+def _occurs(part: Sequence[int], whole: Sequence[int]) -> bool:
+    return any(list(whole[i : i + len(part)]) == list(part) for i in range(len(whole) - len(part) + 1))
 
 
 def _key(rng: np.random.Generator) -> str:

@@ -1,7 +1,7 @@
 """What can be evaluated, and the row every figure ends up in. No torch, so that config can import it."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, Strict
 
@@ -111,8 +111,8 @@ class Passkey:
         _check_at_least_one(trials=self.trials)
 
 
-EVALUATIONS = (Perplexity, TruncatedPerplexity, Passkey)
 EvaluationSpec = Perplexity | TruncatedPerplexity | Passkey
+EVALUATIONS: tuple[type[EvaluationSpec], ...] = get_args(EvaluationSpec)
 
 
 @dataclass(frozen=True)

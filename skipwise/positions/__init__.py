@@ -1,14 +1,17 @@
 """The core: which position ids (and which tokens) a training window gets. Pure numpy.
 
-To add a sampler, write a class with the methods of `PositionSampler` and add it to `SAMPLERS`.
+To add a sampler, write a class with the methods of `PositionSampler` and add it to `Sampler`.
 """
+
+from typing import get_args
 
 from skipwise.positions.baselines import FullLength, Plain, RandPos
 from skipwise.positions.echo import echo_mask
 from skipwise.positions.pose import PoSE
 from skipwise.positions.window import Document, PositionSampler, Window, example_rng
 
-SAMPLERS = (PoSE, RandPos, FullLength, Plain)
+Sampler = PoSE | RandPos | FullLength | Plain
+SAMPLERS: tuple[type[Sampler], ...] = get_args(Sampler)
 
 __all__ = [
     "SAMPLERS",
@@ -18,6 +21,7 @@ __all__ = [
     "PoSE",
     "PositionSampler",
     "RandPos",
+    "Sampler",
     "Window",
     "echo_mask",
     "example_rng",

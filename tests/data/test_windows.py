@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from skipwise import Document, FullLength, Lengths, Plain, PoSE, UserError, WindowCollator
-from skipwise.data.retrieval import RetrievalDocuments
+from skipwise.data.retrieval import RetrievalDocuments, near_miss
 from skipwise.data.store import Documents
 from skipwise.data.windows import Source, TrainingExamples, cut_spans
 from skipwise.evaluation.passkey import FILLER, NEEDLE, QUESTION, TASK
@@ -201,6 +201,14 @@ def _match(tokens: NDArray[np.int64], i: int, j: int) -> int:
     """How many tokens right before `i` are those right before `j`, which is larger."""
     differ = np.flatnonzero(tokens[i - 1 :: -1] != tokens[j - 1 : j - 1 - i : -1])
     return int(differ[0]) if len(differ) else i
+
+
+@pytest.mark.parametrize("shared", [1, 2, 3, 5])
+def test_a_near_miss_is_never_all_that_question_and_statement_share(shared: int) -> None:
+    stated, question = [50, *range(shared), 60], [40, 41, *range(shared)]
+    misses = [tuple(near_miss(stated, question, np.random.default_rng(seed))) for seed in range(50)]
+    assert {len(miss) for miss in misses} == ({1} if shared < 3 else {1, 2})
+    assert all(list(miss) == question[-len(miss) :] for miss in misses)
 
 
 def test_questions_stand_everywhere(tokenizer: PreTrainedTokenizerFast) -> None:
