@@ -169,9 +169,10 @@ class TrainConfig(Section):
         echo_share: share of the windows with skips in which tokens weigh as if the skipped text repeated
             them, so that the model learns to choose among as many as it will meet. Needs sdpa or eager attention.
         kl_weight: weight of a Kullback-Leibler term to the untouched model, which reads the same
-            tokens at ordinary positions under its own RoPE. 0 switches it off (and saves a
-            forward pass and a copy of the weights). None is 1 where a training window fits into
-            the original window, and 0 where the untouched model could not read it.
+            tokens at ordinary positions under its own RoPE; only up to the first skip where the
+            text skips too. 0 switches it off (and saves a forward pass and a copy of the
+            weights). None is 1 where a training window fits into the original window, and 0
+            where the untouched model could not read it.
         eval_steps: loss on held-out windows every so many steps; None for never.
         load_best_model_at_end: keep the checkpoint with the lowest such loss.
     """

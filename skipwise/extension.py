@@ -101,9 +101,7 @@ def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
             f"train.kl_weight needs windows that the untouched model can read, but they have {window:,} tokens "
             f"and its window {lengths.original:,}. Leave train.kl_weight out or set it to 0."
         )
-    # Where the text skips too, the untouched model would read far pieces as neighbours.
-    reads_the_same = getattr(config.positions, "content", "contiguous") == "contiguous"
-    return float(fits and reads_the_same) if wanted is None else wanted
+    return float(fits) if wanted is None else wanted
 
 
 def resolve(config: RunConfig, lengths: Lengths) -> RunConfig:

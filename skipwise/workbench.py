@@ -28,7 +28,7 @@ from skipwise.models.rope import read_rope, set_rope_scaling
 from skipwise.planning import window_tokens
 from skipwise.runs import RunDir
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
-from skipwise.training.trainer import check_loss, train, training_arguments
+from skipwise.training.trainer import Teacher, check_loss, train, training_arguments
 
 # Windows on which the loss is watched during training.
 EVAL_WINDOWS = 32
@@ -97,8 +97,6 @@ class Workbench:
         if (run.model / "config.json").is_file():
             self._load_trained(run)
             return True
-        kl_weight = config.kl_weight or 0.0
-        teacher = load_model(self.config.model, self.model.device, self.dtype) if kl_weight else None
         arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
         windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
         collator = WindowCollator(
@@ -115,11 +113,17 @@ class Workbench:
                 TrainLog(run.train_log),
                 StopOnSignal(),
             ],
-            teacher=teacher,
-            kl_weight=kl_weight,
+            teacher=self._teacher(),
         )
         self.model.eval()
         return finished
+
+    def _teacher(self) -> Teacher | None:
+        if not self.config.train.kl_weight:
+            return None
+        model = load_model(self.config.model, self.model.device, self.dtype)
+        text_runs_on = getattr(self.config.positions, "content", "contiguous") == "contiguous"
+        return Teacher(model, self.config.train.kl_weight, text_runs_on)
 
     def save(self, run: RunDir) -> None:
         """Write the checkpoint, unless it is there."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from skipwise import FullLength, Lengths, PoSE, UserError
+from skipwise import FullLength, Lengths, UserError
 from skipwise.config import LengthsConfig, parse_config
 from skipwise.evaluation.specs import EvalResult
 from skipwise.extension import default_evaluations, resolve, resolve_lengths, retrieval_warnings
@@ -83,8 +83,6 @@ def test_what_depends_on_the_model_is_filled_in() -> None:
     assert resolve(resolved, lengths) == resolved
     long_windows = config.model_copy(update={"positions": FullLength()})
     assert resolve(long_windows, lengths).train.kl_weight == 0.0  # the untouched model could not read them
-    other_text = config.model_copy(update={"positions": PoSE(content="uniform")})
-    assert resolve(other_text, lengths).train.kl_weight == 0.0
 
 
 def test_plan_by_hand() -> None:

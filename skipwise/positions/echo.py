@@ -1,27 +1,26 @@
-"""Echo: tokens that weigh in attention as if the skipped text repeated them."""
+"""Echo: tokens before a skip that weigh in attention as if the text left out repeated them."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Keys echo in whole blocks. The nearest tokens before a query never do: of them it lacks none.
+# Keys echo in whole blocks.
 BLOCK = 16
-NEAR = 24
 
 
 def echo_mask(missing: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A causal attention mask under which a short window weighs as much as a long text.
+    """A causal attention mask under which a window with skips weighs as much as the text it stands for.
 
-    A skip gives a token the position it has in a long text, but not the thousands of tokens it would have to
-    choose among there: a softmax that picks one of 250 keys may lose it among 4,000. So, in a random half of
-    the window's blocks, keys count (1 + m / e)^u times, where m is the number of tokens that are missing before
-    the query, e the number of keys that echo, and u^2 ~ U[0, 1). At the end of the window and for u = 1 the keys
-    together have the attention mass of the text that was left out. What is asked for often stands in the other
-    half, and has to be found all the same. The first token does not echo: a text begins only once, and much
+    A skip gives a token the position it has in a long text, but not the thousands of far tokens among which it
+    would have to choose there: a softmax that picks one of 250 keys may lose it among 4,000, and a head that
+    averages over what is near has never had to leave out what is far. So, in a random half of the window's
+    blocks, keys across a skip of m tokens count (1 + m / e)^u times, where e is the number of echoing keys across
+    a skip, and u^2 ~ U[0, 1). For u = 1 and two chunks they have the attention mass of the text left out. What is
+    asked for often stands in the other half, and has to be found all the same. Keys without a skip between them
+    and the query count once, as they do in a long text. So does the first token: a text begins only once, and much
     attention rests there.
 
     Args:
-        missing: int64[n], how many tokens each token lacks before it: `position_ids - arange(n)` in a
-            window with skips.
+        missing: int64[n], how many tokens each token lacks before it: `position_ids - arange(n)`.
         rng: the only source of randomness.
 
     Returns:
@@ -34,10 +33,10 @@ def echo_mask(missing: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     n = len(missing)
     echoing = np.repeat(rng.random(-(-n // BLOCK)) < 0.5, BLOCK)[:n]
     echoing[0] = False
-    log_count = np.sqrt(rng.random()) * np.log1p(missing / max(1, echoing.sum()))
+    u = np.sqrt(rng.random())
     mask = np.zeros((n, n), dtype=np.float32)
     for query in range(n):  # row by row: whole matrices of distances would need several times the memory
         mask[query, query + 1 :] = -np.inf
-        far = slice(0, max(0, query - NEAR))
-        mask[query, far][echoing[far]] = log_count[query]
+        across = np.flatnonzero(echoing[:query] & (missing[:query] < missing[query]))
+        mask[query, across] = u * np.log1p((missing[query] - missing[across]) / max(1, len(across)))
     return mask

@@ -16,7 +16,7 @@ def chunked_cross_entropy(
     bias: torch.Tensor | None = None,
     teacher_hidden: torch.Tensor | None = None,
     teacher_weight: torch.Tensor | None = None,
-    kl_weight: float = 0.0,
+    kl_weights: torch.Tensor | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> torch.Tensor:
     """Weighted sum of token losses `-log softmax(W h + b)[label]`, `chunk_rows` tokens at a time.
@@ -25,7 +25,7 @@ def chunked_cross_entropy(
     gradients are formed in the forward pass, while the logits are there, so that the backward pass
     needs none.
 
-    With a teacher, `kl_weight * KL(teacher || student)` is added to each row.
+    With a teacher, `KL(teacher || student)` times its weight is added to each row.
 
     Args:
         hidden: float[n, d], last hidden states of the tokens to predict from.
@@ -35,14 +35,14 @@ def chunked_cross_entropy(
         bias: float[v] of the output layer.
         teacher_hidden: float[n, e], hidden states of the frozen model for the same tokens.
         teacher_weight: float[v, e], its output embedding.
-        kl_weight: at least 0.
+        kl_weights: float[n], at least 0; needed with a teacher.
         chunk_rows: tokens whose logits exist at a time.
 
     Returns:
         A float32 scalar with gradients for `hidden`, `weight` and `bias`.
     """
     return _ChunkedCrossEntropy.apply(  # type: ignore[no-any-return, no-untyped-call]
-        hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weight, chunk_rows
+        hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weights, chunk_rows
     )
 
 
@@ -57,14 +57,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         teacher_hidden: torch.Tensor | None,
         teacher_weight: torch.Tensor | None,
-        kl_weight: float,
+        kl_weights: torch.Tensor | None,
         chunk_rows: int,
     ) -> torch.Tensor:
         """The loss; its gradients are kept for `backward`."""
         # Under autocast the products below would silently change their dtype.
         with torch.autocast(hidden.device.type, enabled=False):
             total, *gradients = _loss_and_gradients(
-                hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weight, chunk_rows
+                hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weights, chunk_rows
             )
         ctx.save_for_backward(*gradients)
         return total
@@ -86,7 +86,7 @@ def _loss_and_gradients(
     bias: torch.Tensor | None,
     teacher_hidden: torch.Tensor | None,
     teacher_weight: torch.Tensor | None,
-    kl_weight: float,
+    kl_weights: torch.Tensor | None,
     chunk_rows: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Loss, and the gradients of hidden states, weight and bias."""
@@ -109,11 +109,11 @@ def _loss_and_gradients(
         total -= (log_probs.gather(1, picked)[:, 0] * scale).sum()
         # d loss / d logits, built in place on the probabilities.
         grad = log_probs.exp()
-        if teacher_matrix is not None and teacher_hidden is not None:
+        if teacher_matrix is not None and teacher_hidden is not None and kl_weights is not None:
             teacher = (teacher_hidden[rows] @ teacher_matrix.T).float().log_softmax(dim=-1)
-            expected = teacher.exp()
-            total += kl_weight * ((expected * (teacher - log_probs)).sum(dim=-1) * scale).sum()
-            grad.mul_(1 + kl_weight).sub_(expected, alpha=kl_weight)
+            expected, kl = teacher.exp(), kl_weights[rows, None].float()
+            total += ((expected * (teacher - log_probs)).sum(dim=-1) * kl[:, 0] * scale).sum()
+            grad.mul_(1 + kl).sub_(expected.mul_(kl))
         grad.scatter_add_(1, picked, grad.new_full(picked.shape, -1.0))
         grad.mul_(scale[:, None])
         if grad_bias is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,33 @@ from skipwise.training.loss import chunked_cross_entropy, window_weights
 LOSS_TOLERANCE = 0.02
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """The frozen untouched model, which reads the tokens of a window at ordinary positions.
+
+    Attributes:
+        model: it.
+        kl_weight: weight of the Kullback-Leibler term between it and the trained model, above 0.
+        text_runs_on: whether the text runs on across a skip. Where it does not, far pieces would look like
+            neighbours to the teacher, so the term ends at the first skip of a window.
+    """
+
+    model: PreTrainedModel
+    kl_weight: float
+    text_runs_on: bool = True
+
+
 class WindowTrainer(Trainer):
     """Trains on windows of `WindowCollator`: chunked loss, every window weighted equally.
 
     Args:
-        teacher: the frozen untouched model for the KL term; None for no such term.
-        kl_weight: its weight.
+        teacher: for the KL term; None for no such term.
         keywords: as for `Trainer`.
     """
 
-    def __init__(self, *, teacher: PreTrainedModel | None = None, kl_weight: float = 0.0, **keywords: Any) -> None:
+    def __init__(self, *, teacher: Teacher | None = None, **keywords: Any) -> None:
         super().__init__(**keywords)
-        self.teacher, self.kl_weight = teacher, kl_weight
+        self.teacher = teacher
         # Ours is a mean over windows, so Trainer must divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
 
@@ -53,9 +69,7 @@ class WindowTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Mean over windows of the mean loss of their labelled tokens, in nats."""
-        loss = window_loss(
-            model, self.accelerator.unwrap_model(model), inputs, teacher=self.teacher, kl_weight=self.kl_weight
-        )
+        loss = window_loss(model, self.accelerator.unwrap_model(model), inputs, self.teacher)
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, None, None]:
@@ -70,8 +84,7 @@ def window_loss(
     model: nn.Module,
     unwrapped: PreTrainedModel,
     inputs: dict[str, torch.Tensor],
-    teacher: PreTrainedModel | None = None,
-    kl_weight: float = 0.0,
+    teacher: Teacher | None = None,
 ) -> torch.Tensor:
     """The training loss of one batch.
 
@@ -79,8 +92,7 @@ def window_loss(
         model: the model as wrapped for data parallelism, which must see the forward pass.
         unwrapped: the model itself.
         inputs: a batch of `WindowCollator`; not changed.
-        teacher: frozen model that reads the same tokens at ordinary positions.
-        kl_weight: weight of its term.
+        teacher: for the KL term.
     """
     inputs = dict(inputs)
     labels = inputs.pop("labels")[:, 1:]
@@ -90,13 +102,16 @@ def window_loss(
         inputs["attention_mask"] = for_products(inputs["attention_mask"])
     hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
     head = unwrapped.get_output_embeddings()
-    teacher_hidden = teacher_weight = None
+    teacher_hidden = teacher_weight = kl_weights = None
     if teacher is not None:
         ids = inputs["input_ids"]
         ordinary = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
-            teacher_hidden = last_hidden_states(teacher, teacher, ordinary)[:, :-1][labelled]
-        teacher_weight = teacher.get_output_embeddings().weight
+            teacher_hidden = last_hidden_states(teacher.model, teacher.model, ordinary)[:, :-1][labelled]
+        teacher_weight = teacher.model.get_output_embeddings().weight
+        before_skips = inputs["position_ids"] == torch.arange(ids.shape[1], device=ids.device)
+        reads_the_same = torch.ones_like(before_skips) if teacher.text_runs_on else before_skips
+        kl_weights = teacher.kl_weight * reads_the_same[:, :-1][labelled]
     return chunked_cross_entropy(
         hidden,
         head.weight,
@@ -105,7 +120,7 @@ def window_loss(
         bias=getattr(head, "bias", None),
         teacher_hidden=teacher_hidden,
         teacher_weight=teacher_weight,
-        kl_weight=kl_weight,
+        kl_weights=kl_weights,
     )
 
 
@@ -173,8 +188,7 @@ def train(
     collator: Callable[[list[Any]], dict[str, torch.Tensor]],
     eval_dataset: Dataset[Any] | None,
     callbacks: list[TrainerCallback],
-    teacher: PreTrainedModel | None,
-    kl_weight: float,
+    teacher: Teacher | None,
 ) -> bool:
     """Train `model` in place, going on from the newest checkpoint in the output directory.
 
@@ -190,7 +204,6 @@ def train(
         data_collator=collator,
         callbacks=callbacks,
         teacher=teacher,
-        kl_weight=kl_weight,
     )
     trainer.remove_callback(PrinterCallback)  # ours shows the progress
     trainer.train(resume_from_checkpoint=newest_checkpoint(Path(str(arguments.output_dir))))

@@ -132,15 +132,15 @@ def test_untouched_windows() -> None:
 
 
 def test_echoes_follow_the_skips() -> None:
-    features = [{"input_ids": list(range(32)), "visit": (0, i, 0)} for i in range(200)]
+    features = [{"input_ids": list(range(32)), "visit": (0, i, 0)} for i in range(800)]
     batch = WindowCollator(PoSE(), Lengths(64, 32, 4096), untouched_share=0.5, echo_share=0.5)(features)
-    assert batch["attention_mask"].shape == (200, 1, 32, 32)
+    assert batch["attention_mask"].shape == (800, 1, 32, 32)
     skipped = (batch["position_ids"] != torch.arange(32)).any(dim=1)
     ordinary = torch.full((32, 32), -torch.inf).triu(1)
     echoing = (batch["attention_mask"][:, 0] != ordinary).flatten(1).any(dim=1)
     assert not echoing[~skipped].any()  # nothing is missing there
-    # With 32 tokens only the first block is far from any query, and it echoes in every second mask.
-    assert 0.15 < float(echoing[skipped].float().mean()) < 0.35
+    # One of two blocks (or of one, for a cut in the first) echoes in 60 % of the masks, and every second may.
+    assert 0.22 < float(echoing[skipped].float().mean()) < 0.38
 
 
 @pytest.mark.parametrize("sampler", [PoSE(), Plain(), FullLength()])

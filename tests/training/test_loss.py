@@ -14,13 +14,13 @@ def reference(
     labels: torch.Tensor,
     scale: torch.Tensor,
     teacher: torch.Tensor | None,
-    kl_weight: float,
+    kl_weights: torch.Tensor,
 ) -> torch.Tensor:
     """The definition, with all logits at once."""
     logits = hidden @ weight.T + (0 if bias is None else bias)
     losses = functional.cross_entropy(logits, labels, reduction="none")
     if teacher is not None:
-        losses = losses + kl_weight * functional.kl_div(
+        losses = losses + kl_weights * functional.kl_div(
             logits.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none"
         ).sum(-1)
     return (losses * scale).sum()
@@ -39,18 +39,18 @@ def test_value_and_gradients(
     weight = torch.randn(vocabulary, width, generator=generator) * 0.5
     bias = torch.randn(vocabulary, generator=generator) if with_bias else None
     labels = torch.randint(vocabulary, (rows,), generator=generator)
-    scale = torch.rand(rows, generator=generator)
+    scale, kl_weights = torch.rand(2, rows, generator=generator)
     teacher_hidden = torch.randn(rows, 12, generator=generator).to(dtype) if with_teacher else None
     teacher_weight = torch.randn(vocabulary, 12, generator=generator) if with_teacher else None
 
     exact = [None if t is None else t.double().requires_grad_() for t in (hidden, weight.to(dtype), bias)]
     teacher = None if teacher_hidden is None else teacher_hidden.double() @ teacher_weight.to(dtype).double().T
-    expected = reference(exact[0], exact[1], exact[2], labels, scale.double(), teacher, 0.7)
+    expected = reference(exact[0], exact[1], exact[2], labels, scale.double(), teacher, kl_weights.double())
     (3 * expected).backward()
 
     inputs = [None if t is None else t.clone().requires_grad_() for t in (hidden, weight, bias)]
     loss = chunked_cross_entropy(
-        inputs[0], inputs[1], labels, scale, inputs[2], teacher_hidden, teacher_weight, 0.7, chunk_rows
+        inputs[0], inputs[1], labels, scale, inputs[2], teacher_hidden, teacher_weight, kl_weights, chunk_rows
     )
     (3 * loss).backward()
     assert loss.dtype == torch.float32

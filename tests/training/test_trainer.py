@@ -17,6 +17,7 @@ from skipwise.models.load import load_model
 from skipwise.training.callbacks import TrainLog
 from skipwise.training.loss import chunked_cross_entropy
 from skipwise.training.trainer import (
+    Teacher,
     WindowTrainer,
     check_loss,
     newest_checkpoint,
@@ -46,7 +47,6 @@ def run(model: PreTrainedModel, output: Path, config: TrainConfig, callbacks: li
         eval_dataset=examples(4) if config.eval_steps else None,
         callbacks=callbacks,
         teacher=keywords.get("teacher"),
-        kl_weight=keywords.get("kl_weight", 0.0),
     )
 
 
@@ -59,10 +59,27 @@ def test_our_loss_is_that_of_the_model(llama: PreTrainedModel) -> None:
 
 def test_the_teacher_term_vanishes_for_the_teacher_itself(llama: PreTrainedModel) -> None:
     batch = WindowCollator(PoSE(), LENGTHS, untouched_share=1.0)([examples(1)[0]])
-    alone, held = (window_loss(llama, llama, batch, t, 5.0) for t in (None, pico_llama()))
+    alone, held = (window_loss(llama, llama, batch, t) for t in (None, Teacher(pico_llama(), 5.0)))
     torch.testing.assert_close(alone, held, rtol=1e-5, atol=1e-5)
-    other = pico_llama(initializer_range=0.3)
-    assert window_loss(llama, llama, batch, other, 5.0) > alone + 0.1
+    other = Teacher(pico_llama(initializer_range=0.3), 5.0)
+    assert window_loss(llama, llama, batch, other) > alone + 0.1
+
+
+@torch.no_grad()
+def test_where_the_text_skips_the_teacher_is_asked_up_to_there(llama: PreTrainedModel) -> None:
+    """Loss and KL term from whole logits. Seen to fail when all tokens had the term."""
+    batch = WindowCollator(PoSE(content="uniform"), Lengths(64, 32, 256))([{"input_ids": list(range(2, 200))}] * 4)
+    teacher, targets = pico_llama(initializer_range=0.3), batch["input_ids"][:, 1:, None]
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    ours = llama(**inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
+    theirs = teacher(batch["input_ids"], use_cache=False).logits[:, :-1].log_softmax(-1)
+    before = batch["position_ids"][:, :-1] == torch.arange(31)
+    assert before[:, 0].all()
+    assert not before.all(dim=1).any()
+    kl = (theirs.exp() * (theirs - ours)).sum(-1) * before
+    expected = -ours.gather(2, targets).mean() + 0.5 * kl.mean()
+    given = Teacher(teacher, 0.5, text_runs_on=False)
+    torch.testing.assert_close(window_loss(llama, llama, batch, given), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -75,11 +92,11 @@ def test_only_the_student_hears_echoes(llama: PreTrainedModel) -> None:
     ours = llama(**inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
     theirs = teacher(batch["input_ids"], use_cache=False).logits[:, :-1].log_softmax(-1)
     expected = -ours.gather(2, targets).mean() + 0.5 * (theirs.exp() * (theirs - ours)).sum(-1).mean()
-    torch.testing.assert_close(window_loss(llama, llama, batch, teacher, 0.5), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(window_loss(llama, llama, batch, Teacher(teacher, 0.5)), expected, rtol=1e-5, atol=1e-5)
     eager = pico_llama(attn_implementation="eager")
-    torch.testing.assert_close(window_loss(eager, eager, batch, teacher, 0.5), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(window_loss(eager, eager, batch, Teacher(teacher, 0.5)), expected, rtol=1e-5, atol=1e-5)
     silent = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
-    assert abs(window_loss(llama, llama, silent, teacher, 0.5) - expected) > 1e-3
+    assert abs(window_loss(llama, llama, silent, Teacher(teacher, 0.5)) - expected) > 1e-3
 
 
 def test_the_output_layer_multiplies_in_the_compute_dtype(
