@@ -218,7 +218,7 @@ def main() -> None:
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad()
-        if step % 100 == 99 or step == arguments.steps - 1:
+        if step % 250 == 249 or step == arguments.steps - 1:
             accuracy = passkeys(model, tokenizer, dtype)
             console.print(f"step {step + 1}: loss {loss.item():.3f}, {accuracy}", highlight=False)
             save(model, tokenizer, arguments.output)
