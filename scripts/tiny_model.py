@@ -2,7 +2,7 @@
 
 A Llama of 3.7 M parameters with a window of 256 tokens, trained on the Python standard library and on
 synthetic retrieval documents. It is a stand-in for a real model: it predicts text, it retrieves, and
-both end where its window ends.
+both fade beyond its window.
 
 Two things make that possible in minutes. Retrieval needs heads that look at the previous tokens
 before any other head can learn to look up what followed them earlier; waiting for the former to
@@ -35,7 +35,7 @@ from skipwise.workbench import retrieval_documents
 
 WINDOW = 256
 WIDTH, HEAD_SIZE = 256, 64
-# The slowest rotary pair turns once in 23 windows, as that of LLaMA does (10,000 at 2,048 tokens). With much
+# The slowest rotary pair turns once in 24 windows, that of LLaMA (10,000 at 2,048 tokens) in 27. With much
 # more, a model retrieves far beyond its window untouched.
 THETA = 1200.0
 # How many tokens back the heads look that start out as previous-token heads.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, Vali
 
 from skipwise.errors import UserError, nearest
 from skipwise.evaluation.specs import EVALUATIONS, EvaluationSpec, Length
-from skipwise.positions import SAMPLERS, FullLength, Plain, PoSE, Sampler
+from skipwise.positions import SAMPLERS, PoSE, Sampler
 from skipwise.rope import ROPE_SCALINGS, Scaling, YaRN
 from skipwise.sections import name_of
 
@@ -169,8 +169,8 @@ class TrainConfig(Section):
         echo_share: share of the windows with skips in which tokens weigh as if the skipped text repeated
             them, so that the model learns to choose among as many as it will meet. Needs sdpa or eager attention.
         kl_weight: weight of a Kullback-Leibler term to the untouched model, which reads the same
-            tokens at ordinary positions under its own RoPE; only up to the first skip where the
-            text skips too. 0 switches it off (and saves a forward pass and a copy of the
+            tokens at ordinary positions under its own RoPE; only up to the first gap in the text
+            of a window. 0 switches it off (and saves a forward pass and a copy of the
             weights). None is 1 where a training window fits into the original window, and 0
             where the untouched model could not read it.
         eval_steps: loss on held-out windows every so many steps; None for never.
@@ -246,9 +246,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _echoes_need_skips(self) -> "RunConfig":
-        if self.train.echo_share and isinstance(self.positions, Plain | FullLength):
+        one_chunk = isinstance(self.positions, PoSE) and self.positions.chunks == 1
+        if self.train.echo_share and (one_chunk or self.method in ("plain", "full")):
             raise UserError(
-                f"train.echo_share is for windows with skips, but {self.positions.name!r} has none. Set it to 0."
+                f"train.echo_share is for windows with skips, but those of {self.positions} have none. Set it to 0."
             )
         return self
 

@@ -69,6 +69,11 @@ def resolve_lengths(config: RunConfig, model_config: "PreTrainedConfig") -> Leng
             f"Raise --target, for example to {2 * info.current:,}."
         )
     original = info.original if config.lengths.original is None else config.lengths.original
+    if target <= original:
+        raise UserError(
+            f"The target must be above the original length, but {target:,} <= {original:,}. "
+            "Raise --target, or lower lengths.original."
+        )
     train = min(original, target) if config.lengths.train is None else config.lengths.train
     lengths = Lengths(original=original, train=train, target=target)
     config.positions.check(lengths)
@@ -77,13 +82,13 @@ def resolve_lengths(config: RunConfig, model_config: "PreTrainedConfig") -> Leng
 
 def default_evaluations(lengths: Lengths) -> tuple[EvaluationSpec, ...]:
     """Perplexity and passkey at the original window, its doublings, and the target."""
-    doublings = [lengths.original]
+    doublings = [max(2, lengths.original)]
     while doublings[-1] * 2 < lengths.target:
         doublings.append(doublings[-1] * 2)
-    at = (*doublings, lengths.target)
-    final = min(1024, lengths.original // 2)
+    at = tuple(dict.fromkeys((*doublings, lengths.target)))
+    final = min(1024, max(1, lengths.original // 2))
     return (
-        Perplexity(context_lengths=at, stride=final // 2, documents=8, final_tokens=final),
+        Perplexity(context_lengths=at, stride=max(1, final // 2), documents=8, final_tokens=final),
         Passkey(context_lengths=at, trials=20),
     )
 

@@ -100,7 +100,12 @@ class Workbench:
         arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
         windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
         collator = WindowCollator(
-            self.config.positions, self.lengths, self.config.seed, config.untouched_share, config.echo_share
+            self.config.positions,
+            self.lengths,
+            self.config.seed,
+            config.untouched_share,
+            config.echo_share,
+            mark_text=True,
         )
         finished = train(
             model=self.model,
@@ -122,8 +127,7 @@ class Workbench:
         if not self.config.train.kl_weight:
             return None
         model = load_model(self.config.model, self.model.device, self.dtype)
-        text_runs_on = getattr(self.config.positions, "content", "contiguous") == "contiguous"
-        return Teacher(model, self.config.train.kl_weight, text_runs_on)
+        return Teacher(model, self.config.train.kl_weight)
 
     def save(self, run: RunDir) -> None:
         """Write the checkpoint, unless it is there."""

@@ -91,7 +91,8 @@ def test_all_errors_at_once_with_path_and_nearest_match() -> None:
         ({"evaluate": [{"name": "passkey", "context_lengths": []}]}, "different lengths"),
         ({"evaluate": [{"name": "passkey", "context_lengths": [64], "trials": 0}]}, "trials must be at least 1"),
         ({"seed": -1}, "seed"),
-        ({"positions": "plain", "train": {"echo_share": 0.5}}, "echo_share is for windows with skips, but 'plain'"),
+        ({"positions": "plain", "train": {"echo_share": 0.5}}, "echo_share is for windows with skips"),
+        ({"positions": {"name": "pose", "chunks": 1}, "train": {"echo_share": 0.5}}, "echo_share is for windows"),
         ({"lengths": {"train": 0}}, "lengths.train"),
         ({"lengths": 32768}, "lengths"),
         (

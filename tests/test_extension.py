@@ -74,6 +74,16 @@ def test_default_evaluations_reach_from_the_original_window_to_the_target() -> N
         assert spec.context_lengths == (2048, 4096, 8192, 12288)
 
 
+def test_the_target_is_above_an_original_length_that_is_given() -> None:
+    with pytest.raises(UserError, match=r"above the original length, but 4,096 <= 4,096"):
+        resolve_lengths(config_for(target="4k", original="4k"), LlamaConfig(max_position_embeddings=2048))
+
+
+@pytest.mark.parametrize("original", [1, 2, 3])
+def test_default_evaluations_of_tiny_windows_can_be_made(original: int) -> None:
+    assert default_evaluations(Lengths(original, 1, 8))
+
+
 def test_what_depends_on_the_model_is_filled_in() -> None:
     config, lengths = config_for(target="16k"), Lengths(2048, 512, 16384)
     resolved = resolve(config, lengths)

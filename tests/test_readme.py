@@ -1,4 +1,4 @@
-"""What the README shows must run."""
+"""What the README shows must run, and its figures must be those of the results."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+@pytest.mark.parametrize("run", ["demo", "smollm2-32k"])
+@pytest.mark.parametrize("page", ["README.md", "docs/decisions.md"])
+def test_tables_are_those_of_the_results(page: str, run: str) -> None:
+    table = (ROOT / "docs/results" / run / "table.md").read_text(encoding="utf-8")
+    assert table in (ROOT / page).read_text(encoding="utf-8")
 
 
 def test_the_training_loop_of_the_readme(pico_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,7 +219,7 @@ class RetrievalDocuments:
 
 
 def near_miss(stated: Sequence[int], question: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """One or two tokens a question ends with, but never all that it shares with the statement.
+    """One or two tokens a question ends with, but not all that it shares with the statement (unless that is one).
 
     >>> near_miss([7, 1, 2, 9], [5, 1, 2], np.random.default_rng(0))
     [2]

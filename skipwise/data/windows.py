@@ -149,6 +149,8 @@ class WindowCollator:
         untouched_share: share of windows that keep ordinary positions.
         echo_share: share of the windows with skips in which tokens echo (see `echo_mask`). Then the mask is
             one of scores, which sdpa and eager attention take, but not flash and flex attention.
+        mark_text: add `text_runs_on`, bool[batch, window]: whether the text up to a token has no gap. For
+            `WindowTrainer`; a model's own forward pass does not take it.
     """
 
     sampler: PositionSampler
@@ -156,6 +158,7 @@ class WindowCollator:
     seed: int = 0
     untouched_share: float = 0.0
     echo_share: float = 0.0
+    mark_text: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors `input_ids`, `attention_mask`, `position_ids`, `labels`, each int64[batch, window].
@@ -172,7 +175,7 @@ class WindowCollator:
             mask = torch.ones_like(batch["input_ids"])
         return {**batch, "attention_mask": mask}
 
-    def _row(self, feature: dict[str, Any]) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.float32] | None]:
+    def _row(self, feature: dict[str, Any]) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32] | None]:
         """Ids, positions and labels of one window, and its mask if it echoes."""
         tokens = np.asarray(feature["input_ids"], dtype=np.int64)
         rng = self._rng(feature)
@@ -194,7 +197,10 @@ class WindowCollator:
         labels = np.where(scored[window.token_index], ids, -100)
         missing = window.position_ids - np.arange(len(ids))
         echo = echo_mask(missing, rng) if missing.any() and rng.random() < self.echo_share else None
-        return {"input_ids": ids, "position_ids": window.position_ids, "labels": labels}, echo
+        row = {"input_ids": ids, "position_ids": window.position_ids, "labels": labels}
+        if self.mark_text:
+            row["text_runs_on"] = window.token_index - window.token_index[0] == np.arange(len(ids))
+        return row, echo
 
     @property
     def _untouched(self) -> PositionSampler:

@@ -109,7 +109,8 @@ def _loss_and_gradients(
         total -= (log_probs.gather(1, picked)[:, 0] * scale).sum()
         # d loss / d logits, built in place on the probabilities.
         grad = log_probs.exp()
-        if teacher_matrix is not None and teacher_hidden is not None and kl_weights is not None:
+        if teacher_matrix is not None and teacher_hidden is not None:
+            assert kl_weights is not None
             teacher = (teacher_hidden[rows] @ teacher_matrix.T).float().log_softmax(dim=-1)
             expected, kl = teacher.exp(), kl_weights[rows, None].float()
             total += ((expected * (teacher - log_probs)).sum(dim=-1) * kl[:, 0] * scale).sum()

@@ -27,14 +27,12 @@ class Teacher:
 
     Attributes:
         model: it.
-        kl_weight: weight of the Kullback-Leibler term between it and the trained model, above 0.
-        text_runs_on: whether the text runs on across a skip. Where it does not, far pieces would look like
-            neighbours to the teacher, so the term ends at the first skip of a window.
+        kl_weight: weight of the Kullback-Leibler term between it and the trained model, above 0. The term ends
+            where the text of a window has a gap, since the teacher would read far pieces as neighbours.
     """
 
     model: PreTrainedModel
     kl_weight: float
-    text_runs_on: bool = True
 
 
 class WindowTrainer(Trainer):
@@ -91,11 +89,12 @@ def window_loss(
     Args:
         model: the model as wrapped for data parallelism, which must see the forward pass.
         unwrapped: the model itself.
-        inputs: a batch of `WindowCollator`; not changed.
+        inputs: a batch of `WindowCollator`; not changed. Without `text_runs_on` the text has no gaps.
         teacher: for the KL term.
     """
     inputs = dict(inputs)
     labels = inputs.pop("labels")[:, 1:]
+    text_runs_on = inputs.pop("text_runs_on", torch.ones_like(inputs["input_ids"]))
     weights = window_weights(labels)
     labelled = labels != -100
     if inputs["attention_mask"].is_floating_point():
@@ -109,9 +108,7 @@ def window_loss(
         with torch.no_grad():
             teacher_hidden = last_hidden_states(teacher.model, teacher.model, ordinary)[:, :-1][labelled]
         teacher_weight = teacher.model.get_output_embeddings().weight
-        before_skips = inputs["position_ids"] == torch.arange(ids.shape[1], device=ids.device)
-        reads_the_same = torch.ones_like(before_skips) if teacher.text_runs_on else before_skips
-        kl_weights = teacher.kl_weight * reads_the_same[:, :-1][labelled]
+        kl_weights = teacher.kl_weight * text_runs_on[:, :-1][labelled]
     return chunked_cross_entropy(
         hidden,
         head.weight,

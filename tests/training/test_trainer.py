@@ -68,18 +68,18 @@ def test_the_teacher_term_vanishes_for_the_teacher_itself(llama: PreTrainedModel
 @torch.no_grad()
 def test_where_the_text_skips_the_teacher_is_asked_up_to_there(llama: PreTrainedModel) -> None:
     """Loss and KL term from whole logits. Seen to fail when all tokens had the term."""
-    batch = WindowCollator(PoSE(content="uniform"), Lengths(64, 32, 256))([{"input_ids": list(range(2, 200))}] * 4)
+    collator = WindowCollator(PoSE(content="uniform"), LENGTHS, mark_text=True)
+    batch = collator([{"input_ids": list(range(2, 200))}] * 4)
     teacher, targets = pico_llama(initializer_range=0.3), batch["input_ids"][:, 1:, None]
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "text_runs_on")}
     ours = llama(**inputs, use_cache=False).logits[:, :-1].log_softmax(-1)
     theirs = teacher(batch["input_ids"], use_cache=False).logits[:, :-1].log_softmax(-1)
-    before = batch["position_ids"][:, :-1] == torch.arange(31)
+    before = batch["input_ids"][:, :-1] == batch["input_ids"][:, :1] + torch.arange(31)
     assert before[:, 0].all()
     assert not before.all(dim=1).any()
     kl = (theirs.exp() * (theirs - ours)).sum(-1) * before
     expected = -ours.gather(2, targets).mean() + 0.5 * kl.mean()
-    given = Teacher(teacher, 0.5, text_runs_on=False)
-    torch.testing.assert_close(window_loss(llama, llama, batch, given), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(window_loss(llama, llama, batch, Teacher(teacher, 0.5)), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
