@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from skipwise.config import LengthsConfig, RunConfig, to_yaml
-from skipwise.data.sources import check_source
+from skipwise.data.sources import check_source, is_hub_dataset
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Passkey, Perplexity, Stage
-from skipwise.lengths import Lengths
+from skipwise.lengths import Lengths, format_length
 from skipwise.models.locate import model_location
 from skipwise.planning import ModelShape, Plan, describe_plan, make_plan, window_tokens
 from skipwise.runs import RunDir, write_json, write_text
@@ -173,7 +173,7 @@ def extend(
     lengths = resolve_lengths(config, model_config)
     config = resolve(config, lengths)
     plan = plan_of(config, model_config, lengths, count_parameters(model_config, config.model.trust_remote_code))
-    show_plan(plan, model_config, console)
+    show_plan(plan, config, model_config, console)
     if dry_run:
         return []
 
@@ -196,11 +196,12 @@ def _measure_and_train(run: RunDir, bench: "Workbench", config: RunConfig, lengt
     """Every stage in turn: as it came, with the new RoPE, trained."""
     specs = config.evaluate or ()
     model_name = config.model.path
-    if "original" in config.stages:
+    stages = _stages(config)
+    if "original" in stages:
         with timed(run, "evaluate original"):
             _evaluate(run, bench, "original", model_name, bench.original_window, specs, console)
     bench.interpolate()
-    if "interpolated" in config.stages:
+    if "interpolated" in stages:
         with timed(run, "evaluate interpolated"):
             _evaluate(run, bench, "interpolated", model_name, lengths.target, specs, console)
     if config.method != "interpolate":
@@ -209,23 +210,42 @@ def _measure_and_train(run: RunDir, bench: "Workbench", config: RunConfig, lengt
         if not finished:
             raise PreemptedError(f"Stopped and saved in {run.path}. The same command with --resume goes on.")
     bench.save(run)
-    if "extended" in config.stages and config.method != "interpolate":
+    if "extended" in stages:
         with timed(run, "evaluate extended"):
             _evaluate(run, bench, "extended", model_name, lengths.target, specs, console)
 
 
-def show_plan(plan: Plan, model_config: "PreTrainedConfig", console: Console) -> None:
-    """Print the plan, and that an earlier scaling is replaced."""
+def show_plan(plan: Plan, config: RunConfig, model_config: "PreTrainedConfig", console: Console) -> None:
+    """Print what will happen, and that an earlier scaling is replaced."""
     from skipwise.models.rope import read_rope
     from skipwise.report.table import pairs_table
 
-    console.print(pairs_table("Plan", describe_plan(plan)))
+    hub = " (hub dataset, not looked at yet)"
+    pairs = [
+        *describe_plan(plan),
+        ("data", ", ".join(one.source + hub * is_hub_dataset(one) for one in config.data.sources)),
+        ("evaluation", "\n".join(describe_evaluation(spec) for spec in config.evaluate or ()) or "none"),
+        ("stages", ", ".join(_stages(config)) or "none"),
+    ]
+    console.print(pairs_table("Plan", pairs))
     info = read_rope(model_config)
     if info.rope_type != "default" or info.current != info.original:
         console.print(
             f"The model was extended before ({info.rope_type}, {info.original:,} -> {info.current:,}); "
             "its scaling is replaced by the new one, counted from the first window."
         )
+
+
+def _stages(config: RunConfig) -> list[Stage]:
+    """The stages that will be measured: where nothing is trained, there is no last one."""
+    return [stage for stage in config.stages if stage != "extended" or config.method != "interpolate"]
+
+
+def describe_evaluation(spec: EvaluationSpec) -> str:
+    """`"passkey at 256, 1k, 4k tokens, 20 trials"`."""
+    lengths = ", ".join(map(format_length, spec.context_lengths))
+    amount = f"{spec.trials} trials" if isinstance(spec, Passkey) else f"{spec.documents} documents"
+    return f"{spec.name.replace('_', ' ')} at {lengths} tokens, {amount}"
 
 
 def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench", given: str, resolved: str) -> None:

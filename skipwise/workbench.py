@@ -70,6 +70,7 @@ class Workbench:
                 self.model.activation_checkpointing_enable()
             self.model.train()
             probe_attention(self.model, self.lengths.target, training.per_device_train_batch_size, dtype=self.dtype)
+            self.console.print("attention reaches across a skip, and sees how far it is: checked")
             if training.echo_share:
                 probe_score_mask(self.model, self.dtype)
             self.model.eval()

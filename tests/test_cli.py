@@ -57,6 +57,7 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     output = skipwise("extend", config_file, "--output", run)
     assert "64 -> 512 tokens" in output
+    assert "attention reaches across a skip" in output
     assert {path.name for path in run.iterdir()} == {
         "config.yaml",
         "resolved.yaml",
@@ -164,7 +165,8 @@ def test_more_than_one_process_is_refused(config_file: Path, tmp_path: Path, mon
 
 def test_dry_run_writes_nothing(config_file: Path, tmp_path: Path) -> None:
     output = skipwise("extend", config_file, "--output", tmp_path / "run", "--dry-run")
-    assert "factor 8" in output
+    for planned in ("factor 8", "passkey at 64, 512 tokens, 5 trials", "original, interpolated, extended"):
+        assert planned in output
     assert not (tmp_path / "run").exists()
 
 

@@ -102,6 +102,11 @@ def check_source(config: SourceConfig) -> None:
         raise UserError(f"{name} is empty. Give --data a source with text in it.")
 
 
+def is_hub_dataset(config: SourceConfig) -> bool:
+    """Whether a source has to be asked for at a hub, by its name alone."""
+    return config.source != builtin.PYTHON and not Path(config.source).expanduser().exists()
+
+
 def _is_hub_name(name: str) -> bool:
     """`organisation/name`: one slash, and nothing that makes it a path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not suffix_of(Path(name))

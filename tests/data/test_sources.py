@@ -12,7 +12,7 @@ import zstandard
 from skipwise import UserError
 from skipwise.config import SourceConfig
 from skipwise.data import sources
-from skipwise.data.sources import ReadReport, check_source, read_documents
+from skipwise.data.sources import ReadReport, check_source, is_hub_dataset, read_documents
 
 TEXTS = ["first text", "second\ntext", "dritter Text: äöü"]
 
@@ -144,3 +144,8 @@ def test_an_unknown_builtin_names_the_nearest() -> None:
 def test_a_hub_name_that_cannot_be_reached_is_explained() -> None:
     with pytest.raises(UserError, match="neither a path on this machine nor a hub dataset"):
         list(read_documents(SourceConfig(source="nobody/nothing"), ReadReport(0.01)))
+
+
+@pytest.mark.parametrize(("source", "at_a_hub"), [("a/b", True), ("builtin:python", False), (".", False), ("~", False)])
+def test_what_has_to_be_asked_for_at_a_hub(source: str, at_a_hub: bool) -> None:
+    assert is_hub_dataset(SourceConfig(source=source)) == at_a_hub
