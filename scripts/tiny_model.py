@@ -27,7 +27,8 @@ from skipwise.data.builtin import PYTHON, python_documents
 from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.store import is_held_out, key_hash, open_store
 from skipwise.data.windows import Source, cut_spans
-from skipwise.evaluation.passkey import is_retrieved, make_trials
+from skipwise.evaluation.passkey import count_retrieved, make_trials
+from skipwise.evaluation.prompts import encoder
 from skipwise.models.forward import autocast
 from skipwise.models.load import compute_dtype
 from skipwise.training.trainer import window_loss
@@ -237,8 +238,8 @@ def passkeys(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype:
     shares = []
     for length in (128, 256, 512, 1024):
         with autocast(model.device, dtype):
-            hits = is_retrieved(model, make_trials(tokenizer, length, 20, seed=1))
-        shares.append(f"{length}: {sum(hits) / len(hits):.0%}")
+            trials = make_trials(encoder(tokenizer, chat=False), length, 20, seed=1)
+            shares.append(f"{length}: {count_retrieved(model, trials) / len(trials):.0%}")
     return "passkey " + ", ".join(shares)
 
 

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from skipwise import __version__
-from skipwise.config import METHODS, merge, method_overrides, parse_assignment, parse_config, read_yaml
+from skipwise.config import METHODS, method_overrides
+from skipwise.config_files import merge, parse_assignment, parse_config, parse_evaluate_config, read_yaml
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EVALUATIONS
 from skipwise.positions import SAMPLERS
@@ -95,6 +96,61 @@ def extend(
         for reason in sorted({row.reason for row in rows if row.status == "failed" and row.reason}):
             console.print(f"failed: {reason}", highlight=False)
         console.print(f"Results: {run / 'results.jsonl'}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Models or runs: directory, hub id, .gguf file, builtin:tiny.")],
+    config: Annotated[Path | None, typer.Option(help="YAML: data, evaluate, seed, chat, dtype.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"One of {', '.join(name_of(c) for c in EVALUATIONS)}.")
+    ] = None,
+    lengths: Annotated[str | None, typer.Option(help="Context lengths, e.g. 4k,8k.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Documents: file, directory, hub dataset, preset:pg19.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where rows and examples are kept.")] = None,
+    chat: Annotated[bool | None, typer.Option("--chat", help="Prompts through the chat template.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of prompts and of the choice of documents.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="passkey.trials=20, dtype=float32; repeatable.")
+    ] = None,
+) -> None:
+    """Measure models side by side. What the output directory holds already is not measured again."""
+    from skipwise import comparison
+    from skipwise.report.table import comparison_markdown, comparison_table, depth_table, difference_table
+    from skipwise.runs import RunDir, write_text
+
+    found = comparison.find_models(models)
+    values = comparison.values_of_run(found) if config is None else read_yaml(config)
+    flags: dict[str, Any] = {"data": {"sources": data or None}, "chat": chat, "seed": seed}
+    if data:
+        values.pop("data", None)  # the documents of a run are those it held out; others are used whole
+    values = merge(values, _given(flags))
+    settings = []
+    for assignment in set_ or []:
+        head, _, rest = assignment.partition(".")
+        if head in comparison.NAMES:
+            ((key, value),) = parse_assignment(rest).items()
+            settings.append((head, key, value))
+        else:
+            values = merge(values, parse_assignment(assignment))
+    chosen = [length.strip() for length in lengths.split(",")] if lengths else []
+    values["evaluate"] = comparison.select_evaluations(values.get("evaluate"), only or [], chosen, settings)
+    parsed = parse_evaluate_config(values)
+    directory = output or comparison.default_output(found)
+    rows = comparison.compare(found, parsed, directory, given=comparison.as_given(values), console=console)
+    columns = {one.short: [row for row in rows if row.model == one.name] for one in found}
+    console.print(comparison_table("Evaluation", columns))
+    for heading, own in columns.items():
+        grid = depth_table(heading, own)
+        if grid is not None:
+            console.print(grid)
+    differences = comparison.differences(found, rows, directory)
+    if differences:
+        console.print(difference_table(found[0].short, differences))
+    write_text(RunDir(directory).table, comparison_markdown(columns))
+    console.print(f"Rows and examples: {directory}", highlight=False)
 
 
 @app.command()

@@ -1,31 +1,29 @@
 """The run configuration: typed, strict, the same in YAML, on the command line and in Python."""
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
+from skipwise.data.presets import expand_preset
 from skipwise.errors import UserError, nearest
-from skipwise.evaluation.specs import EVALUATIONS, EvaluationSpec, Length
+from skipwise.evaluation.specs import EvaluationSpec, Length
 from skipwise.positions import SAMPLERS, PoSE, Sampler
-from skipwise.rope import ROPE_SCALINGS, Scaling, YaRN
+from skipwise.rope import Scaling, YaRN
 from skipwise.sections import name_of
 
 
-def _expand_name(value: object) -> object:
+def expand_name(value: object) -> object:
     """`yarn` is short for `{name: yarn}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def _named(default: str) -> Callable[[object], object]:
-    """`_expand_name`, with a name for a section that only sets other keys."""
+    """`expand_name`, with a name for a section that only sets other keys."""
 
     def expand(value: object) -> object:
-        value = _expand_name(value)
+        value = expand_name(value)
         return {"name": default, **value} if isinstance(value, dict) else value
 
     return expand
@@ -34,7 +32,7 @@ def _named(default: str) -> Callable[[object], object]:
 ByName = Field(discriminator="name")
 Positions = Annotated[Sampler, ByName, BeforeValidator(_named("pose"))]
 Rope = Annotated[Scaling, ByName, BeforeValidator(_named("yarn"))]
-Evaluation = Annotated[EvaluationSpec, ByName, BeforeValidator(_expand_name)]
+Evaluation = Annotated[EvaluationSpec, ByName, BeforeValidator(expand_name)]
 
 
 def _to_float(value: object) -> object:
@@ -92,12 +90,14 @@ class SourceConfig(Section):
     """One source of documents.
 
     Attributes:
-        source: file, directory, hub dataset name, or `builtin:python`.
+        source: file, directory, hub dataset name, `builtin:python`, or a preset: `preset:gov-report`,
+            `preset:proof-pile`, `preset:pg19`.
         weight: relative share of the training windows drawn from it.
         text_field: name of the text column in JSONL, Parquet and hub datasets.
         split: of a hub dataset.
         subset: of a hub dataset that has several (its configuration name).
-        revision: of a hub dataset; name one to be sure of what is trained on.
+        data_files: of a hub dataset, to read some of its files only.
+        revision: of a hub dataset; name one to be sure of what is read.
         max_documents: read no more than this many; a stream larger than the disk is cut with it.
     """
 
@@ -106,31 +106,27 @@ class SourceConfig(Section):
     text_field: str = "text"
     split: str = "train"
     subset: str | None = None
+    data_files: str | None = None
     revision: str | None = None
     max_documents: Annotated[int, Field(ge=1)] | None = None
 
 
-class DataConfig(Section):
-    """What is trained and evaluated on.
+class DocumentsConfig(Section):
+    """Documents, some of them held out by the hash of their text.
 
     Attributes:
         sources: one or more; a single one may be written as `source: docs.jsonl`.
-        held_out_share: share of the documents (by hash) kept for evaluation.
-        min_document_tokens: shorter documents are skipped; None for what the sampler needs.
-        short_documents: `skip` and count them, or `join` neighbours with end-of-text tokens between,
-            for training and for evaluation.
+        held_out_share: share of the documents that evaluation sees; 1 for all of them, where nothing was trained on
+            them.
+        short_documents: leave documents as they are (`skip` those that are too short), or `join` neighbours with
+            end-of-text tokens between.
         max_malformed_share: stop when more of a source's records than this cannot be read.
-        retrieval_share: share of the training windows that are synthetic retrieval documents (facts
-            hidden in text and asked for later, with the loss on the answer). Text alone makes
-            a model forget how to retrieve.
     """
 
     sources: Annotated[tuple[Annotated[SourceConfig, BeforeValidator(lambda v: _source(v))], ...], Strict(False)]
-    held_out_share: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.05
-    min_document_tokens: Length | None = None
+    held_out_share: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     short_documents: Literal["skip", "join"] = "skip"
     max_malformed_share: Share = 0.01
-    retrieval_share: Share = 0.25
 
     @model_validator(mode="before")
     @classmethod
@@ -151,14 +147,31 @@ class DataConfig(Section):
         return rest | {"sources": [{**shared, **one} if isinstance(one, Mapping) else one for one in named]}
 
     @model_validator(mode="after")
-    def _not_empty(self) -> "DataConfig":
+    def _not_empty(self) -> "DocumentsConfig":
         if not self.sources:
             raise UserError("data.sources must name at least one source. Give --data PATH.")
         return self
 
 
+class DataConfig(DocumentsConfig):
+    """What is trained and evaluated on.
+
+    Attributes:
+        held_out_share: share of the documents kept for evaluation.
+        min_document_tokens: shorter documents are skipped; None for what the sampler needs.
+        retrieval_share: share of the training windows that are synthetic retrieval documents (facts
+            hidden in text and asked for later, with the loss on the answer). Text alone makes
+            a model forget how to retrieve.
+    """
+
+    held_out_share: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.05
+    min_document_tokens: Length | None = None
+    retrieval_share: Share = 0.25
+
+
 def _source(value: object) -> object:
-    return {"source": value} if isinstance(value, str) else value
+    named = {"source": value} if isinstance(value, str) else value
+    return expand_preset(dict(named)) if isinstance(named, Mapping) else named
 
 
 class TrainConfig(Section):
@@ -207,6 +220,17 @@ class TrainConfig(Section):
         return self
 
 
+def check_figures_once(specs: tuple[EvaluationSpec, ...]) -> None:
+    """Raise `UserError` when an evaluation is asked for twice at a context length."""
+    seen: set[tuple[str, int | None]] = set()
+    for spec in specs:
+        for length in spec.context_lengths:
+            if (spec.name, length) in seen:
+                at = "" if length is None else f" at {length:,} tokens"
+                raise UserError(f"evaluate asks for {spec.name}{at} twice. Ask once.")
+            seen.add((spec.name, length))
+
+
 class RunConfig(Section):
     """One extension, whole.
 
@@ -235,13 +259,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _one_row_per_figure(self) -> "RunConfig":
-        seen: set[tuple[str, int]] = set()
-        for spec in self.evaluate or ():
-            again = seen & {(spec.name, length) for length in spec.context_lengths}
-            if again:
-                name, length = min(again)
-                raise UserError(f"evaluate asks for {name} at {length:,} tokens twice. Ask once.")
-            seen |= {(spec.name, length) for length in spec.context_lengths}
+        check_figures_once(self.evaluate or ())
         return self
 
     @model_validator(mode="after")
@@ -259,6 +277,33 @@ class RunConfig(Section):
         return "interpolate" if self.train.max_steps == 0 else self.positions.name
 
 
+class EvaluateConfig(Section):
+    """What `skipwise evaluate` measures on every model it is given.
+
+    Attributes:
+        data: documents to score and to take haystacks from.
+        evaluate: what to measure; None chooses perplexity and passkey at a quarter, half and all of the longest window.
+        dtype: compute dtype, as for `model.dtype`.
+        attn_implementation: as in transformers; None leaves the choice to it.
+        trust_remote_code: run code that comes with a model. Off unless asked for.
+        chat: put prompts through the chat template of the tokenizer.
+        seed: of prompts and of the choice of documents.
+    """
+
+    data: DocumentsConfig = DocumentsConfig(sources=(SourceConfig(source="builtin:python"),), held_out_share=0.05)
+    evaluate: Annotated[tuple[Evaluation, ...], Strict(False)] | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    chat: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_row_per_figure(self) -> "EvaluateConfig":
+        check_figures_once(self.evaluate or ())
+        return self
+
+
 METHODS = ("interpolate", *(name_of(cls) for cls in SAMPLERS))
 
 
@@ -267,123 +312,3 @@ def method_overrides(method: str) -> dict[str, Any]:
     if method not in METHODS:
         raise UserError(f"--method must be a known method, not {method!r}.{nearest(method, METHODS)}")
     return {"train": {"max_steps": 0}} if method == "interpolate" else {"positions": {"name": method}}
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: when it cannot be read, is no YAML, or no mapping.
-    """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(
-            f"{path} must hold a mapping of sections (model, lengths, data, ...), not {type(value).__name__}."
-        )
-    return value
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over`, section by section.
-
-    A section that is chosen by name is replaced, not merged, when the name changes; so are the sources
-    of the data when others are given.
-    """
-    result = dict(base)
-    for key, value in over.items():
-        old = _expand_name(result.get(key)) if key in ("positions", "rope") else result.get(key)
-        if key == "data":
-            old = _data_section(old, replaced=isinstance(value, str) or bool({"source", "sources"} & set(value)))
-            value = {"source": value} if isinstance(value, str) else value
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            same_choice = value.get("name", old.get("name")) == old.get("name")
-            value = merge(old, value) if same_choice else value
-        result[key] = value
-    return result
-
-
-def _data_section(value: object, replaced: bool) -> dict[str, Any]:
-    """A data section written out; without its sources when others replace them."""
-    section = {"source": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
-    return {key: section[key] for key in section if not (replaced and key in ("source", "sources"))}
-
-
-def parse_assignment(text: str) -> dict[str, Any]:
-    """`a.b=v` -> `{"a": {"b": v}}`, with the value read as YAML."""
-    key, separator, value = text.partition("=")
-    if not separator or not key or not all(key.split(".")):
-        raise UserError(f"--set takes section.key=value, not {text!r}. Example: --set train.learning_rate=1e-5")
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}= takes a YAML value, but {value!r} is none: {error}") from error
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return dict(nested)
-
-
-def parse_config(values: Mapping[str, Any]) -> RunConfig:
-    """Check a nested mapping and make it a `RunConfig`.
-
-    Raises:
-        UserError: one message that lists every mistake with its path.
-    """
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(dict(one)) for one in error.errors()]
-        raise UserError("The configuration is not valid:\n" + "\n".join(f"  - {line}" for line in lines)) from None
-
-
-_TAGGED = {"positions": SAMPLERS, "rope": ROPE_SCALINGS, "evaluate": EVALUATIONS}
-
-
-_HINTS = {
-    "data": "Give --data PATH, or --data builtin:python for the Python documentation.",
-    "lengths": "Give --target, e.g. --target 32k.",
-    "lengths.target": "Give --target, e.g. --target 32k.",
-}
-
-
-def _explain(error: dict[str, Any]) -> str:
-    """One line for one pydantic error: path, rule, value, nearest match."""
-    location = [str(part) for part in error["loc"]]
-    section = location[0] if location else ""
-    tags = [name_of(cls) for cls in _TAGGED.get(section, ())]
-    path = ".".join(part for part in location if part not in tags) or "configuration"
-    value = error.get("input")
-    hint = _HINTS.get(path)
-    match error["type"]:
-        case "extra_forbidden" | "unexpected_keyword_argument":
-            return f"{path}: unknown key.{nearest(location[-1], _siblings(location, tags))}"
-        case "missing" | "missing_argument":
-            return f"{path}: required, but not given.{f' {hint}' if hint else ''}"
-        case "union_tag_invalid":
-            tag = str(error["ctx"]["tag"])
-            return f"{path}.name: {tag!r} is not known.{nearest(tag, tags)}"
-        case "union_tag_not_found":
-            return f"{path}: needs a name.{nearest('', tags)}"
-        case "value_error":
-            return f"{path}: {error['ctx']['error']}"
-        case _:
-            return f"{path}: {error['msg']}, but it is {value!r}."
-
-
-def _siblings(location: list[str], tags: list[str]) -> list[str]:
-    """The keys that exist where an unknown one was found."""
-    for cls in _TAGGED.get(location[0], ()):
-        if name_of(cls) in location:
-            return list(cls.__dataclass_fields__)
-    keys: Any = RunConfig
-    for part in location[:-1]:
-        if part in getattr(keys, "model_fields", {}):
-            keys = SourceConfig if part == "sources" else keys.model_fields[part].annotation
-    return [*getattr(keys, "model_fields", tags), *(["source", "text_field", "split"] if keys is DataConfig else [])]
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The configuration as YAML that parses back to the same one."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)

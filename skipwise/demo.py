@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from skipwise.config import merge, parse_config, read_yaml
+from skipwise.config_files import merge, parse_config, read_yaml
 from skipwise.evaluation.specs import EvalResult
 from skipwise.extension import extend
 from skipwise.report.table import comparison_markdown, comparison_table, stage_columns

@@ -5,16 +5,18 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from skipwise.config import LengthsConfig, RunConfig, to_yaml
+from skipwise.config import LengthsConfig, RunConfig
+from skipwise.config_files import to_yaml
 from skipwise.data.sources import check_source, is_hub_dataset
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
-from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Passkey, Perplexity, Stage
+from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Harness, Passkey, Perplexity, Stage
 from skipwise.lengths import Lengths, format_length
 from skipwise.models.locate import model_location
 from skipwise.planning import ModelShape, Plan, describe_plan, make_plan, window_tokens
@@ -243,9 +245,13 @@ def _stages(config: RunConfig) -> list[Stage]:
 
 def describe_evaluation(spec: EvaluationSpec) -> str:
     """`"passkey at 256, 1k, 4k tokens, 20 trials"`."""
+    name = spec.name.replace("_", " ")
+    if isinstance(spec, Harness):
+        return f"{name}: {', '.join(spec.tasks)}"
     lengths = ", ".join(map(format_length, spec.context_lengths))
-    amount = f"{spec.trials} trials" if isinstance(spec, Passkey) else f"{spec.documents} documents"
-    return f"{spec.name.replace('_', ' ')} at {lengths} tokens, {amount}"
+    settings = asdict(spec)
+    unit = next(unit for unit in ("trials", "samples", "documents") if unit in settings)
+    return f"{name} at {lengths} tokens, {settings[unit]} {unit}"
 
 
 def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench", given: str, resolved: str) -> None:
@@ -272,16 +278,8 @@ def _evaluate(
     console: Console,
 ) -> None:
     """Measure what is not in the results yet, and add each row as soon as it is there."""
-    rows = run.read_results()
-    done = {(row.evaluation, row.context_length) for row in rows if row.stage == stage and row.status != "failed"}
     with console.status(f"evaluating the {stage} model") as status:
-
-        def say(text: str, *, stay: bool = False) -> None:
-            status.update(text)
-            if stay or not console.is_terminal:
-                console.print(text, highlight=False)
-
-        for rows in bench.evaluate(stage, name, window, specs, done, say):
+        for rows in bench.evaluate(run, stage, name, window, specs, status):
             run.add_results(rows)
 
 
@@ -305,7 +303,10 @@ def retrieval_warnings(rows: list[EvalResult], original: int) -> list[str]:
     values = {
         (row.stage, row.evaluation, row.context_length): row.value
         for row in rows
-        if row.depth is None and row.value is not None
+        if row.context_length is not None
+        and row.depth is None
+        and row.value is not None
+        and row.metric in ("accuracy", "perplexity")
     }
     improved = [
         f"{name.replace('_', ' ')} at {length:,} improved from {before:.4g} to {values['extended', name, length]:.4g}"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,62 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """`write_text` of an indented JSON object."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, without a last line that was cut off while it was written; [] if it is not there."""
+    if not path.exists():
+        return []
+    *whole, _rest = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole if line]
+
+
+@dataclass(frozen=True)
+class ExampleLog:
+    """What was measured on each prompt or document, one file per evaluation; a line is there as soon as it is known."""
+
+    path: Path
+
+    def read(self, evaluation: str) -> list[dict[str, Any]]:
+        """All examples of an evaluation, in the order they were added."""
+        return read_lines(self._file(evaluation))
+
+    def add(self, evaluation: str, example: Mapping[str, Any]) -> None:
+        """Append one line, in place of one that was cut off."""
+        file = self._file(evaluation)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab+") as opened:
+            end = opened.seek(0, os.SEEK_END)
+            opened.seek(0)
+            whole = opened.read().rfind(b"\n") + 1 if end and not _ends_line(opened, end) else end
+            opened.truncate(whole)
+            opened.write(json.dumps(example).encode() + b"\n")
+
+    def _file(self, evaluation: str) -> Path:
+        return self.path / f"{evaluation}.jsonl"
+
+
+def _ends_line(opened: Any, end: int) -> bool:
+    opened.seek(end - 1)
+    ends: bool = opened.read(1) == b"\n"
+    opened.seek(0)
+    return ends
+
+
+@dataclass(frozen=True)
+class SharedFiles:
+    """What is made once and read for every model of a run."""
+
+    path: Path
+
+    def read(self, name: str) -> list[dict[str, Any]] | None:
+        """The lines of a file, or None if it is not there."""
+        file = self.path / f"{name}.jsonl"
+        return read_lines(file) if file.exists() else None
+
+    def write(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write it, whole or not at all."""
+        write_text(self.path / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 @dataclass(frozen=True)
@@ -76,6 +132,25 @@ class RunDir:
         return self.path / "results.jsonl"
 
     @property
+    def table(self) -> Path:
+        """Of an evaluation: the models side by side, as Markdown."""
+        return self.path / "table.md"
+
+    @property
+    def models(self) -> Path:
+        """Of an evaluation: what identifies each model."""
+        return self.path / "models.json"
+
+    def examples(self, model: str) -> ExampleLog:
+        """What was measured on each prompt or document, for one model (or stage)."""
+        return ExampleLog(self.path / "examples" / model)
+
+    @property
+    def shared(self) -> SharedFiles:
+        """What is made once for all models."""
+        return SharedFiles(self.path / "examples")
+
+    @property
     def timings(self) -> Path:
         """Seconds per part of the run."""
         return self.path / "timings.json"
@@ -110,18 +185,22 @@ class RunDir:
 
     def read_results(self) -> list[EvalResult]:
         """The rows measured so far; empty for a new run."""
-        if not self.results.exists():
-            return []
-        lines = self.results.read_text(encoding="utf-8").splitlines()
-        return [EvalResult(**json.loads(line)) for line in lines if line]
+        return [EvalResult(**line) for line in read_lines(self.results)]
 
     def add_results(self, rows: Iterable[EvalResult]) -> None:
         """Append rows, atomically; they take the place of rows that failed for the same figure."""
         new = list(rows)
-        figures = {(row.stage, row.evaluation, row.context_length) for row in new}
-        old = [
-            row
-            for row in self.read_results()
-            if row.status != "failed" or (row.stage, row.evaluation, row.context_length) not in figures
-        ]
+        figures = {_measured(row) for row in new}
+        old = [row for row in self.read_results() if row.status != "failed" or _measured(row) not in figures]
         write_text(self.results, "".join(json.dumps(row.as_row(), allow_nan=False) + "\n" for row in [*old, *new]))
+
+    def measured(self, stage: str, model: str) -> set[tuple[str, int | None]]:
+        """(evaluation, context length) pairs that a model has rows of, and none that failed."""
+        rows = [row for row in self.read_results() if (row.stage, row.model) == (stage, model)]
+        failed = {_measured(row) for row in rows if row.status == "failed"}
+        return {_measured(row)[2:] for row in rows if _measured(row) not in failed}
+
+
+def _measured(row: EvalResult) -> tuple[str, str, str, int | None]:
+    """What is measured at once: stage, model, evaluation (of a suite its name) and context length."""
+    return row.stage, row.model, row.evaluation.partition("/")[0], row.context_length

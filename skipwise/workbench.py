@@ -9,16 +9,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.status import Status
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from skipwise.config import RunConfig
+from skipwise.data.held_out import HeldOut, held_out_documents
 from skipwise.data.retrieval import RetrievalDocuments
-from skipwise.data.store import Documents, TokenStore, open_store
-from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans, intervals
+from skipwise.data.store import Documents, TokenStore
+from skipwise.data.tokenised import begin_of_text, open_sources
+from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans
 from skipwise.errors import UserError
-from skipwise.evaluation.runner import HeldOut, Say, Subject, evaluate
+from skipwise.evaluation.runner import evaluate
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Stage
+from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.lengths import Lengths
@@ -76,17 +80,12 @@ class Workbench:
             self.model.eval()
 
     def evaluate(
-        self,
-        stage: Stage,
-        name: str,
-        window: int,
-        specs: tuple[EvaluationSpec, ...],
-        done: set[tuple[str, int]],
-        say: Say,
+        self, run: RunDir, stage: Stage, name: str, window: int, specs: tuple[EvaluationSpec, ...], status: Status
     ) -> Iterator[list[EvalResult]]:
         """Rows of everything not done yet, as they come."""
         subject = Subject(self.model, self.tokenizer, stage, name, window, self.dtype)
-        return evaluate(subject, specs, self.held_out, self.config.seed, done, say)
+        setting = Setting(self.held_out, self.config.seed, run.shared, ConsoleSay(self.console, status))
+        return evaluate(subject, specs, setting, run.examples(stage), run.measured(stage, name))
 
     def train(self, run: RunDir) -> bool:
         """Train to the end or to a signal; a model written before is loaded instead.
@@ -172,7 +171,7 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.model)
-    stores = [_open(config, index, tokenizer, console) for index in range(len(config.data.sources))]
+    stores = open_sources(config.data, tokenizer, console)
     begin = begin_of_text(tokenizer)
     sources = _cut(config, lengths, [store.train for store in stores], len(begin))
     if config.method != "interpolate":
@@ -192,20 +191,10 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
         held_out_sources=_cut(config, lengths, [store.held_out for store in stores], len(begin)),
         held_out=HeldOut(
             "held-out " + ", ".join(source.source for source in config.data.sources),
-            longest_documents(config, stores, begin),
+            held_out_documents([[store.held_out] for store in stores], config.data.short_documents == "join", begin),
         ),
         data_summary={"sources": [store.summary for store in stores]},
     )
-
-
-def longest_documents(config: RunConfig, stores: list[TokenStore], begin: list[int]) -> list[NDArray[np.int64]]:
-    """The longest held-out documents of all sources, as many as any evaluation asks for."""
-    count = max((getattr(spec, "documents", 0) for spec in config.evaluate or ()), default=0)
-    join = config.data.short_documents == "join"
-    pieces = [(store.held_out, *span) for store in stores for span in intervals(store.held_out, join)]
-    longest = sorted(pieces, key=lambda piece: piece[1] - piece[2])[:count]
-    first = np.array(begin, dtype=np.int64)
-    return [np.concatenate([first, documents.read(start, stop)]) for documents, start, stop in longest]
 
 
 def _check_single_process() -> None:
@@ -215,26 +204,6 @@ def _check_single_process() -> None:
             f"A run takes one process and one accelerator, but there are {os.environ.get('WORLD_SIZE', '1')} and "
             f"{torch.accelerator.device_count()}. Start it without a launcher, with CUDA_VISIBLE_DEVICES=0."
         )
-
-
-def _open(config: RunConfig, index: int, tokenizer: PreTrainedTokenizerBase, console: Console) -> TokenStore:
-    source = config.data.sources[index]
-    with console.status(f"tokenising {source.source}") as status:
-
-        def progress(documents: int, tokens: int) -> None:
-            status.update(f"tokenising {source.source}: {documents:,} documents, {tokens:,} tokens")
-
-        store = open_store(source, config.data, tokenizer, progress)
-    report = store.summary["report"]
-    console.print(
-        f"{source.source}: {store.summary['train']['tokens']:,} tokens in {len(store.train):,} documents to train on, "
-        f"{len(store.held_out):,} held out by {store.summary['split_by']}"
-        + (f"; {report['malformed']} of {report['records']} records malformed" if report["malformed"] else ""),
-        highlight=False,
-    )
-    for example in report["examples"]:
-        console.print(f"  skipped {example}", highlight=False)
-    return store
 
 
 def _cut(config: RunConfig, lengths: Lengths, parts: list[Documents], begin: int) -> list[Source]:
@@ -272,12 +241,6 @@ def _check_long_enough(
         store.summary["too_short"] = short
         if short:
             console.print(f"{name}: {short:,} documents below {shortest:,} tokens are left out", highlight=False)
-
-
-def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens this tokenizer puts in front of every text; often none."""
-    first = tokenizer("a")["input_ids"][:1]
-    return first if first and first[0] == tokenizer.bos_token_id else []
 
 
 def retrieval_documents(

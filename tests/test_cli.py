@@ -67,6 +67,7 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
         "train.jsonl",
         "timings.json",
         "results.jsonl",
+        "examples",
         "model",
     }
     rows = rows_of(run)
@@ -138,7 +139,7 @@ def test_a_model_whose_attention_is_cut_is_not_trained(
 ) -> None:
     """Trap 2: the probe stops the run before anything is spent. Seen to fail when `Workbench.check` did not probe."""
     from skipwise import UserError, workbench
-    from skipwise.config import parse_config, read_yaml
+    from skipwise.config_files import parse_config, read_yaml
     from skipwise.extension import extend
 
     def cut(*_: object, **__: object) -> None:
@@ -172,6 +173,7 @@ def test_dry_run_writes_nothing(config_file: Path, tmp_path: Path) -> None:
 
 def test_list_and_version() -> None:
     listed = skipwise("list")
+    assert "skipwise[harness]" in listed  # no markup
     for name in ("pose", "randpos", "yarn-revised", "truncated_perplexity"):
         assert name in listed
     assert skipwise("--version").strip()

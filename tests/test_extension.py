@@ -8,7 +8,8 @@ import pytest
 from transformers import LlamaConfig
 
 from skipwise import FullLength, Lengths, UserError
-from skipwise.config import LengthsConfig, parse_config
+from skipwise.config import LengthsConfig
+from skipwise.config_files import parse_config
 from skipwise.evaluation.specs import EvalResult
 from skipwise.extension import default_evaluations, resolve, resolve_lengths, retrieval_warnings
 from skipwise.planning import ModelShape, make_plan

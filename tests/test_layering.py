@@ -13,12 +13,12 @@ LAYERS = [
     ["errors", "sections", "lengths"],
     ["positions", "rope"],
     ["evaluation.specs"],
-    ["config", "runs", "coverage", "models", "data", "environment"],
+    ["config", "config_files", "runs", "coverage", "models", "data", "environment"],
     ["training", "evaluation", "export", "planning"],
     ["workbench"],
     ["extension"],
     ["report"],
-    ["demo", "study"],
+    ["demo", "study", "comparison"],
     ["cli", "__main__", "__init__"],
 ]
 
@@ -57,7 +57,7 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["positions", "rope", "planning", "report.table", "runs", "config", "cli", "extension"]
+    "room", ["positions", "rope", "planning", "report.table", "runs", "config_files", "cli", "extension", "comparison"]
 )
 def test_light_rooms_import_no_torch(room: str) -> None:
     code = f"import sys, skipwise.{room}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

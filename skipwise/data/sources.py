@@ -19,6 +19,8 @@ from skipwise.errors import UserError, nearest
 
 TEXT_SUFFIXES = (".txt", ".md")
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+# Where a record stands, and what stands there.
+Record = tuple[str, object]
 # Before this many records a single bad one would be a large share.
 MALFORMED_GRACE = 100
 # Characters of a text file that are held at a time.
@@ -123,6 +125,27 @@ def read_documents(config: SourceConfig, report: ReadReport) -> Iterator[RawDocu
     report.check()
 
 
+def read_records(config: SourceConfig, report: ReadReport) -> Iterator[Record]:
+    """Stream the records of JSONL or Parquet files, or of a hub dataset, with all their fields.
+
+    Yields:
+        (where it stands, the record)
+
+    Raises:
+        UserError: when a file cannot be read, or has no records.
+    """
+    check_source(config)
+    path = Path(config.source).expanduser()
+    if config.source == builtin.PYTHON or (path.is_file() and suffix_of(path) not in RECORD_SUFFIXES):
+        raise UserError(f"{config.source} has no records. Give one of {', '.join(RECORD_SUFFIXES)}, or a hub dataset.")
+    if path.exists():
+        for file in files_of(path):
+            if suffix_of(file) in RECORD_SUFFIXES:
+                yield from _read_file(file, None, report)
+    else:
+        yield from _read_hub(config, report)
+
+
 def _open(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
     check_source(config)
     path = Path(config.source).expanduser()
@@ -132,35 +155,42 @@ def _open(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
             yield RawDocument(key, text)
     elif path.exists():
         for file in files_of(path):
-            yield from _read_file(file, config.text_field, report)
+            if suffix_of(file) in TEXT_SUFFIXES:
+                yield from _read_text(file, report)
+            else:
+                for where, record in _read_file(file, config.text_field, report):
+                    yield from _text_of(record, config.text_field, where, report)
     else:
-        yield from _read_hub(config, report)
+        for where, record in _read_hub(config, report):
+            yield from _text_of(record, config.text_field, where, report)
 
 
-def _read_file(path: Path, text_field: str, report: ReadReport) -> Iterator[RawDocument]:
+def _read_file(path: Path, only: str | None, report: ReadReport) -> Iterator[Record]:
+    """The records of a file; of a Parquet file one column `only`, if it is given."""
     try:
-        if suffix_of(path) in TEXT_SUFFIXES:
-            yield from _read_text(path, report)
-        elif suffix_of(path) == ".parquet":
-            yield from _read_parquet(path, text_field, report)
+        if suffix_of(path) == ".parquet":
+            yield from _read_parquet(path, only, report)
         else:
-            yield from _read_jsonl(path, text_field, report)
-    except UnicodeDecodeError as error:
-        report.reject(str(path), f"not UTF-8 ({error.reason})")
+            yield from _read_jsonl(path, report)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def _read_text(path: Path, report: ReadReport) -> Iterator[RawDocument]:
     """A file is a document; a huge one is several, cut at line ends."""
-    with path.open(encoding="utf-8") as file:
-        while text := file.read(TEXT_BLOCK):
-            text += file.readline() if len(text) == TEXT_BLOCK else ""
-            report.records += 1
-            yield RawDocument(text, text)
+    try:
+        with path.open(encoding="utf-8") as file:
+            while text := file.read(TEXT_BLOCK):
+                text += file.readline() if len(text) == TEXT_BLOCK else ""
+                report.records += 1
+                yield RawDocument(text, text)
+    except UnicodeDecodeError as error:
+        report.reject(str(path), f"not UTF-8 ({error.reason})")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def _read_jsonl(path: Path, text_field: str, report: ReadReport) -> Iterator[RawDocument]:
+def _read_jsonl(path: Path, report: ReadReport) -> Iterator[Record]:
     # Bytes, so that one line that is no UTF-8 does not end the whole file.
     with _open_binary(path) as lines:
         for number, line in enumerate(lines, start=1):
@@ -173,7 +203,7 @@ def _read_jsonl(path: Path, text_field: str, report: ReadReport) -> Iterator[Raw
             except ValueError as error:  # JSON and UTF-8 errors alike
                 report.reject(where, f"not JSON ({error})")
             else:
-                yield from _text_of(record, text_field, where, report)
+                yield where, record
 
 
 def _open_binary(path: Path) -> io.BufferedIOBase:
@@ -186,7 +216,7 @@ def _open_binary(path: Path) -> io.BufferedIOBase:
             return path.open("rb")
 
 
-def _read_parquet(path: Path, text_field: str, report: ReadReport) -> Iterator[RawDocument]:
+def _read_parquet(path: Path, only: str | None, report: ReadReport) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -194,29 +224,32 @@ def _read_parquet(path: Path, text_field: str, report: ReadReport) -> Iterator[R
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is no readable Parquet file: {error}") from error
-    if text_field not in file.schema_arrow.names:
-        raise UserError(
-            f"{path} has no column {text_field!r}. Set data.text_field to one of {file.schema_arrow.names}."
-        )
+    if only is not None and only not in file.schema_arrow.names:
+        raise UserError(f"{path} has no column {only!r}. Set data.text_field to one of {file.schema_arrow.names}.")
     row = 0
-    for batch in file.iter_batches(batch_size=256, columns=[text_field]):
+    for batch in file.iter_batches(batch_size=256, columns=None if only is None else [only]):
         for record in batch.to_pylist():
             row += 1
             report.records += 1
-            yield from _text_of(record, text_field, f"{path} row {row}", report)
+            yield f"{path} row {row}", record
 
 
-def _read_hub(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
+def _read_hub(config: SourceConfig, report: ReadReport) -> Iterator[Record]:
     """Streamed, so that a dataset larger than the disk can be sampled; needs the network."""
     import datasets
 
     try:
         stream = datasets.load_dataset(
-            config.source, config.subset, split=config.split, revision=config.revision, streaming=True
+            config.source,
+            config.subset,
+            data_files=config.data_files,
+            split=config.split,
+            revision=config.revision,
+            streaming=True,
         )
         for row, record in enumerate(stream):
             report.records += 1
-            yield from _text_of(record, config.text_field, f"{config.source} row {row}", report)
+            yield f"{config.source} row {row}", record
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, UserError):
             raise

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from skipwise.config import DataConfig, SourceConfig
+from skipwise.config import DocumentsConfig, SourceConfig
 from skipwise.data.sources import RawDocument, ReadReport, describe_source, read_documents
 from skipwise.errors import UserError
 from skipwise.runs import write_json
@@ -67,7 +67,7 @@ class TokenStore:
     summary: dict[str, Any]
 
 
-def fingerprint(source: SourceConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint(source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of everything the content of a store depends on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
@@ -101,7 +101,7 @@ def cache_directory() -> Path:
 
 def open_store(
     source: SourceConfig,
-    data: DataConfig,
+    data: DocumentsConfig,
     tokenizer: PreTrainedTokenizerBase,
     on_progress: Callable[[int, int], None] = lambda documents, tokens: None,
 ) -> TokenStore:
@@ -124,7 +124,7 @@ def open_store(
                 temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return _load(path)
+    return _load(path, split=data.held_out_share < 1)
 
 
 class _Part:
@@ -154,7 +154,7 @@ class _Part:
 def _build(
     path: Path,
     source: SourceConfig,
-    data: DataConfig,
+    data: DocumentsConfig,
     tokenizer: PreTrainedTokenizerBase,
     on_progress: Callable[[int, int], None],
 ) -> None:
@@ -200,12 +200,12 @@ def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
         yield batch
 
 
-def _load(path: Path) -> TokenStore:
+def _load(path: Path, split: bool) -> TokenStore:
     summary = json.loads((path / "store.json").read_text(encoding="utf-8"))
     train, train_hashes = _load_part(path, "train", summary)
     held_out, held_out_hashes = _load_part(path, "held_out", summary)
     rule = "document hash"
-    if not len(held_out) or not len(train):
+    if split and (not len(held_out) or not len(train)):
         # Few documents, all on one side of the threshold.
         everything, hashes = (train, train_hashes) if len(train) else (held_out, held_out_hashes)
         rule, train, held_out, held_out_hashes = split_few(everything, hashes)

@@ -1,4 +1,4 @@
-"""Standard errors and 95 % intervals."""
+"""95 % intervals."""
 
 import math
 
@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Z = 1.959963984540054
+RESAMPLES = 2000
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(successes: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (Wilson 1927).
 
     >>> tuple(round(bound, 4) for bound in wilson(10, 10))
@@ -20,15 +21,19 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def ratio_with_error(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> tuple[float, float | None]:
-    """Sum over sum, and its standard error with documents as the units that vary.
+def bootstrap_ratio(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64[RESAMPLES]: sum over sum, in samples of units drawn with replacement (Efron 1979).
 
-    The linearised variance of a ratio estimator (Cochran 1977, Section 6.3), over float64[n] sums per
-    document; None for a single document.
+    The units are documents or prompts. The draws depend on the number of units only, so two models
+    measured on the same units are resampled together.
     """
-    ratio = float(numerators.sum() / denominators.sum())
-    n = len(numerators)
-    if n < 2:
-        return ratio, None
-    residuals = numerators - ratio * denominators
-    return ratio, float(math.sqrt((residuals**2).sum() * n / (n - 1)) / denominators.sum())
+    units = len(numerators)
+    counts = np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), size=RESAMPLES)
+    ratios: NDArray[np.float64] = (counts @ numerators) / (counts @ denominators)
+    return ratios
+
+
+def percentiles(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """The 2.5th and the 97.5th percentile."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,18 +1,19 @@
 """Passkey retrieval: a number hidden in a long text, asked for at the end."""
 
-import math
-from collections.abc import Callable
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import UserError
-from skipwise.evaluation.intervals import wilson
+from skipwise.evaluation.figures import Example, Figure, share_figure
+from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
 from skipwise.evaluation.specs import Passkey
-from skipwise.models.forward import log_probabilities
+from skipwise.evaluation.unit import Key, Setting, Subject, Unit
+from skipwise.models.reading import score_endings
 
 # Wording of Mohtashami & Jaggi (arXiv 2305.16300), as in Figure 2a of the PoSE paper.
 TASK = (
@@ -21,10 +22,8 @@ TASK = (
 )
 FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = " The pass key is {key}. Remember it. {key} is the pass key."
-QUESTION = " What is the pass key? The pass key is"
-
-BATCH_TOKENS = 16_384
-DEPTH_BINS = 5
+QUESTION = " What is the pass key?"
+ANSWER = " The pass key is"
 
 
 @dataclass(frozen=True)
@@ -35,20 +34,24 @@ class Trial:
         ids: tokens of prompt and answer.
         answer: how many of them, at the end, are the answer.
         depth: where the key stands, 0 at the beginning and 1 at the end of the filler.
+        key: the digits.
+        prompt: hash of the text.
     """
 
     ids: list[int]
     answer: int
     depth: float
+    key: str
+    prompt: str
 
 
 def passkey_text(units: int, depth: float, key: str) -> str:
-    """The prompt with `units` repetitions of the filler, without the answer."""
+    """The prompt with `units` repetitions of the filler, up to the question."""
     before = round(depth * units)
     return TASK + FILLER * before + NEEDLE.format(key=key) + FILLER * (units - before) + QUESTION
 
 
-def filler_units(tokenizer: PreTrainedTokenizerBase, context_length: int) -> int:
+def filler_units(encode: Encode, context_length: int) -> int:
     """The largest number of filler repetitions with which prompt and answer fit.
 
     Raises:
@@ -56,92 +59,109 @@ def filler_units(tokenizer: PreTrainedTokenizerBase, context_length: int) -> int
     """
 
     def size(units: int) -> int:
-        return len(tokenizer(f"{passkey_text(units, 0.5, '12345')} 12345", verbose=False)["input_ids"])
+        return len(encode(passkey_text(units, 0.5, "12345"), f"{ANSWER} 12345"))
 
-    empty = size(0)
-    if empty > context_length:
+    if size(0) > context_length:
         raise UserError(
-            f"A passkey prompt needs at least {empty} tokens with this tokenizer, but the context length is "
+            f"A passkey prompt needs at least {size(0)} tokens with this tokenizer, but the context length is "
             f"{context_length}. Evaluate longer contexts."
         )
-    per_unit = (size(16) - empty) / 16
-    units = int((context_length - empty) / per_unit)
-    while units > 0 and size(units) > context_length:
-        units -= 1
-    return units
+    return largest_fitting(size, context_length)
 
 
-def make_trials(tokenizer: PreTrainedTokenizerBase, context_length: int, trials: int, seed: int) -> list[Trial]:
+def make_trials(encode: Encode, context_length: int, trials: int, seed: int) -> list[Trial]:
     """Trials of one length: random keys at depths spread evenly; the same for the same seed."""
-    units = filler_units(tokenizer, context_length)
+    units = filler_units(encode, context_length)
     rng = np.random.default_rng(np.random.SeedSequence((seed, context_length)))
     return [
-        make_trial(tokenizer, units, depth=(i + 0.5) / trials, key="".join(map(str, rng.integers(0, 10, size=5))))
+        make_trial(encode, units, depth=(i + 0.5) / trials, key="".join(map(str, rng.integers(0, 10, size=5))))
         for i in range(trials)
     ]
 
 
-def make_trial(tokenizer: PreTrainedTokenizerBase, units: int, depth: float, key: str) -> Trial:
-    """Tokenise one prompt and its answer, together, as a text is read."""
-    text = passkey_text(units, depth, key)
-    ids = tokenizer(f"{text} {key}", verbose=False)["input_ids"]
-    if tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]
-    prompt = tokenizer(text, verbose=False)["input_ids"]
-    shared = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt)))
-    return Trial(ids=ids, answer=len(ids) - shared, depth=depth)
+def make_trial(encode: Encode, units: int, depth: float, key: str) -> Trial:
+    """Tokenise one prompt and its answer, together, as a text is read.
 
+    The answer begins where the tokens part from those of the prompt alone, whatever the tokenizer merges.
 
-def is_retrieved(model: PreTrainedModel, trials: list[Trial]) -> list[bool]:
-    """Whether the greedy answer begins with the key, for trials of one length in tokens.
-
-    One pass over prompt and answer decides it: greedy decoding writes the key exactly if every token
-    of it is the first choice after the right ones before it.
+    Raises:
+        UserError: when the tokenizer cannot represent the prompt.
     """
-    ids = torch.tensor([trial.ids for trial in trials])
-    answers = torch.tensor([trial.answer for trial in trials])
-    scored = torch.arange(ids.shape[1]) >= ids.shape[1] - answers[:, None]
-    _, greedy = log_probabilities(model, ids, scored)
-    return [bool(part.all()) for part in torch.split(greedy, answers.tolist())]
+    text = passkey_text(units, depth, key)
+    ids, prompt = encode(text, f"{ANSWER} {key}"), encode(text, ANSWER)
+    shared = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt)))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Trial(ids=ids, answer=len(ids) - shared, depth=depth, key=key, prompt=digest)
 
 
-def passkey_figures(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: Passkey,
-    context_length: int,
-    seed: int,
-    on_step: Callable[[], None] = lambda: None,
-) -> list[dict[str, Any]]:
-    """Accuracy at one length: pooled, and by depth in `DEPTH_BINS` bins; keys are those of `EvalResult`."""
-    trials = make_trials(tokenizer, context_length, spec.trials, seed)
-    groups: dict[int, list[Trial]] = {}
-    for trial in trials:  # digits may merge into fewer tokens, and a batch needs one length
-        groups.setdefault(len(trial.ids), []).append(trial)
-    hits: list[tuple[float, bool]] = []
-    for width, group in groups.items():
-        size = max(1, BATCH_TOKENS // width)
-        for start in range(0, len(group), size):
-            batch = group[start : start + size]
-            hits += zip((trial.depth for trial in batch), is_retrieved(model, batch), strict=True)
-            on_step()
-    bins = min(DEPTH_BINS, spec.trials)
-    by_depth = [[hit for depth, hit in hits if int(depth * bins) == number] for number in range(bins)]
+def check_representable(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> None:
+    """Raise `UserError` for a tokenizer that loses the digits of a key."""
+    key = "13579 02468"
+    trial = make_trial(encode, 0, 0.5, key)
+    written = decode(tokenizer, trial.ids)
+    if written.count(key) < 3:
+        raise UserError(
+            "A passkey prompt must survive the tokenizer, but this one loses words or digits of it: "
+            f"it reads {written[-60:]!r}. Evaluate with the tokenizer that belongs to the model."
+        )
+
+
+def passkey_units(subject: Subject, spec: Passkey, setting: Setting) -> Iterator[Unit]:
+    """A unit per context length; an example is a trial."""
+    for length in spec.context_lengths:
+        yield Unit(
+            context_lengths=(length,),
+            data="passkey prompts",
+            metric="accuracy",
+            size=spec.trials,
+            measure=partial(_measure, subject, spec, setting.seed, length),
+            figures=partial(passkey_figures, depth_bins=min(spec.depth_bins, spec.trials)),
+        )
+
+
+def _measure(subject: Subject, spec: Passkey, seed: int, length: int, done: set[Key]) -> Iterator[Example]:
+    encode = encoder(subject.tokenizer, subject.chat)
+    check_representable(subject.tokenizer, encode)
+    trials = make_trials(encode, length, spec.trials, seed)
+    wanted = [(length, str(number)) not in done for number in range(len(trials))]
+    for number, written in greedy_answers(subject.model, trials, wanted):
+        trial = trials[number]
+        yield {
+            "context_length": length,
+            "example": str(number),
+            "prompt": trial.prompt,
+            "depth": trial.depth,
+            "expected": trial.key,
+            "prediction": decode(subject.tokenizer, written).strip(),
+            "score": int(written == trial.ids[-trial.answer :]),
+        }
+
+
+def greedy_answers(
+    model: PreTrainedModel, trials: Sequence[Trial], wanted: Sequence[bool]
+) -> Iterator[tuple[int, list[int]]]:
+    """(index of a trial, what greedy decoding writes up to its first miss), for each trial that is wanted.
+
+    One pass over prompt and answer decides a trial: greedy decoding writes the key exactly if every token of it is the
+    first choice after the right ones before it. Trials are in the order of their depths, so that each shares its
+    beginning with the next.
+    """
+    for number, scores in score_endings(model, [(trial.ids, trial.answer) for trial in trials], wanted):
+        chosen, answer = scores.greedy.tolist(), trials[number].ids[-trials[number].answer :]
+        miss = next((i for i, (a, b) in enumerate(zip(chosen, answer, strict=True)) if a != b), len(answer))
+        yield number, chosen[: miss + 1]  # later ones come after right tokens that it would not have written
+
+
+def count_retrieved(model: PreTrainedModel, trials: Sequence[Trial]) -> int:
+    """How many keys a model finds."""
+    answers = greedy_answers(model, trials, [True] * len(trials))
+    return sum(written == trials[number].ids[-trials[number].answer :] for number, written in answers)
+
+
+def passkey_figures(examples: Sequence[Example], depth_bins: int) -> list[Figure]:
+    """Accuracy at one length: pooled, and by depth."""
+    by_depth = [[one for one in examples if int(one["depth"] * depth_bins) == number] for number in range(depth_bins)]
     return [
-        _figures(None, [hit for _, hit in hits]),
-        *(_figures((number + 0.5) / bins, group) for number, group in enumerate(by_depth)),
+        share_figure(examples),
+        *(share_figure(own, (number + 0.5) / depth_bins) for number, own in enumerate(by_depth) if own),
     ]
-
-
-def _figures(depth: float | None, hits: list[bool]) -> dict[str, Any]:
-    share = sum(hits) / len(hits)
-    low, high = wilson(sum(hits), len(hits))
-    return {
-        "metric": "accuracy",
-        "depth": depth,
-        "value": share,
-        "stderr": math.sqrt(share * (1 - share) / len(hits)),
-        "interval_low": low,
-        "interval_high": high,
-        "num_samples": len(hits),
-    }

@@ -1,19 +1,22 @@
 """Perplexity over sliding windows, and of truncated documents."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from skipwise.data.held_out import HeldOutDocument, choose_documents
 from skipwise.errors import UserError
-from skipwise.evaluation.intervals import Z, ratio_with_error
-from skipwise.evaluation.specs import Perplexity
-from skipwise.models.forward import log_probabilities
+from skipwise.evaluation.figures import Example, perplexity_figures
+from skipwise.evaluation.prompts import decode
+from skipwise.evaluation.specs import LongPPL, Perplexity, TruncatedPerplexity
+from skipwise.evaluation.unit import Key, Setting, Subject, Unit
+from skipwise.models.reading import score_tokens
+from skipwise.models.rope import length_dependent
 
 Tokens = NDArray[np.int64]
 # Windows are batched up to this many tokens.
@@ -47,100 +50,134 @@ def sliding_windows(num_tokens: int, context_length: int, stride: int, final_tok
     return slides
 
 
-def choose_documents(
-    documents: list[Tokens], context_lengths: tuple[int, ...], count: int
-) -> tuple[list[Tokens], list[int]]:
-    """The documents to score, and the context lengths they reach.
+def sliding_log_probs(model: PreTrainedModel, document: Tokens, slides: list[Slide]) -> NDArray[np.float64]:
+    """float64[m]: log-likelihoods of the scored tokens of all windows, in the order of the document.
 
-    Every length is measured on the same documents: those with at least as many tokens as the largest
-    length that any document reaches; the longest first, at most `count`.
+    Windows that look alike are read together.
     """
-    longest = max((len(document) for document in documents), default=0)
-    reached = [length for length in sorted(context_lengths) if length <= longest]
-    if not reached:
-        return [], []
-    enough = [document for document in documents if len(document) >= reached[-1]]
-    return sorted(enough, key=len, reverse=True)[:count], reached
+    alike: dict[tuple[int, int], list[int]] = {}
+    for number, slide in enumerate(slides):
+        alike.setdefault((slide.end - slide.begin, slide.score_from - slide.begin), []).append(number)
+    found: dict[int, NDArray[np.float64]] = {}
+    for (width, first), numbers in alike.items():
+        size = max(1, BATCH_TOKENS // width)
+        for start in range(0, len(numbers), size):
+            batch = numbers[start : start + size]
+            ids = np.stack([document[slides[number].begin : slides[number].end] for number in batch])
+            scored = torch.arange(width).expand(len(batch), -1) >= first
+            scores = score_tokens(model, torch.from_numpy(ids), scored)
+            found.update(zip(batch, scores.log_probs.double().numpy().reshape(len(batch), -1), strict=True))
+    return np.concatenate([found[number] for number in range(len(slides))])
 
 
-def perplexity_figures(
-    model: PreTrainedModel,
-    documents: list[Tokens],
+def text_bytes(tokenizer: PreTrainedTokenizerBase, ids: Tokens, start: int, stop: int) -> int:
+    """UTF-8 bytes of the text of tokens [start, stop); at most 3 off where a character is cut."""
+
+    def size(end: int) -> int:
+        return len(decode(tokenizer, ids[:end].tolist()).encode("utf-8", "replace"))
+
+    return size(stop) - size(start)
+
+
+def perplexity_units(subject: Subject, spec: Perplexity, setting: Setting) -> Iterator[Unit]:
+    """A unit per context length; an example is a document."""
+    documents, reached = chosen(spec, setting)
+    limit = spec.max_document_tokens
+    if spec.final_tokens is not None and reached:
+        limit = min(reached[-1], limit or reached[-1])
+    for length in reached:
+        yield Unit(
+            context_lengths=(length,),
+            data=setting.held_out.name,
+            metric="perplexity",
+            size=len(documents),
+            measure=partial(_measure_sliding, subject, spec, documents, length, limit),
+            figures=perplexity_figures,
+        )
+
+
+def _measure_sliding(
+    subject: Subject,
     spec: Perplexity,
-    context_length: int,
-    on_step: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Sliding-window perplexity at one context length; the keys are those of `EvalResult`.
-
-    Args:
-        documents: int64[n] each, with the tokenizer's begin-of-text token in front if it has one;
-            windows in the middle of a document have none.
-        on_step: called after every batch.
-    """
-    slides: dict[int, list[tuple[int, Slide]]] = {}
-    for number, document in enumerate(documents):
-        for slide in sliding_windows(len(document), context_length, spec.stride, spec.final_tokens):
-            slides.setdefault(slide.end - slide.begin, []).append((number, slide))
-    nll, count = np.zeros(len(documents)), np.zeros(len(documents))
-    for width, same_width in slides.items():
-        for batch in _batches(same_width, max(1, BATCH_TOKENS // width)):
-            ids = np.stack([documents[number][slide.begin : slide.end] for number, slide in batch])
-            starts = np.array([slide.score_from - slide.begin for _, slide in batch])
-            scored = np.arange(width) >= starts[:, None]
-            log_probs, _ = log_probabilities(model, torch.from_numpy(ids), torch.from_numpy(scored))
-            parts = np.split(log_probs.double().numpy(), np.cumsum(scored.sum(axis=1))[:-1])
-            for (number, _), part in zip(batch, parts, strict=True):
-                nll[number] -= part.sum()
-                count[number] += len(part)
-            on_step()
-    return _figures(nll, count)
+    documents: list[HeldOutDocument],
+    length: int,
+    limit: int | None,
+    done: set[Key],
+) -> Iterator[Example]:
+    for document in documents:
+        if (length, document.id) not in done:
+            ids = document.read(limit)
+            slides = sliding_windows(len(ids), length, spec.stride, spec.final_tokens)
+            log_probs = sliding_log_probs(subject.model, ids, slides)
+            yield {
+                "context_length": length,
+                "example": document.id,
+                "nll": -float(log_probs.sum()),
+                "tokens": len(log_probs),
+                "bytes": text_bytes(subject.tokenizer, ids, slides[0].score_from, len(ids)),
+            }
 
 
-def truncated_perplexity_figures(
-    model: PreTrainedModel,
-    documents: list[Tokens],
-    context_lengths: list[int],
-    on_step: Callable[[], None] = lambda: None,
-) -> dict[int, dict[str, Any]]:
-    """Perplexity of the first tokens of documents, at every length from one pass per document.
-
-    Args:
-        documents: each at least as long as the largest length.
-        context_lengths: ascending.
-    """
-    nll = {length: np.zeros(len(documents)) for length in context_lengths}
-    for number, document in enumerate(documents):
-        ids = torch.from_numpy(document[None, : context_lengths[-1]])
-        scored = torch.ones_like(ids, dtype=torch.bool)
-        scored[:, 0] = False
-        log_probs, _ = log_probabilities(model, ids, scored)
-        sums = np.cumsum(log_probs.double().numpy())
-        for length in context_lengths:
-            nll[length][number] = -sums[length - 2]
-        on_step()
-    return {length: _figures(nll[length], np.full(len(documents), length - 1.0)) for length in context_lengths}
+def truncated_units(subject: Subject, spec: TruncatedPerplexity, setting: Setting) -> Iterator[Unit]:
+    """One unit for all context lengths, since one pass over a document gives them all."""
+    documents, reached = chosen(spec, setting)
+    if reached:
+        yield Unit(
+            context_lengths=tuple(reached),
+            data=setting.held_out.name,
+            metric="perplexity",
+            size=len(documents) * len(reached),
+            measure=partial(_measure_truncated, subject, documents, reached),
+            figures=perplexity_figures,
+        )
 
 
-def _figures(nll: NDArray[np.float64], count: NDArray[np.float64]) -> dict[str, Any]:
-    mean, error = ratio_with_error(nll, count)
-    value = finite_exp(mean)
-    if value is None:
-        raise UserError(f"The mean loss is {mean:.4g} nats per token, which is no perplexity: the model is broken.")
-    return {
-        "metric": "perplexity",
-        "value": value,
-        "stderr": None if error is None else value * error,
-        "interval_low": None if error is None else finite_exp(mean - Z * error),
-        "interval_high": None if error is None else finite_exp(mean + Z * error),
-        "num_samples": int(count.sum()),
-    }
+def _measure_truncated(
+    subject: Subject, documents: list[HeldOutDocument], lengths: list[int], done: set[Key]
+) -> Iterator[Example]:
+    check_one_pass(subject.model, lengths)
+    for document in documents:
+        if {(length, document.id) for length in lengths} <= done:
+            continue
+        ids = document.read(lengths[-1])
+        sums = truncated_sums(subject.model, ids)
+        for length in lengths:
+            if (length, document.id) not in done:
+                yield {
+                    "context_length": length,
+                    "example": document.id,
+                    "nll": -float(sums[length - 2]),
+                    "tokens": length - 1,
+                    "bytes": text_bytes(subject.tokenizer, ids, 1, length),
+                }
 
 
-def finite_exp(value: float) -> float | None:
-    """`exp(value)`, or None when that is no finite number."""
-    return math.exp(value) if value < 700 else None
+def truncated_sums(model: PreTrainedModel, ids: Tokens) -> NDArray[np.float64]:
+    """float64[n - 1]: summed log-likelihood of tokens 1 ... i + 1, for every i, from one pass."""
+    scored = torch.ones(1, len(ids), dtype=torch.bool)
+    scored[:, 0] = False
+    scores = score_tokens(model, torch.from_numpy(ids)[None], scored)
+    sums: NDArray[np.float64] = np.cumsum(scores.log_probs.double().numpy())
+    return sums
 
 
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def check_one_pass(model: PreTrainedModel, lengths: list[int]) -> None:
+    """Raise `UserError` when a model reads the beginning of a text differently when more follows (trap 11)."""
+    rope_type = length_dependent(model.config)
+    if rope_type is not None and len(lengths) > 1:
+        raise UserError(
+            f"truncated_perplexity takes all lengths from one pass, but the {rope_type!r} RoPE of this model "
+            "depends on the length of its input. Ask for one length at a time, or use perplexity."
+        )
+
+
+def chosen(
+    spec: Perplexity | TruncatedPerplexity | LongPPL, setting: Setting
+) -> tuple[list[HeldOutDocument], list[int]]:
+    """Documents and reached lengths of a spec; says which lengths no document reaches."""
+    documents, reached = choose_documents(
+        setting.held_out.documents, spec.context_lengths, spec.documents, setting.seed, spec.min_document_tokens
+    )
+    for length in sorted(set(spec.context_lengths) - set(reached)):
+        setting.say(f"no {spec.name} at {length:,} tokens: no document is that long", stay=True)
+    return documents, reached

@@ -1,148 +1,160 @@
-"""Runs evaluations on a model and makes rows of their figures."""
+"""Runs evaluations on a model, keeps their examples, and makes rows of them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import UserError
-from skipwise.evaluation.passkey import passkey_figures
-from skipwise.evaluation.perplexity import Tokens, choose_documents, perplexity_figures, truncated_perplexity_figures
-from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Passkey, Perplexity, Stage
+from skipwise.evaluation.applications import question_units, summary_units
+from skipwise.evaluation.figures import Example, Figure
+from skipwise.evaluation.harness import harness_units
+from skipwise.evaluation.longppl import longppl_units
+from skipwise.evaluation.passkey import passkey_units
+from skipwise.evaluation.perplexity import perplexity_units, truncated_units
+from skipwise.evaluation.ruler import ruler_units
+from skipwise.evaluation.specs import (
+    EvalResult,
+    EvaluationSpec,
+    Harness,
+    LongPPL,
+    Passkey,
+    Perplexity,
+    QuestionAnswering,
+    Ruler,
+    Summarization,
+    TruncatedPerplexity,
+)
+from skipwise.evaluation.unit import Setting, Subject, Unit
+from skipwise.lengths import format_length
 from skipwise.models.forward import autocast
+from skipwise.models.rope import has_learned_positions
+
+# The one place to add how an evaluation is measured; what can be set about it is in `specs`.
+UNITS: dict[type[EvaluationSpec], Callable[[Subject, Any, Setting], Iterator[Unit]]] = {
+    Perplexity: perplexity_units,
+    TruncatedPerplexity: truncated_units,
+    LongPPL: longppl_units,
+    Passkey: passkey_units,
+    Ruler: ruler_units,
+    QuestionAnswering: question_units,
+    Summarization: summary_units,
+    Harness: harness_units,
+}
 
 
-class Say(Protocol):
-    """Tells what is going on; `stay` for what must not be overwritten by the next."""
+class Records(Protocol):
+    """Where the examples of one model are kept."""
 
-    def __call__(self, text: str, *, stay: bool = False) -> None:
-        """Tell it."""
+    def read(self, evaluation: str) -> list[Example]:
+        """All examples of an evaluation, in the order they were added."""
         ...
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under evaluation.
-
-    Attributes:
-        stage: which state of it.
-        name: path or id, for the rows.
-        window: tokens it claims to handle; longer contexts are flagged.
-        dtype: compute dtype.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    stage: Stage
-    name: str
-    window: int
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Documents to score, with the tokenizer's begin-of-text tokens in front, and what to call them."""
-
-    name: str
-    documents: list[Tokens]
+    def add(self, evaluation: str, example: Example) -> None:
+        """Keep one more, at once."""
+        ...
 
 
 def evaluate(
     subject: Subject,
     specs: tuple[EvaluationSpec, ...],
-    held_out: HeldOut,
-    seed: int,
-    done: set[tuple[str, int]],
-    say: Say,
+    setting: Setting,
+    records: Records,
+    done: set[tuple[str, int | None]],
 ) -> Iterator[list[EvalResult]]:
-    """Every figure of the specs for one model, a list of rows per evaluation and length.
+    """Every figure of the specs for one model, a list of rows per unit.
 
     Args:
         subject: the model.
         specs: what to measure.
-        held_out: documents for perplexities.
-        seed: of the passkeys; the same for every model that is compared.
-        done: (evaluation, context length) pairs that are measured already.
-        say: told what is being measured now.
+        setting: what all models share.
+        records: its examples; those that are there are not measured again.
+        done: (evaluation, context length) pairs that have their rows already.
     """
     was_training = subject.model.training
     subject.model.eval()
     try:
         for spec in specs:
-            for lengths, measure in _tasks(subject, spec, held_out, seed, say):
-                if not {(spec.name, length) for length in lengths} <= done:
-                    shown = ", ".join(f"{length:,}" for length in lengths)
-                    say(f"{subject.stage} model: {spec.name} at {shown}")
-                    yield _rows(subject, spec, held_out, lengths, measure)
+            for unit in UNITS[type(spec)](subject, spec, setting):
+                if not {(spec.name, length) for length in unit.context_lengths} <= done:
+                    yield _rows(subject, spec, setting, records, unit)
     finally:
         subject.model.train(was_training)
 
 
-Figures = dict[str, Any]
-Task = tuple[list[int], Callable[[], list[tuple[int, Figures]]]]
-
-
-def _tasks(subject: Subject, spec: EvaluationSpec, held_out: HeldOut, seed: int, say: Say) -> Iterator[Task]:
-    """(context lengths, measurement) pairs; one measurement may give several lengths."""
-    if isinstance(spec, Passkey):
-        for length in spec.context_lengths:
-            yield [length], partial(_passkey, subject, spec, length, seed)
-        return
-    documents, reached = choose_documents(held_out.documents, spec.context_lengths, spec.documents)
-    for length in sorted(set(spec.context_lengths) - set(reached)):
-        say(f"no {spec.name} at {length:,} tokens: no held-out document is that long", stay=True)
-    if isinstance(spec, Perplexity):
-        if spec.final_tokens is not None and reached:
-            documents = [document[: reached[-1]] for document in documents]
-        documents = [document[: spec.max_document_tokens] for document in documents]
-        for length in reached:
-            yield [length], partial(_perplexity, subject, documents, spec, length)
-    elif reached:
-        yield reached, partial(_truncated, subject, documents, reached)
-
-
-def _passkey(subject: Subject, spec: Passkey, length: int, seed: int) -> list[tuple[int, Figures]]:
-    return [(length, f) for f in passkey_figures(subject.model, subject.tokenizer, spec, length, seed)]
-
-
-def _perplexity(subject: Subject, documents: list[Tokens], spec: Perplexity, length: int) -> list[tuple[int, Figures]]:
-    return [(length, perplexity_figures(subject.model, documents, spec, length))]
-
-
-def _truncated(subject: Subject, documents: list[Tokens], lengths: list[int]) -> list[tuple[int, Figures]]:
-    return list(truncated_perplexity_figures(subject.model, documents, lengths).items())
-
-
-def _rows(
-    subject: Subject,
-    spec: EvaluationSpec,
-    held_out: HeldOut,
-    lengths: list[int],
-    measure: Callable[[], list[tuple[int, Figures]]],
-) -> list[EvalResult]:
-    data = "passkey prompts" if isinstance(spec, Passkey) else held_out.name
-    common: Figures = {"stage": subject.stage, "evaluation": spec.name, "data": data, "model": subject.name}
-    try:
-        with autocast(subject.model.device, subject.dtype):
-            figures = measure()
-    except (UserError, MemoryError, torch.OutOfMemoryError) as error:
-        empty: Figures = dict.fromkeys(("depth", "value", "stderr", "interval_low", "interval_high"))
-        metric = "accuracy" if isinstance(spec, Passkey) else "perplexity"
-        failed = {
-            **empty,
-            "metric": metric,
-            "num_samples": 0,
-            "status": "failed",
-            "reason": str(error) or "out of memory",
-        }
-        return [EvalResult(**common, **failed, context_length=length) for length in lengths]
+def _rows(subject: Subject, spec: EvaluationSpec, setting: Setting, records: Records, unit: Unit) -> list[EvalResult]:
+    """Measure what is missing of a unit; a failure becomes a row, and other units go on."""
     rows = []
-    for length, figure in figures:
-        beyond = length > subject.window
-        reason = f"longer than the model's window of {subject.window:,} tokens" if beyond else None
-        status: Figures = {"status": "beyond_window" if beyond else "ok", "reason": reason}
-        rows.append(EvalResult(**{**common, "depth": None, **figure, **status}, context_length=length))
+    try:
+        examples = _examples(subject, spec, setting, records, unit)
+        for length in unit.context_lengths:
+            own = [example for example in examples if example["context_length"] == length]
+            rows += [_row(subject, spec, unit, length, figure) for figure in unit.figures(own)]
+    except (UserError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, UserError) and not is_out_of_memory(error):
+            raise
+        reason = str(error) if isinstance(error, UserError) else "out of memory"
+        _free_memory(error)
+        return [_row(subject, spec, unit, length, _failed(unit, reason)) for length in unit.context_lengths]
     return rows
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how Python, an accelerator or torch's CPU allocator say that memory is short."""
+    said = str(error).lower()
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in said or "allocate memory" in said
+    )
+
+
+def _examples(subject: Subject, spec: EvaluationSpec, setting: Setting, records: Records, unit: Unit) -> list[Example]:
+    at = ", ".join(format_length(length) for length in unit.context_lengths if length is not None)
+    what = f"{subject.stage} model: {spec.name}{f' at {at}' if at else ''}"
+    setting.say(what)
+    examples = [example for example in records.read(spec.name) if example["context_length"] in unit.context_lengths]
+    done = {(example["context_length"], example["example"]) for example in examples}
+    _check_positions(subject, unit)
+    # Weights that are in the dtype of the products already need no autocast.
+    dtype = torch.float32 if subject.model.dtype == subject.dtype else subject.dtype
+    with autocast(subject.model.device, dtype):
+        for example in unit.measure(done):
+            records.add(spec.name, example)
+            examples.append(example)
+            of = "" if unit.size is None else f" of {unit.size:,}"
+            setting.say(what, detail=f", example {len(examples):,}{of}")
+    return examples
+
+
+def _check_positions(subject: Subject, unit: Unit) -> None:
+    longest = max((length for length in unit.context_lengths if length is not None), default=0)
+    if has_learned_positions(subject.model.config) and longest > (subject.window or longest):
+        raise UserError(
+            f"{subject.name} has an embedding for each of its {subject.window:,} positions, and none beyond. "
+            "Evaluate shorter contexts."
+        )
+
+
+def _row(subject: Subject, spec: EvaluationSpec, unit: Unit, length: int | None, figure: Figure) -> EvalResult:
+    beyond = length is not None and subject.window is not None and length > subject.window
+    content: Figure = {
+        "stage": subject.stage,
+        "evaluation": spec.name,
+        "data": unit.data,
+        "model": subject.name,
+        "depth": None,
+        "status": "beyond_window" if beyond else "ok",
+        "reason": f"longer than the model's window of {subject.window:,} tokens" if beyond else None,
+    }
+    return EvalResult(**{**content, **figure}, context_length=length)
+
+
+def _failed(unit: Unit, reason: str) -> Figure:
+    empty: Figure = dict.fromkeys(("depth", "value", "stderr", "interval_low", "interval_high"))
+    return {**empty, "metric": unit.metric, "num_samples": 0, "status": "failed", "reason": reason}
+
+
+def _free_memory(error: BaseException) -> None:
+    """Let go of what was being computed, so that the next length has the memory."""
+    error.__traceback__ = None
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

@@ -1,6 +1,7 @@
 """The model card that goes with a checkpoint."""
 
-from skipwise.config import RunConfig, to_yaml
+from skipwise.config import RunConfig
+from skipwise.config_files import to_yaml
 from skipwise.lengths import Lengths
 
 

@@ -85,6 +85,28 @@ def _windows(parameters: dict[str, Any], claimed: int) -> tuple[int, int]:
     return int(first), max(claimed, round(int(first) * factor))
 
 
+def length_dependent(config: PreTrainedConfig) -> str | None:
+    """The rope type of a model whose frequencies depend on how long its input is; None for any other."""
+    parameters = getattr(text_config(config), "rope_parameters", None) or {}
+    tables = [table for table in parameters.values() if isinstance(table, dict)] or [parameters]
+    types = [str(table.get("rope_type", "default")) for table in tables]
+    return next((rope_type for rope_type in types if rope_type in ("dynamic", "longrope")), None)
+
+
+def read_window(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model claims to handle, whatever its kind; None where its config says nothing."""
+    try:
+        return read_rope(config).current
+    except UserError:
+        claimed = getattr(text_config(config), "max_position_embeddings", None)
+        return None if claimed is None else int(claimed)
+
+
+def has_learned_positions(config: PreTrainedConfig) -> bool:
+    """Whether a model has an embedding per position, of which there is none beyond its window."""
+    return not hasattr(text_config(config), "rope_parameters") and read_window(config) is not None
+
+
 def check_full_attention(config: PreTrainedConfig, target: int) -> None:
     """Raise `UserError` for layers that mask by token index.
 

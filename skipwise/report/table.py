@@ -1,9 +1,11 @@
 """Tables for the terminal and for Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
+from skipwise.evaluation.figures import Figure
 from skipwise.evaluation.specs import EvalResult
 from skipwise.lengths import format_length
 
@@ -19,17 +21,76 @@ def stage_columns(rows: Sequence[EvalResult], trained: str = "extended") -> dict
 
 
 def comparison(columns: Columns) -> tuple[list[str], list[list[str]]]:
-    """Header and body: one line per evaluation and context length, pooled over depths."""
+    """Header and body: one line per evaluation, metric and context length, pooled over depths.
+
+    Bits per byte are for models that cut the text into different tokens, and only then shown.
+    """
     pooled = {
-        heading: {(row.evaluation, row.context_length): row for row in rows if row.depth is None}
+        heading: {(row.evaluation, row.metric, row.context_length): row for row in rows if row.depth is None}
         for heading, rows in columns.items()
     }
-    keys = sorted({key for own in pooled.values() for key in own})
+    keys = {key for own in pooled.values() for key in own}
+    shown = {key for key in keys if key[1] != "bits_per_byte" or _other_tokens(key, pooled.values())}
     body = [
-        [name.replace("_", " "), format_length(length), *(_cell(own.get((name, length))) for own in pooled.values())]
-        for name, length in keys
+        [_label(*key[:2]), _context(key[2]), *(_cell(own.get(key)) for own in pooled.values())]
+        for key in sorted(shown, key=lambda key: (*key[:2], key[2] or 0))
     ]
     return ["evaluation", "context", *pooled], body
+
+
+Key = tuple[str, str, int | None]
+
+
+def _other_tokens(key: Key, pooled: Iterable[Mapping[Key, EvalResult]]) -> bool:
+    perplexity = (key[0], "perplexity", key[2])
+    return len({own[perplexity].num_samples for own in pooled if perplexity in own}) > 1
+
+
+def _label(evaluation: str, metric: str) -> str:
+    """`"passkey"`, `"ruler/vt"`, `"summarization rougeL"`: the metric only where it is not understood."""
+    suite, slash, task = evaluation.partition("/")
+    label = suite.replace("_", " ") + slash + task
+    understood = metric in ("perplexity", "accuracy", "score", "f1")
+    return label if understood else f"{label} {metric.replace('_', ' ')}"
+
+
+def _suite(label: str) -> str:
+    return label.partition("/")[0].partition(" rouge")[0]
+
+
+def _context(length: int | None) -> str:
+    return "" if length is None else format_length(length)
+
+
+def difference_table(first: str, columns: Mapping[str, Mapping[tuple[str, int | None], Figure]]) -> Table:
+    """How far each model is above the first, on the examples that both have.
+
+    Args:
+        first: heading of the first model.
+        columns: for each other model, its differences by evaluation and context length.
+    """
+    table = Table(
+        title=f"Difference from {first}",
+        caption="95 % interval of the paired difference in brackets",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in ("evaluation", "context", *columns):
+        table.add_column(heading, justify="left" if heading == "evaluation" else "right")
+    keys = sorted({key for own in columns.values() for key in own}, key=lambda key: (key[0], key[1] or 0))
+    for name, length in keys:
+        cells = [own.get((name, length)) for own in columns.values()]
+        metric = next(cell["metric"] for cell in cells if cell is not None)
+        table.add_row(_label(name, metric), _context(length), *map(_difference, cells))
+    return table
+
+
+def _difference(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
+    sign = "+.1%" if figure["metric"] == "score" else "+,.2f"
+    low, high = figure["interval_low"], figure["interval_high"]
+    return f"{figure['value']:{sign}} [{low:{sign}}, {high:{sign}}]"
 
 
 def comparison_table(title: str, columns: Columns) -> Table:
@@ -44,7 +105,7 @@ def comparison_table(title: str, columns: Columns) -> Table:
     for number, heading in enumerate(header):
         table.add_column(heading, justify="left" if number == 0 else "right")
     for previous, line in zip([None, *body], body, strict=False):
-        if previous is not None and previous[0] != line[0]:
+        if previous is not None and _suite(previous[0]) != _suite(line[0]):
             table.add_section()
         table.add_row(*line)
     return table
@@ -57,11 +118,30 @@ def comparison_markdown(columns: Columns) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *body])
 
 
+def depth_table(heading: str, rows: Sequence[EvalResult]) -> Table | None:
+    """Accuracy of one model by depth and context length; None unless there are several depths."""
+    cells = {(row.depth, row.context_length): row for row in rows if row.depth is not None}
+    lengths = sorted({length for _, length in cells if length is not None})
+    depths = sorted({depth for depth, _ in cells})
+    if len(depths) < 2:
+        return None
+    table = Table(title=f"Passkey by depth: {heading}", title_justify="left")
+    table.add_column("depth", justify="right")
+    for length in lengths:
+        table.add_column(format_length(length), justify="right")
+    for depth in depths:
+        found = [cells.get((depth, length)) for length in lengths]
+        table.add_row(
+            f"{depth:.0%}", *("-" if row is None or row.value is None else f"{row.value:.0%}" for row in found)
+        )
+    return table
+
+
 def pairs_table(title: str, pairs: Sequence[tuple[str, str]]) -> Table:
     """Two columns without lines: what, and how much."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for what, value in pairs:
-        table.add_row(what, value)
+        table.add_row(escape(what), escape(value))
     return table
 
 
@@ -71,10 +151,10 @@ def _cell(row: EvalResult | None) -> str:
     if row.value is None:
         return "failed"
     mark = "*" if row.status == "beyond_window" else ""
-    if row.metric == "accuracy":
-        half = _half_width(row)
-        return f"{row.value:.0%}{f' ± {half:.0%}' if half is not None else ''}{mark}"
     half = _half_width(row)
+    if row.metric not in ("perplexity", "bits_per_byte") and 0 <= row.value <= 1:
+        digits = ".0%" if row.metric in ("accuracy", "score") else ".1%"
+        return f"{row.value:{digits}}{f' ± {half:{digits}}' if half is not None else ''}{mark}"
     shown = f"{row.value:,.2f}" if row.value < 1e5 else f"{row.value:.1e}"
     return f"{shown}{f' ± {half:,.2f}' if half is not None and half < 1e5 else ''}{mark}"
 

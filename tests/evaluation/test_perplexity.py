@@ -1,6 +1,8 @@
 """Perplexity against an independent reference that scores one token at a time."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,18 +12,18 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from skipwise import UserError
-from skipwise.evaluation.intervals import ratio_with_error, wilson
-from skipwise.evaluation.perplexity import (
-    choose_documents,
-    perplexity_figures,
-    sliding_windows,
-    truncated_perplexity_figures,
-)
-from skipwise.evaluation.specs import Perplexity
+from skipwise.data.held_out import choose_documents
+from skipwise.evaluation.figures import Example, difference, perplexity_figures
+from skipwise.evaluation.intervals import bootstrap_ratio, wilson
+from skipwise.evaluation.perplexity import check_one_pass, perplexity_units, sliding_windows, truncated_units
+from skipwise.evaluation.specs import Perplexity, TruncatedPerplexity
+from skipwise.evaluation.unit import Setting, Subject
 from tests.conftest import pico_llama
+from tests.evaluation.conftest import held_out
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = [RNG.integers(2, 258, size=n) for n in (90, 70, 61)]
+MakeSetting = Callable[..., Setting]
 
 
 @torch.no_grad()
@@ -46,66 +48,111 @@ def test_every_token_is_predicted_exactly_once(tokens: int, context: int, stride
     assert (scored[first:] == 1).all()
 
 
-def test_sliding_perplexity_is_the_sum_over_tokens(llama: PreTrainedModel) -> None:
+def measured(subject: Subject, spec: Perplexity, setting: Setting) -> dict[int, list[Example]]:
+    return {
+        int(unit.context_lengths[0] or 0): list(unit.measure(set()))
+        for unit in perplexity_units(subject, spec, setting)
+    }
+
+
+def test_sliding_perplexity_is_the_sum_over_tokens(subject: Subject, make_setting: MakeSetting) -> None:
     """Trap 9. Seen to fail with a mean of window means."""
-    spec = Perplexity(context_lengths=(32,), stride=10)
     nll, count = 0.0, 0
     for document in DOCUMENTS:
         end = min(32, len(document))
         for position in range(1, len(document)):
             while position >= end:
                 end = min(end + 10, len(document))
-            nll += token_nll(llama, document[max(0, end - 32) : position], int(document[position]))
+            nll += token_nll(subject.model, document[max(0, end - 32) : position], int(document[position]))
             count += 1
-    figures = perplexity_figures(llama, DOCUMENTS, spec, 32)
-    assert figures["value"] == pytest.approx(math.exp(nll / count), rel=1e-5)
-    assert figures["num_samples"] == count
-    assert figures["interval_low"] < figures["value"] < figures["interval_high"]
+    examples = measured(subject, Perplexity(context_lengths=(32,), stride=10), make_setting(DOCUMENTS))[32]
+    perplexity, bits = perplexity_figures(examples)
+    assert perplexity["value"] == pytest.approx(math.exp(nll / count), rel=1e-5)
+    assert perplexity["num_samples"] == count
+    assert perplexity["interval_low"] < perplexity["value"] < perplexity["interval_high"]
+    size = sum(
+        len(subject.tokenizer.decode(d).encode()) - len(subject.tokenizer.decode(d[:1]).encode()) for d in DOCUMENTS
+    )
+    assert bits["value"] == pytest.approx(nll / math.log(2) / size, rel=1e-5)
+    assert bits["num_samples"] == size
 
 
-def test_final_tokens_are_the_same_at_every_context_length(llama: PreTrainedModel) -> None:
+def test_final_tokens_are_the_same_at_every_context_length(subject: Subject, make_setting: MakeSetting) -> None:
     document = DOCUMENTS[0][:64]
     spec = Perplexity(context_lengths=(16, 64), stride=4, final_tokens=8)
-    long = perplexity_figures(llama, [document], spec, 64)
-    expected = [token_nll(llama, document[:p], int(document[p])) for p in range(56, 64)]
-    assert long["value"] == pytest.approx(math.exp(np.mean(expected)), rel=1e-5)
-    short = perplexity_figures(llama, [document], spec, 16)
-    assert short["num_samples"] == long["num_samples"] == 8
-    assert short["value"] != pytest.approx(long["value"], rel=1e-3)
+    examples = measured(subject, spec, make_setting([document]))
+    expected = sum(token_nll(subject.model, document[:p], int(document[p])) for p in range(56, 64))
+    (long,), (short,) = examples[64], examples[16]
+    assert long["nll"] == pytest.approx(expected, rel=1e-5)
+    assert short["tokens"] == long["tokens"] == 8
+    assert short["nll"] != pytest.approx(long["nll"], rel=1e-3)
 
 
-def test_truncated_perplexity_of_every_length_from_one_pass(llama: PreTrainedModel) -> None:
+def test_truncated_perplexity_of_every_length_from_one_pass(subject: Subject, make_setting: MakeSetting) -> None:
     """Trap 11's cheap form equals a pass per length."""
     lengths = [2, 17, 61]
-    figures = truncated_perplexity_figures(llama, DOCUMENTS, lengths)
+    spec = TruncatedPerplexity(context_lengths=tuple(lengths))
+    (unit,) = truncated_units(subject, spec, make_setting(DOCUMENTS))
+    examples = list(unit.measure(set()))
     for length in lengths:
         nll = [
             torch.nn.functional.cross_entropy(
-                llama(torch.from_numpy(d[:length])[None]).logits[0, :-1].double(), torch.from_numpy(d[1:length])
+                subject.model(torch.from_numpy(d[:length])[None]).logits[0, :-1].double(), torch.from_numpy(d[1:length])
             ).item()
             for d in DOCUMENTS
         ]
-        assert figures[length]["value"] == pytest.approx(math.exp(np.mean(nll)), rel=1e-5)
-        assert figures[length]["num_samples"] == 3 * (length - 1)
+        own = [example for example in examples if example["context_length"] == length]
+        figure = perplexity_figures(own)[0]
+        assert figure["value"] == pytest.approx(math.exp(np.mean(nll)), rel=1e-5)
+        assert figure["num_samples"] == 3 * (length - 1)
 
 
-def test_all_lengths_are_measured_on_the_same_documents() -> None:
-    chosen, reached = choose_documents(DOCUMENTS, (16, 64, 80, 4096), count=5)
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "long_factor": [1.0] * 8, "short_factor": [1.0] * 8},
+    ],
+)
+def test_a_rope_that_depends_on_the_length_takes_no_short_cut(rope: dict[str, object]) -> None:
+    """Trap 11. Seen to fail when `length_dependent` said None."""
+    parameters = {"rope_theta": 1e4, "original_max_position_embeddings": 64, **rope}
+    model = pico_llama(rope_parameters=parameters)
+    with pytest.raises(UserError, match="depends on the length"):
+        check_one_pass(model, [32, 128])
+    check_one_pass(model, [128])
+    check_one_pass(pico_llama(), [32, 128])
+
+
+def test_all_lengths_are_measured_on_the_same_documents(subject: Subject, make_setting: MakeSetting) -> None:
+    documents = held_out(DOCUMENTS)
+    chosen, reached = choose_documents(documents, (16, 64, 80, 4096), count=5, seed=0)
     assert reached == [16, 64, 80]
     assert [len(document) for document in chosen] == [90]
-    chosen, reached = choose_documents(DOCUMENTS, (16, 64), count=5)
+    chosen, reached = choose_documents(documents, (16, 64), count=5, seed=0)
     assert [len(document) for document in chosen] == [90, 70]
-    assert choose_documents(DOCUMENTS, (4096,), count=5) == ([], [])
+    assert choose_documents(documents, (4096,), count=5, seed=0) == ([], [])
+    assert choose_documents(documents, (16,), count=5, seed=0, at_least=70)[0] == documents[:2]
+    assert choose_documents(documents, (16,), count=5, seed=0, at_least=1000) == ([], [])
+    drawn = [choose_documents(documents, (16,), count=2, seed=seed)[0] for seed in range(10)]
+    assert drawn[0] == choose_documents(documents, (16,), count=2, seed=0)[0]
+    assert len({tuple(document.id for document in one) for one in drawn}) == 3
+
+    setting = make_setting(DOCUMENTS)
+    list(perplexity_units(subject, Perplexity(context_lengths=(16, 4096)), setting))
+    assert setting.say == ["no perplexity at 4,096 tokens: no document is that long"]  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.parametrize("scale", [1e6, math.nan])
-def test_a_broken_model_has_no_perplexity(scale: float) -> None:
+def test_a_broken_model_has_no_perplexity(subject: Subject, make_setting: MakeSetting, scale: float) -> None:
     """The runner makes a failed row of it."""
     model = pico_llama()
     with torch.no_grad():
         model.lm_head.weight.mul_(scale)
+    spec = Perplexity(context_lengths=(32,), stride=8)
+    examples = measured(replace(subject, model=model), spec, make_setting(DOCUMENTS))[32]
     with pytest.raises(UserError, match="the model is broken"):
-        perplexity_figures(model, DOCUMENTS, Perplexity(context_lengths=(32,), stride=8), 32)
+        perplexity_figures(examples)
 
 
 def test_wilson_against_published_numbers() -> None:
@@ -114,13 +161,35 @@ def test_wilson_against_published_numbers() -> None:
         assert wilson(successes, trials) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_ratio_error_against_resampling() -> None:
+def test_bootstrap_against_the_linearised_error_of_a_ratio() -> None:
+    """Cochran (1977), Section 6.3."""
     rng = np.random.default_rng(1)
     sizes = rng.integers(50, 200, size=400).astype(float)
     sums = sizes * rng.normal(3.0, 0.4, size=400)
-    ratio, error = ratio_with_error(sums, sizes)
-    draws = rng.integers(400, size=(2000, 400))
-    resampled = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
-    assert ratio == pytest.approx(sums.sum() / sizes.sum())
-    assert error == pytest.approx(resampled.std(), rel=0.1)
-    assert ratio_with_error(sums[:1], sizes[:1])[1] is None
+    ratio = sums.sum() / sizes.sum()
+    error = np.sqrt(((sums - ratio * sizes) ** 2).sum() * 400 / 399) / sizes.sum()
+    drawn = bootstrap_ratio(sums, sizes)
+    assert drawn.mean() == pytest.approx(ratio, rel=1e-3)
+    assert drawn.std() == pytest.approx(error, rel=0.1)
+
+
+def test_paired_differences_know_what_is_shared() -> None:
+    """Documents differ a lot, models by a constant: each alone is uncertain, their difference is not."""
+    nll = np.random.default_rng(0).normal(300, 60, size=20)
+    one = [{"context_length": 8, "example": str(i), "nll": n, "tokens": 100, "bytes": 400} for i, n in enumerate(nll)]
+    other = [{**example, "nll": float(example["nll"]) + 10} for example in one]
+    alone = perplexity_figures(one)[0]
+    figure = difference(one, other[5:])
+    assert figure is not None
+    assert figure["metric"] == "perplexity"
+    assert figure["num_samples"] == 15
+    mean = nll[5:].mean() / 100
+    assert figure["value"] == pytest.approx(math.exp(mean + 0.1) - math.exp(mean))
+    assert figure["interval_high"] - figure["interval_low"] < 0.3 * (alone["interval_high"] - alone["interval_low"])
+    assert figure["interval_low"] > 0
+    assert difference(one, []) is None
+    assert difference(one, [{**example, "prompt": "another"} for example in other]) is None
+    fewer_tokens = [{**example, "tokens": 50} for example in other]
+    bits = difference(one, fewer_tokens)
+    assert bits is not None
+    assert (bits["metric"], bits["value"]) == ("bits_per_byte", pytest.approx(10 / 400 / math.log(2)))

@@ -6,7 +6,7 @@ import torch
 from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, PreTrainedModel, Qwen2Config
 
 from skipwise import Lengths, Linear, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
-from skipwise.config import parse_config
+from skipwise.config_files import parse_config
 from skipwise.models.rope import check_full_attention, read_rope
 from skipwise.rope import RopeScaling
 from tests.conftest import PICO_MODELS, WINDOW, pico_llama

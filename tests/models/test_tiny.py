@@ -1,14 +1,15 @@
 """The embedded model must be a fair stand-in for a real one."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.config import DataConfig, ModelConfig, SourceConfig
 from skipwise.data.store import open_store
-from skipwise.evaluation.passkey import is_retrieved, make_trials
-from skipwise.evaluation.perplexity import perplexity_figures
-from skipwise.evaluation.specs import Perplexity
+from skipwise.evaluation.passkey import count_retrieved, make_trials
+from skipwise.evaluation.perplexity import sliding_log_probs, sliding_windows
+from skipwise.evaluation.prompts import encoder
 from skipwise.models.load import load_model, load_tokenizer
 from skipwise.models.locate import TINY
 from skipwise.models.rope import read_rope
@@ -24,8 +25,7 @@ def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def accuracy(tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase], length: int, trials: int) -> float:
     model, tokenizer = tiny
-    hits = is_retrieved(model, make_trials(tokenizer, length, trials, seed=11))
-    return sum(hits) / trials
+    return count_retrieved(model, make_trials(encoder(tokenizer, chat=False), length, trials, seed=11)) / trials
 
 
 def test_it_is_small_and_has_a_short_window(tiny: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
@@ -52,7 +52,9 @@ def test_its_perplexity_rises_past_its_window(tiny: tuple[PreTrainedModel, PreTr
     held_out = open_store(data.sources[0], data, tokenizer).held_out
     longest = held_out.lengths.argsort()[::-1][:6]
     documents = [held_out.read(int(held_out.starts[i]), int(held_out.starts[i]) + 2048) for i in longest]
-    spec = Perplexity(context_lengths=(WINDOW, 2048), stride=32, final_tokens=64)
-    inside, beyond = (perplexity_figures(model, documents, spec, length)["value"] for length in spec.context_lengths)
+    inside, beyond = (
+        np.exp(-np.mean([sliding_log_probs(model, d, sliding_windows(len(d), length, 32, 64)) for d in documents]))
+        for length in (WINDOW, 2048)
+    )
     assert inside < 60
     assert beyond > 1.5 * inside

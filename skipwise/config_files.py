@@ -1,0 +1,151 @@
+"""Configurations in and out: YAML files and flags, and one message for all that is wrong with them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from skipwise.config import DataConfig, DocumentsConfig, EvaluateConfig, RunConfig, Section, SourceConfig, expand_name
+from skipwise.errors import UserError, nearest
+from skipwise.evaluation.specs import EVALUATIONS
+from skipwise.positions import SAMPLERS
+from skipwise.rope import ROPE_SCALINGS
+from skipwise.sections import name_of
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: when it cannot be read, is no YAML, or no mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} must hold a mapping of sections (model, lengths, data, ...), not {type(value).__name__}."
+        )
+    return value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`, section by section.
+
+    A section that is chosen by name is replaced, not merged, when the name changes; so are the sources
+    of the data when others are given.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = expand_name(result.get(key)) if key in ("positions", "rope") else result.get(key)
+        if key == "data":
+            old = _data_section(old, replaced=isinstance(value, str) or bool({"source", "sources"} & set(value)))
+            value = {"source": value} if isinstance(value, str) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            same_choice = value.get("name", old.get("name")) == old.get("name")
+            value = merge(old, value) if same_choice else value
+        result[key] = value
+    return result
+
+
+def _data_section(value: object, replaced: bool) -> dict[str, Any]:
+    """A data section written out; without its sources when others replace them."""
+    section = {"source": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    return {key: section[key] for key in section if not (replaced and key in ("source", "sources"))}
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`a.b=v` -> `{"a": {"b": v}}`, with the value read as YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key or not all(key.split(".")):
+        raise UserError(f"--set takes section.key=value, not {text!r}. Example: --set train.learning_rate=1e-5")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}= takes a YAML value, but {value!r} is none: {error}") from error
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """Check a nested mapping and make it a `RunConfig`.
+
+    Raises:
+        UserError: one message that lists every mistake with its path.
+    """
+    return _parse(RunConfig, values)
+
+
+def parse_evaluate_config(values: Mapping[str, Any]) -> EvaluateConfig:
+    """`parse_config` for `skipwise evaluate`."""
+    return _parse(EvaluateConfig, values)
+
+
+Config = TypeVar("Config", RunConfig, EvaluateConfig)
+
+
+def _parse(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(dict(one), cls) for one in error.errors()]
+        raise UserError("The configuration is not valid:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+
+
+_TAGGED = {"positions": SAMPLERS, "rope": ROPE_SCALINGS, "evaluate": EVALUATIONS}
+
+
+_HINTS = {
+    "data": "Give --data PATH, or --data builtin:python for the Python documentation.",
+    "lengths": "Give --target, e.g. --target 32k.",
+    "lengths.target": "Give --target, e.g. --target 32k.",
+}
+
+
+def _explain(error: dict[str, Any], cls: type[Section]) -> str:
+    """One line for one pydantic error: path, rule, value, nearest match."""
+    location = [str(part) for part in error["loc"]]
+    section = location[0] if location else ""
+    tags = [name_of(choice) for choice in _TAGGED.get(section, ())]
+    path = ".".join(part for part in location if part not in tags) or "configuration"
+    value = error.get("input")
+    hint = _HINTS.get(path)
+    match error["type"]:
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"{path}: unknown key.{nearest(location[-1], _siblings(location, tags, cls))}"
+        case "missing" | "missing_argument":
+            return f"{path}: required, but not given.{f' {hint}' if hint else ''}"
+        case "union_tag_invalid":
+            tag = str(error["ctx"]["tag"])
+            return f"{path}.name: {tag!r} is not known.{nearest(tag, tags)}"
+        case "union_tag_not_found":
+            return f"{path}: needs a name.{nearest('', tags)}"
+        case "value_error":
+            return f"{path}: {error['ctx']['error']}"
+        case _:
+            return f"{path}: {error['msg']}, but it is {value!r}."
+
+
+def _siblings(location: list[str], tags: list[str], cls: type[Section]) -> list[str]:
+    """The keys that exist where an unknown one was found."""
+    for choice in _TAGGED.get(location[0], ()):
+        if name_of(choice) in location:
+            return list(choice.__dataclass_fields__)
+    keys: Any = cls
+    for part in location[:-1]:
+        if part in getattr(keys, "model_fields", {}):
+            keys = SourceConfig if part == "sources" else keys.model_fields[part].annotation
+    return [
+        *getattr(keys, "model_fields", tags),
+        *(["source", "text_field", "split"] if keys in (DataConfig, DocumentsConfig) else []),
+    ]
+
+
+def to_yaml(config: RunConfig | EvaluateConfig) -> str:
+    """The configuration as YAML that parses back to the same one."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)

@@ -1,0 +1,41 @@
+"""The sources of a configuration, tokenised, with a word to the user about each."""
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from skipwise.config import DocumentsConfig
+from skipwise.data.store import TokenStore, open_store
+
+
+def open_sources(data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, console: Console) -> list[TokenStore]:
+    """The store of each source; what is not there yet is built."""
+    return [_open(data, index, tokenizer, console) for index in range(len(data.sources))]
+
+
+def _open(data: DocumentsConfig, index: int, tokenizer: PreTrainedTokenizerBase, console: Console) -> TokenStore:
+    source = data.sources[index]
+    with console.status(f"tokenising {source.source}") as status:
+
+        def progress(documents: int, tokens: int) -> None:
+            status.update(f"tokenising {source.source}: {documents:,} documents, {tokens:,} tokens")
+
+        store = open_store(source, data, tokenizer, progress)
+    report = store.summary["report"]
+    train, held_out = store.summary["train"], store.summary["held_out"]
+    counts = (
+        f"{held_out['tokens']:,} tokens in {held_out['documents']:,} documents"
+        if data.held_out_share == 1
+        else f"{train['tokens']:,} tokens in {train['documents']:,} documents to train on, "
+        f"{held_out['documents']:,} held out by {store.summary['split_by']}"
+    )
+    malformed = f"; {report['malformed']} of {report['records']} records malformed" if report["malformed"] else ""
+    console.print(f"{source.source}: {counts}{malformed}", highlight=False)
+    for example in report["examples"]:
+        console.print(f"  skipped {example}", highlight=False)
+    return store
+
+
+def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens this tokenizer puts in front of every text; often none."""
+    first = tokenizer("a")["input_ids"][:1]
+    return first if first and first[0] == tokenizer.bos_token_id else []

@@ -1,0 +1,190 @@
+"""What long contexts are for: answering questions over documents, and summarising them."""
+
+import hashlib
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from skipwise.config import SourceConfig
+from skipwise.data.sources import ReadReport, read_records
+from skipwise.errors import UserError
+from skipwise.evaluation.figures import Example, Figure, score_figure
+from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
+from skipwise.evaluation.specs import QuestionAnswering, Summarization
+from skipwise.evaluation.unit import Key, Setting, Subject, Unit
+from skipwise.models.reading import continue_greedily
+
+QUESTION = (
+    "Read the documents and answer the question about them in a few words.\n\n{context}\n\nQuestion: {question}\n"
+)
+ANSWER = "Answer:"
+DOCUMENT = "Read the document and summarise it.\n\n{context}\n\n"
+SUMMARY = "Summary:"
+# What stands where the middle of a context was left out.
+GAP = "\n[...]\n"
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """Harmonic mean of precision and recall of words, without case, punctuation and articles (SQuAD).
+
+    >>> token_f1("The big red house.", "a red house")
+    0.8
+    """
+    one, other = _words(prediction), _words(reference)
+    shared = sum((Counter(one) & Counter(other)).values())
+    return 2 * shared / (len(one) + len(other)) if shared else float(one == other)
+
+
+def _words(text: str) -> list[str]:
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def rouge(prediction: str, reference: str) -> dict[str, float]:
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, with stemming."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise UserError("summarization needs the package rouge-score. Install skipwise[harness].") from error
+    scores = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(reference, prediction)
+    return {name: float(score.fmeasure) for name, score in scores.items()}
+
+
+def fitted_context(encode: Encode, template: str, answer: str, context: str, room: int) -> str:
+    """The template with its context, whose middle is left out as far as the prompt would not fit.
+
+    Raises:
+        UserError: when the prompt does not fit even without context.
+    """
+
+    def size(characters: int) -> int:
+        return len(encode(template.format(context=_ends(context, characters)), answer))
+
+    if size(0) > room:
+        raise UserError(f"the prompt needs {size(0):,} tokens without any context, but there is room for {room:,}.")
+    if len(encode(template.format(context=context), answer)) <= room:
+        return template.format(context=context)
+    kept = largest_fitting(lambda characters: size(min(characters, len(context))) + characters // len(context), room)
+    return template.format(context=_ends(context, kept))
+
+
+def _ends(context: str, characters: int) -> str:
+    """The first and the last half of so many characters of a text."""
+    if characters >= len(context):
+        return context
+    head = characters - characters // 2
+    return context[:head] + GAP + context[len(context) - characters // 2 :]
+
+
+def question_units(subject: Subject, spec: QuestionAnswering, setting: Setting) -> Iterator[Unit]:
+    """A unit per context length; an example is a question."""
+    for length in spec.context_lengths:
+        yield Unit(
+            context_lengths=(length,),
+            data=spec.source,
+            metric="f1",
+            size=spec.samples,
+            measure=partial(_measure_questions, subject, spec, length),
+            figures=lambda examples: [score_figure("f1", examples)],
+        )
+
+
+def summary_units(subject: Subject, spec: Summarization, setting: Setting) -> Iterator[Unit]:
+    """A unit per context length; an example is a document."""
+    for length in spec.context_lengths:
+        yield Unit(
+            context_lengths=(length,),
+            data=spec.source,
+            metric="rougeL",
+            size=spec.samples,
+            measure=partial(_measure_summaries, subject, spec, length),
+            figures=summary_figures,
+        )
+
+
+def _measure_questions(subject: Subject, spec: QuestionAnswering, length: int, done: set[Key]) -> Iterator[Example]:
+    encode = encoder(subject.tokenizer, subject.chat)
+    for number, record in _records(spec, (spec.context_field, spec.question_field, spec.answers_field)):
+        if (length, str(number)) not in done:
+            template = QUESTION.replace("{question}", _escaped(str(record[spec.question_field])))
+            prompt = fitted_context(
+                encode, template, ANSWER, str(record[spec.context_field]), length - spec.max_new_tokens
+            )
+            references = _references(record[spec.answers_field])
+            # Models without a chat template go on with the next question; the first line is the answer.
+            prediction = _written(subject, encode(prompt, ANSWER), spec.max_new_tokens, until="\n")
+            score = max(token_f1(prediction, reference) for reference in references)
+            yield _example(length, number, prompt, references, prediction) | {"score": score}
+
+
+def _measure_summaries(subject: Subject, spec: Summarization, length: int, done: set[Key]) -> Iterator[Example]:
+    encode = encoder(subject.tokenizer, subject.chat)
+    for number, record in _records(spec, (spec.context_field, spec.answers_field)):
+        if (length, str(number)) not in done:
+            context = str(record[spec.context_field])
+            prompt = fitted_context(encode, DOCUMENT, SUMMARY, context, length - spec.max_new_tokens)
+            references = _references(record[spec.answers_field])
+            prediction = _written(subject, encode(prompt, SUMMARY), spec.max_new_tokens, until=None)
+            best = max((rouge(prediction, reference) for reference in references), key=lambda scores: scores["rougeL"])
+            yield _example(length, number, prompt, references, prediction) | best | {"score": best["rougeL"]}
+
+
+def summary_figures(examples: Sequence[Example]) -> list[Figure]:
+    """The three F-measures."""
+    return [
+        score_figure(metric, [{"score": example[metric]} for example in examples])
+        for metric in ("rouge1", "rouge2", "rougeL")
+    ]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _records(spec: QuestionAnswering | Summarization, fields: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The first records of the source.
+
+    Raises:
+        UserError: for a record without one of the fields, or a source without records.
+    """
+    source = SourceConfig(source=spec.source, split=spec.split, subset=spec.subset)
+    found = False
+    for number, (where, record) in enumerate(islice(read_records(source, ReadReport(0.0)), spec.samples)):
+        missing = [field for field in fields if not (isinstance(record, dict) and record.get(field))]
+        if missing or not isinstance(record, dict):
+            raise UserError(
+                f"{spec.name} needs the fields {', '.join(fields)} in every record, but {where} lacks "
+                f"{', '.join(missing)}. Name them with context_field, answers_field, ..."
+            )
+        found = True
+        yield number, record
+    if not found:
+        raise UserError(f"{spec.source} holds no records for {spec.name}.")
+
+
+def _references(answers: object) -> list[str]:
+    return [answers] if isinstance(answers, str) else [str(answer) for answer in answers]  # type: ignore[attr-defined]
+
+
+def _written(subject: Subject, ids: list[int], max_new_tokens: int, until: str | None) -> str:
+    def read(tokens: list[int]) -> str:
+        return decode(subject.tokenizer, tokens).lstrip()
+
+    tokens = continue_greedily(
+        subject.model, ids, max_new_tokens, lambda written: until is not None and until in read(written)
+    )
+    return read(tokens).partition(until)[0].strip() if until else read(tokens).strip()
+
+
+def _example(length: int, number: int, prompt: str, references: list[str], prediction: str) -> Example:
+    return {
+        "context_length": length,
+        "example": str(number),
+        "prompt": hashlib.sha256(prompt.encode()).hexdigest()[:16],
+        "expected": references,
+        "prediction": prediction,
+    }

@@ -1,0 +1,127 @@
+"""Tasks of lm-evaluation-harness (the extra `skipwise[harness]`) in our rows."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from skipwise.errors import UserError, nearest
+from skipwise.evaluation.figures import Example, Figure
+from skipwise.evaluation.intervals import Z
+from skipwise.evaluation.specs import Harness
+from skipwise.evaluation.unit import Key, Setting, Subject, Unit
+
+
+def parse_task(text: str) -> tuple[str, int | None]:
+    """`"arc_challenge:25"` -> `("arc_challenge", 25)`: a task and its number of examples in the prompt.
+
+    Without a number it is the one that the task's own definition says.
+    """
+    name, _, shots = text.partition(":")
+    if shots and not shots.isdigit():
+        raise UserError(f"A task of the harness is a name or name:number-of-examples, not {text!r}.")
+    return name, int(shots) if shots else None
+
+
+def harness_units(subject: Subject, spec: Harness, setting: Setting) -> Iterator[Unit]:
+    """A unit for all tasks, each of which is measured whole."""
+    yield Unit(
+        context_lengths=(None,),
+        data="lm-eval",
+        metric="acc",
+        size=None,
+        measure=partial(_measure, subject, spec, setting),
+        figures=harness_figures,
+    )
+
+
+def _measure(subject: Subject, spec: Harness, setting: Setting, done: set[Key]) -> Iterator[Example]:
+    """The examples of a task, and one that holds its figures as the harness computes them."""
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError("harness needs lm-evaluation-harness. Install skipwise[harness].") from error
+    manager = TaskManager(include_path=spec.include_path)
+    for name, _ in map(parse_task, spec.tasks):
+        if name not in manager.all_tasks:
+            raise UserError(f"harness.tasks: {name!r} is not known.{nearest(name, manager.all_tasks)}")
+    for text in spec.tasks:
+        name, shots = parse_task(text)
+        if (None, text) in done:
+            continue
+        setting.say(f"{subject.stage} model: harness task {text}")
+        results = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=spec.batch_size),
+            tasks=[name],
+            num_fewshot=shots,
+            limit=spec.limit,
+            task_manager=manager,
+            apply_chat_template=subject.chat,
+            random_seed=setting.seed,
+            numpy_random_seed=setting.seed,
+            torch_random_seed=setting.seed,
+            fewshot_random_seed=setting.seed,
+            log_samples=True,
+            verbosity="ERROR",
+        )
+        assert results is not None, "only ranks above 0 get nothing"
+        yield from _samples(text, results["samples"])
+        yield {"context_length": None, "example": text, "task": text, "figures": _figures(text, results)}
+
+
+def _samples(text: str, samples: dict[str, list[dict[str, Any]]]) -> Iterator[Example]:
+    """One line per document, with its first metric as the score where that is a number in [0, 1]."""
+    for task, lines in samples.items():
+        for line in lines:
+            values = {metric: line[metric] for metric in line["metrics"] if isinstance(line.get(metric), int | float)}
+            score = next(iter(values.values()), None)
+            if score is not None and 0 <= score <= 1:
+                yield {
+                    "context_length": None,
+                    "example": f"{text}/{task}:{line['doc_id']}",
+                    "task": text,
+                    "prompt": line["prompt_hash"][:16],
+                    **values,
+                    "score": float(score),
+                }
+
+
+def _figures(text: str, results: dict[str, Any]) -> list[Figure]:
+    """A figure per task (and group of tasks) and metric, with the harness's own standard error."""
+    figures = []
+    for task, values in results["results"].items():
+        samples = int(results["n-samples"].get(task, {}).get("effective", 0))
+        samples = samples or sum(one["effective"] for one in results["n-samples"].values())
+        for key, value in values.items():
+            metric, _, filter_name = key.partition(",")
+            if not isinstance(value, int | float) or not filter_name or metric.endswith("_stderr"):
+                continue
+            error = values.get(f"{metric}_stderr,{filter_name}")
+            error = float(error) if isinstance(error, int | float) else None
+            own = text if task == text.partition(":")[0] else f"{text}/{task}"
+            figures.append(
+                {
+                    "evaluation": f"harness/{own}",
+                    "metric": metric if filter_name == "none" else f"{metric} ({filter_name})",
+                    "value": float(value),
+                    "stderr": error,
+                    **_interval(metric, float(value), error),
+                    "num_samples": samples,
+                }
+            )
+    return figures
+
+
+def _interval(metric: str, value: float, error: float | None) -> Figure:
+    if error is None:
+        return {"interval_low": None, "interval_high": None}
+    low, high = value - Z * error, value + Z * error
+    if metric.startswith("acc") or metric == "exact_match":
+        low, high = max(0.0, low), min(1.0, high)
+    return {"interval_low": low, "interval_high": high}
+
+
+def harness_figures(examples: Sequence[Example]) -> list[Figure]:
+    """What the harness computed."""
+    return [figure for example in examples for figure in example.get("figures", ())]

@@ -1,0 +1,374 @@
+"""The synthetic tasks of RULER: prompts with known answers, and how they are scored.
+
+Tasks, parameters, wording and scoring are those of Hsieh et al. (arXiv 2404.06654, Section 3, Tables 2 and 5-6).
+Every prompt is made from a random generator of its own and a number of units (sentences, needles or words), so
+that it can be made as long as the context allows.
+"""
+
+import hashlib
+import re
+import string
+import uuid
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import count, islice, pairwise
+
+import numpy as np
+from wonderwords import RandomWord
+
+from skipwise.errors import UserError
+from skipwise.evaluation.figures import Example, Figure, score_figure
+from skipwise.evaluation.passkey import FILLER
+from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
+from skipwise.evaluation.specs import Ruler, RulerTask
+from skipwise.evaluation.unit import Key, Setting, Subject, Unit
+from skipwise.models.reading import continue_greedily
+
+NOISE = FILLER.strip()
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a task.
+
+    Attributes:
+        text: what is asked.
+        answer: how the answer begins; the model goes on from there.
+        expected: what its continuation should contain.
+    """
+
+    text: str
+    answer: str
+    expected: tuple[str, ...]
+
+
+# Sentences of the haystack: the first n of them, and n noise sentences or words where a task has its own.
+Haystack = Callable[[int], list[str]]
+Make = Callable[[Rng, int, Haystack], Prompt]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the suite.
+
+    Attributes:
+        make: the prompt of so many units.
+        max_new_tokens: longest answer.
+    """
+
+    make: Make
+    max_new_tokens: int
+
+
+# --- needles in a haystack ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needles:
+    """What distinguishes the tasks of this kind (Table 5).
+
+    Attributes:
+        haystack: `noise` (one sentence repeated), `text`, or `needles` (others like those asked for).
+        keys, values: kind of each: `words`, `numbers` or `uuids`.
+        num_keys: needles with different keys.
+        num_values: needles per key.
+        num_queries: keys asked for.
+    """
+
+    haystack: str
+    keys: str = "words"
+    values: str = "numbers"
+    num_keys: int = 1
+    num_values: int = 1
+    num_queries: int = 1
+
+
+def needle_prompt(kind: Needles, rng: Rng, units: int, haystack: Haystack) -> Prompt:
+    """Needles at random places of a haystack of `units` sentences."""
+    keys = [_draw(kind.keys, rng) for _ in range(max(kind.num_keys, kind.num_queries))]
+    values = [[_draw(kind.values, rng) for _ in range(kind.num_values)] for _ in keys]
+    needles = [_needle(kind, key, value) for key, own in zip(keys, values, strict=True) for value in own]
+    match kind.haystack:
+        case "noise":
+            sentences, between = [NOISE] * units, "\n"
+        case "text":
+            sentences, between = haystack(units), " "
+        case _:
+            sentences = [_needle(kind, _draw(kind.keys, rng), _draw(kind.values, rng)) for _ in range(units)]
+            between = " "
+    asked = [int(number) for number in rng.choice(len(keys), size=kind.num_queries, replace=False)]
+    query = _listed([keys[number] for number in asked])
+    expected = tuple(value for number in asked for value in values[number])
+    one = len(expected) == 1
+    what = kind.values[:-1] if one else kind.values
+    text = (
+        f"{'A' if one else 'Some'} special magic {what} {'is' if one else 'are'} hidden within the following text. "
+        f"Make sure to memorize it. I will quiz you about the {what} afterwards.\n"
+        f"{between.join(_scatter(needles, sentences, rng))}\n"
+        f"What {'is' if one else 'are all'} the special magic {what} for {query} mentioned in the provided text?"
+    )
+    answer = f" The special magic {what} for {query} mentioned in the provided text {'is' if one else 'are'}"
+    return Prompt(text, answer, expected)
+
+
+def _needle(kind: Needles, key: str, value: str) -> str:
+    return f"One of the special magic {kind.values} for {key} is: {value}."
+
+
+def _draw(kind: str, rng: Rng) -> str:
+    match kind:
+        case "numbers":
+            return str(rng.integers(10**6, 10**7))
+        case "uuids":
+            return str(uuid.UUID(bytes=rng.bytes(16), version=4))
+        case _:
+            adjectives, nouns = word_lists()
+            return f"{adjectives[rng.integers(len(adjectives))]}-{nouns[rng.integers(len(nouns))]}"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])}, and {names[-1]}"
+
+
+def _scatter(needles: list[str], sentences: list[str], rng: Rng) -> list[str]:
+    """Needles in a random order at random places between the sentences."""
+    places = np.sort(rng.integers(0, len(sentences) + 1, size=len(needles)))
+    result: list[str] = []
+    start = 0
+    for place, number in zip(places, rng.permutation(len(needles)), strict=True):
+        result += [*sentences[start:place], needles[number]]
+        start = int(place)
+    return result + sentences[start:]
+
+
+# --- variable tracking -------------------------------------------------------------------------------------------
+
+HOPS = 4
+
+
+def variable_prompt(rng: Rng, units: int, haystack: Haystack) -> Prompt:
+    """A chain of assignments strewn over noise, after one solved example."""
+    example, prompt = _chain(rng, 5), _chain(rng, units)
+    solved = f"{example.text}{example.answer}{' '.join(example.expected)}"
+    return Prompt(f"{solved}\n\n{prompt.text}", prompt.answer, prompt.expected)
+
+
+def _chain(rng: Rng, units: int) -> Prompt:
+    names = ["".join(rng.choice(list(string.ascii_uppercase), size=5)) for _ in range(HOPS + 1)]
+    value = str(rng.integers(10**4, 10**5))
+    steps = [f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(names))]
+    places = np.sort(rng.integers(0, units + 1, size=len(steps)))  # in the order of the chain
+    lines: list[str] = []
+    for number in range(units + 1):
+        lines += [step for step, place in zip(steps, places, strict=True) if place == number]
+        lines += [NOISE] * (number < units)
+    text = (
+        "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
+        + "\n".join(lines)
+        + f"\nQuestion: Find all variables that are assigned the value {value} in the text above."
+    )
+    answer = (
+        f" Answer: According to the chain(s) of variable assignment in the text above, {len(names)} variables are "
+        f"assigned the value {value}, they are: "
+    )
+    return Prompt(text, answer, tuple(names))
+
+
+# --- aggregation -------------------------------------------------------------------------------------------------
+
+COMMON_WORDS = 10
+CODED_ALPHA = 2.0
+
+
+def common_words_prompt(rng: Rng, units: int, haystack: Haystack) -> Prompt:
+    """A numbered list in which ten words appear thirty times and `units` others three times, after an example."""
+    example, prompt = _word_list(rng, 10, (3, 1)), _word_list(rng, units, (30, 3))
+    return Prompt(f"{example.text}{example.answer}{_numbered(example.expected)}\n{prompt.text}", *_rest(prompt))
+
+
+def _rest(prompt: Prompt) -> tuple[str, tuple[str, ...]]:
+    return prompt.answer, prompt.expected
+
+
+def _word_list(rng: Rng, units: int, times: tuple[int, int]) -> Prompt:
+    words = _different_words(rng, COMMON_WORDS + units)
+    common, rare = words[:COMMON_WORDS], words[COMMON_WORDS:]
+    listed = rng.permutation(np.array(common * times[0] + rare * times[1]))
+    text = (
+        "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
+        f"appear most often.\n{_numbered(listed.tolist())}\n"
+        f"Question: What are the {COMMON_WORDS} most common words in the above list?"
+    )
+    answer = f" Answer: The top {COMMON_WORDS} words that appear most often in the list are:"
+    return Prompt(text, answer, tuple(common))
+
+
+def _numbered(words: Sequence[str]) -> str:
+    return " ".join(f"{number}. {word}" for number, word in enumerate(words, start=1))
+
+
+def _different_words(rng: Rng, number: int) -> list[str]:
+    """Nouns and adjectives; pairs of them where there are not enough."""
+    adjectives, nouns = word_lists()
+    single = rng.permutation(np.array([*adjectives, *nouns])).tolist()
+    words: dict[str, None] = dict.fromkeys(single[:number])
+    while len(words) < number:
+        words[_draw("words", rng)] = None
+    return list(words)
+
+
+def coded_words_prompt(rng: Rng, units: int, haystack: Haystack) -> Prompt:
+    """A text of about `units` coded words whose frequencies fall as a power of their rank; the first is noise."""
+    ranks = np.arange(1, max(5, units // 50) + 1)
+    shares = ranks**-CODED_ALPHA / (ranks**-CODED_ALPHA).sum()
+    times = np.maximum(1, (units * shares).astype(int))
+    coded = ["...."] + ["".join(rng.choice(list(string.ascii_lowercase), size=6)) for _ in ranks[1:]]
+    text = rng.permutation(np.repeat(coded, times))
+    return Prompt(
+        "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
+        f"appeared coded words. {' '.join(text)}\nQuestion: Do not provide any explanation. Please ignore the dots "
+        "'....'. What are the three most frequently appeared words in the above coded text?",
+        " Answer: According to the coded text above, the three most frequently appeared words are:",
+        tuple(coded[1:4]),
+    )
+
+
+# --- the suite ---------------------------------------------------------------------------------------------------
+
+TASKS: dict[RulerTask, Task] = {
+    "niah_single_1": Task(partial(needle_prompt, Needles("noise")), 128),
+    "niah_single_2": Task(partial(needle_prompt, Needles("text")), 128),
+    "niah_single_3": Task(partial(needle_prompt, Needles("text", values="uuids")), 128),
+    "niah_multikey_1": Task(partial(needle_prompt, Needles("text", num_keys=4)), 128),
+    "niah_multikey_2": Task(partial(needle_prompt, Needles("needles")), 128),
+    "niah_multikey_3": Task(partial(needle_prompt, Needles("needles", keys="uuids", values="uuids")), 128),
+    "niah_multivalue": Task(partial(needle_prompt, Needles("text", num_values=4)), 128),
+    "niah_multiquery": Task(partial(needle_prompt, Needles("text", num_queries=4)), 128),
+    "vt": Task(variable_prompt, 30),
+    "cwe": Task(common_words_prompt, 120),
+    "fwe": Task(coded_words_prompt, 50),
+}
+
+
+@cache
+def word_lists() -> tuple[list[str], list[str]]:
+    """Adjectives and nouns of one word each."""
+    words = RandomWord()
+    adjectives, nouns = (
+        sorted({word for word in words.filter(include_categories=[kind]) if word.isalpha() and word.islower()})
+        for kind in ("adjective", "noun")
+    )
+    return adjectives, [noun for noun in nouns if noun not in set(adjectives)]
+
+
+def make_prompt(task: RulerTask, index: int, encode: Encode, length: int, seed: int, haystack: Haystack) -> Prompt:
+    """The prompt number `index` of a task, as long as it can be with its answer in `length` tokens.
+
+    Raises:
+        UserError: when even the smallest does not fit.
+    """
+    own = TASKS[task]
+    entropy = (seed, length, zlib.crc32(task.encode()), index)
+
+    def make(units: int) -> Prompt:
+        return own.make(np.random.default_rng(np.random.SeedSequence(entropy)), units, haystack)
+
+    def size(units: int) -> int:
+        prompt = make(units)
+        return len(encode(prompt.text, prompt.answer)) + own.max_new_tokens
+
+    if size(1) > length:
+        raise UserError(f"ruler task {task} needs at least {size(1):,} tokens with this tokenizer, not {length:,}.")
+    return make(largest_fitting(size, length))
+
+
+def contained(prediction: str, expected: Sequence[str]) -> float:
+    """RULER's `string_match_all`: the share of the expected answers that stand in the prediction, in any case.
+
+    >>> contained("It is ALPHA, not gamma.", ["alpha", "beta"])
+    0.5
+    """
+    return sum(answer.lower() in prediction.lower() for answer in expected) / len(expected)
+
+
+def sentences_of(subject: Subject, setting: Setting) -> Haystack:
+    """The sentences of the held-out documents, one document after the other, again and again if need be."""
+    sentences: list[str] = []
+    source = _read_sentences(subject, setting)
+
+    def first(number: int) -> list[str]:
+        sentences.extend(islice(source, max(0, number - len(sentences))))
+        return sentences[:number]
+
+    return first
+
+
+def _read_sentences(subject: Subject, setting: Setting) -> Iterator[str]:
+    documents = setting.held_out.documents
+    for round_ in count():
+        found = False
+        for number in np.random.default_rng((setting.seed, round_)).permutation(len(documents)):
+            text = decode(subject.tokenizer, documents[number].read().tolist())
+            for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
+                if sentence.strip():
+                    found = True
+                    yield sentence.strip()
+        if not found:
+            raise UserError("ruler needs text for its haystacks, but there are no documents. Give --data.")
+
+
+def ruler_units(subject: Subject, spec: Ruler, setting: Setting) -> Iterator[Unit]:
+    """A unit per context length; an example is one prompt of one task."""
+    for length in spec.context_lengths:
+        yield Unit(
+            context_lengths=(length,),
+            data=setting.held_out.name,
+            metric="score",
+            size=len(spec.tasks) * spec.samples,
+            measure=partial(_measure, subject, spec, setting, length),
+            figures=partial(ruler_figures, tasks=spec.tasks),
+        )
+
+
+def _measure(subject: Subject, spec: Ruler, setting: Setting, length: int, done: set[Key]) -> Iterator[Example]:
+    encode, haystack = encoder(subject.tokenizer, subject.chat), sentences_of(subject, setting)
+    for task in spec.tasks:
+        for index in range(spec.samples):
+            if (length, f"{task}:{index}") in done:
+                continue
+            try:
+                prompt = make_prompt(task, index, encode, length, setting.seed, haystack)
+            except UserError as error:
+                setting.say(f"no ruler/{task} at {length:,} tokens: {error}", stay=True)
+                break
+            yield {
+                "context_length": length,
+                "example": f"{task}:{index}",
+                "task": task,
+                "prompt": hashlib.sha256(f"{prompt.text}{prompt.answer}".encode()).hexdigest()[:16],
+                "expected": list(prompt.expected),
+                **_answered(subject, encode, prompt, TASKS[task].max_new_tokens),
+            }
+
+
+def _answered(subject: Subject, encode: Encode, prompt: Prompt, max_new_tokens: int) -> Example:
+    """Prediction and score; writing ends where all that is expected has been written."""
+
+    read = partial(decode, subject.tokenizer)
+    ids = encode(prompt.text, prompt.answer)
+    written = continue_greedily(
+        subject.model, ids, max_new_tokens, lambda tokens: contained(read(tokens), prompt.expected) == 1.0
+    )
+    return {"prediction": read(written).strip(), "score": contained(read(written), prompt.expected)}
+
+
+def ruler_figures(examples: Sequence[Example], tasks: Sequence[str]) -> list[Figure]:
+    """Mean score of each task, and over all tasks if none is missing."""
+    by_task = {task: [example for example in examples if example["task"] == task] for task in tasks}
+    rows = [{"evaluation": f"ruler/{task}", **score_figure("score", own)} for task, own in by_task.items() if own]
+    if not rows:
+        raise UserError("no task of ruler fits into this context length. Evaluate longer contexts.")
+    return [score_figure("score", examples), *rows] if len(rows) == len(tasks) else rows

@@ -1,0 +1,119 @@
+"""What an evaluation is made of: units that are measured at once, and what they need."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from rich.console import Console
+from rich.status import Status
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from skipwise.data.held_out import HeldOut
+from skipwise.evaluation.figures import Example, Figure
+from skipwise.evaluation.specs import Stage
+
+# (context length, identifier) of an example.
+Key = tuple[int | None, str]
+
+
+class Say(Protocol):
+    """Tells what is going on."""
+
+    def __call__(self, text: str, *, detail: str = "", stay: bool = False) -> None:
+        """Tell it.
+
+        Args:
+            text: what is going on; in a log it appears once.
+            detail: how far it has come; it changes often, and is for terminals.
+            stay: for what must not be overwritten by the next.
+        """
+        ...
+
+
+@dataclass
+class ConsoleSay:
+    """Tells in the status line of a terminal, or line by line in a log."""
+
+    console: Console
+    status: Status
+    said: str = ""
+
+    def __call__(self, text: str, *, detail: str = "", stay: bool = False) -> None:
+        """See `Say`."""
+        self.status.update(text + detail)
+        if stay or (text != self.said and not self.console.is_terminal):
+            self.console.print(text, highlight=False)
+        self.said = text
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under evaluation.
+
+    Attributes:
+        stage: which state of it.
+        name: path or id, for the rows.
+        window: tokens it claims to handle; longer contexts are flagged. None if it does not say.
+        dtype: compute dtype.
+        chat: put prompts through the tokenizer's chat template.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stage: Stage
+    name: str
+    window: int | None
+    dtype: torch.dtype
+    chat: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all models that are compared are measured with.
+
+    Attributes:
+        held_out: documents for perplexities and haystacks.
+        seed: of prompts and of the choice of documents.
+        shared: a directory for what is made once for all models (key tokens).
+        say: told what is going on.
+    """
+
+    held_out: HeldOut
+    seed: int
+    shared: "Shared"
+    say: Say
+
+
+class Shared(Protocol):
+    """Files that several models read and one of them writes."""
+
+    def read(self, name: str) -> list[Example] | None:
+        """The lines of a file, or None if it is not there."""
+        ...
+
+    def write(self, name: str, lines: Sequence[Example]) -> None:
+        """Write it, whole or not at all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A measurement that gives the rows of one or several context lengths.
+
+    Attributes:
+        context_lengths: which; None for tasks that have no length of their own.
+        data: what is measured on, for the rows.
+        metric: of the row that says that it failed.
+        size: how many examples there will be, at most; None if that is not known.
+        measure: called with the keys of examples that are there already; yields the others, in an order and with
+            values that do not depend on which are there.
+        figures: from all examples of one length to the figures of its rows; a figure may name its `evaluation`.
+    """
+
+    context_lengths: tuple[int | None, ...]
+    data: str
+    metric: str
+    size: int | None
+    measure: Callable[[set[Key]], Iterator[Example]]
+    figures: Callable[[Sequence[Example]], list[Figure]] = field(compare=False)

@@ -1,0 +1,104 @@
+"""Question answering and summaries, on records in the shape of LongBench."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skipwise import UserError
+from skipwise.evaluation import applications
+from skipwise.evaluation.applications import fitted_context, question_units, rouge, summary_units, token_f1
+from skipwise.evaluation.prompts import encoder
+from skipwise.evaluation.specs import QuestionAnswering, Summarization
+from skipwise.evaluation.unit import Setting, Subject
+
+MakeSetting = Callable[..., Setting]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "f1"),
+    [
+        ("Maria Lopez", "maria lopez", 1.0),
+        ("It was the Maria Lopez!", "Maria Lopez", 2 * (2 / 4) * 1 / (2 / 4 + 1)),  # precision 2/4, recall 1
+        ("a cat a cat", "cat", 2 * (1 / 2) * 1 / (1 / 2 + 1)),
+        ("dog", "cat", 0.0),
+        ("", "cat", 0.0),
+        ("the", "a", 1.0),  # nothing is left of either, as in SQuAD
+    ],
+)
+def test_f1_by_hand(prediction: str, reference: str, f1: float) -> None:
+    assert token_f1(prediction, reference) == pytest.approx(f1)
+
+
+def test_rouge_by_hand() -> None:
+    """Words the, cat, sat / the, cat, lay, down: two in common, one pair, longest common subsequence two."""
+    scores = rouge("the cat sat", "the cat lay down")
+    assert scores["rouge1"] == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert scores["rouge2"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
+    assert scores["rougeL"] == scores["rouge1"]
+
+
+def test_a_long_context_loses_its_middle(subject: Subject) -> None:
+    encode = encoder(subject.tokenizer, chat=False)
+    context = "begin " + "middle " * 100 + "end"
+    prompt = fitted_context(encode, "[{context}]", "!", context, room=100)
+    assert len(encode(prompt, "!")) in (99, 100)
+    assert prompt.startswith("[begin ")
+    assert prompt.endswith(" end]")
+    assert applications.GAP in prompt
+    assert fitted_context(encode, "[{context}]", "!", context, room=2000) == f"[{context}]"
+    with pytest.raises(UserError, match="needs 11 tokens without any context"):
+        fitted_context(encode, "[[[[{context}", "", context, room=5)
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> str:
+    records = [
+        {"context": "The {tower} is by Lopez.", "input": "Who built {it}?", "answers": ["Lopez", "Maria Lopez"]},
+        {"context": "The bridge is long.", "input": "What is long?", "answers": ["the bridge"]},
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_questions(subject: Subject, make_setting: MakeSetting, questions: str, monkeypatch: Any) -> None:
+    """The first line counts, against the best reference."""
+    written = iter([b" Maria Lopez\nQuestion: more", b" a tunnel"])
+
+    def write(model: object, ids: list[int], most: int, is_over: Callable[[list[int]], bool]) -> list[int]:
+        assert "Question: W" in subject.tokenizer.decode(ids)
+        text = next(written)
+        assert is_over(subject.tokenizer(text.decode())["input_ids"]) == (b"\n" in text)
+        return list(subject.tokenizer(text.decode())["input_ids"])
+
+    monkeypatch.setattr(applications, "continue_greedily", write)
+    spec = QuestionAnswering(source=questions, context_lengths=(400,))
+    (unit,) = question_units(subject, spec, make_setting())
+    examples = list(unit.measure(set()))
+    assert [example["prediction"] for example in examples] == ["Maria Lopez", "a tunnel"]
+    (figure,) = unit.figures(examples)
+    assert (figure["metric"], figure["value"]) == ("f1", pytest.approx(0.5))
+    assert not list(unit.measure({(400, "0"), (400, "1")}))
+
+
+def test_summaries(subject: Subject, make_setting: MakeSetting, questions: str) -> None:
+    spec = Summarization(source=questions, context_lengths=(400,), max_new_tokens=8)
+    (unit,) = summary_units(subject, spec, make_setting())
+    examples = list(unit.measure(set()))
+    assert len(examples) == 2
+    assert [figure["metric"] for figure in unit.figures(examples)] == ["rouge1", "rouge2", "rougeL"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "no records|is empty"), ('{"context": "a"}\n', "lacks input, answers"), ("[1]\n", "lacks context")],
+)
+def test_wrong_records(subject: Subject, make_setting: MakeSetting, tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(content)
+    (unit,) = question_units(subject, QuestionAnswering(source=str(path), context_lengths=(400,)), make_setting())
+    with pytest.raises(UserError, match=message):
+        list(unit.measure(set()))

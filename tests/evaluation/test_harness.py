@@ -1,0 +1,91 @@
+"""The adapter to lm-evaluation-harness, on a task defined here."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from skipwise import UserError
+from skipwise.evaluation.harness import harness_units, parse_task
+from skipwise.evaluation.runner import evaluate
+from skipwise.evaluation.specs import SHORT_TASKS, Harness
+from skipwise.evaluation.unit import Setting, Subject
+from skipwise.runs import ExampleLog
+
+QUESTIONS = [("The sky is", "blue", "loud"), ("Grass is", "green", "seven"), ("Snow is", "white", "angry")]
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> str:
+    records = [{"question": q, "choices": [right, wrong], "label": 0} for q, right, wrong in QUESTIONS]
+    data = tmp_path / "colours.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/colours.yaml").write_text(
+        f"""
+task: skipwise_colours
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: label
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+    )
+    return str(tmp_path / "tasks")
+
+
+@torch.no_grad()
+def right(subject: Subject, question: str, choices: tuple[str, str]) -> bool:
+    """Whether the right choice has the higher likelihood, token by token."""
+
+    def log_likelihood(choice: str) -> float:
+        context = subject.tokenizer(question)["input_ids"]
+        ids = subject.tokenizer(f"{question} {choice}")["input_ids"]
+        log_probs = subject.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        return float(sum(log_probs[i - 1, ids[i]] for i in range(len(context), len(ids))))
+
+    return log_likelihood(choices[0]) > log_likelihood(choices[1])
+
+
+def test_a_task_of_ones_own(subject: Subject, make_setting: Callable[..., Setting], tasks: str, tmp_path: Path) -> None:
+    expected = [right(subject, question, choices) for question, *choices in QUESTIONS]  # type: ignore[arg-type]
+    spec = Harness(tasks=("skipwise_colours", "skipwise_colours:1"), include_path=tasks)
+    log = ExampleLog(tmp_path / "log")
+    (rows,) = evaluate(subject, (spec,), make_setting(), log, set())
+    assert [(row.evaluation, row.metric, row.context_length, row.num_samples, row.status) for row in rows] == [
+        ("harness/skipwise_colours", "acc", None, 3, "ok"),
+        ("harness/skipwise_colours:1", "acc", None, 3, "ok"),
+    ]
+    assert rows[0].value == pytest.approx(sum(expected) / 3)
+    scores = {line["example"]: line["score"] for line in log.read("harness") if "score" in line}
+    assert [scores[f"skipwise_colours/skipwise_colours:{i}"] for i in range(3)] == [float(hit) for hit in expected]
+    (again,) = evaluate(subject, (spec,), make_setting(), log, set())
+    assert again == rows
+    assert not list(evaluate(subject, (spec,), make_setting(), log, {("harness", None)}))
+
+
+def test_unknown_tasks_are_found_before_any_is_run(
+    subject: Subject, make_setting: Callable[..., Setting], tasks: str
+) -> None:
+    spec = Harness(tasks=("skipwise_colours", "skipwise_colors"), include_path=tasks)
+    (unit,) = harness_units(subject, spec, make_setting())
+    with pytest.raises(UserError, match="Did you mean 'skipwise_colours'"):
+        next(unit.measure(set()))
+
+
+def test_the_default_is_the_suite_of_the_paper() -> None:
+    """Table 3: zero-shot BoolQ, PIQA, WinoGrande, TruthfulQA; 25-shot ARC-Challenge, 10-shot HellaSwag."""
+    from lm_eval.tasks import TaskManager
+
+    parsed = dict(map(parse_task, SHORT_TASKS))
+    assert parsed.pop("arc_challenge") == 25
+    assert parsed.pop("hellaswag") == 10
+    assert parsed == dict.fromkeys(["boolq", "piqa", "winogrande", "truthfulqa_mc2"], 0)
+    assert {parse_task(text)[0] for text in SHORT_TASKS} <= set(TaskManager().all_tasks)
+    with pytest.raises(UserError, match="name:number"):
+        parse_task("boolq:many")

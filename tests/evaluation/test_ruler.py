@@ -1,0 +1,138 @@
+"""RULER: prompts whose answers can be found by reading them, and scores as its paper defines them."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from skipwise import UserError
+from skipwise.evaluation import ruler
+from skipwise.evaluation.prompts import Encode, encoder
+from skipwise.evaluation.ruler import TASKS, contained, make_prompt, ruler_figures, ruler_units
+from skipwise.evaluation.specs import RULER_TASKS, Ruler, RulerTask
+from skipwise.evaluation.unit import Setting, Subject
+
+LENGTH = 16_384  # bytes, with the tokenizer of the tests
+SENTENCES = [f"This is sentence number {i} of the text." for i in range(2000)]
+NUMBER, UUID = r"\d{7}", r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+
+
+@pytest.fixture
+def encode(tokenizer: PreTrainedTokenizerFast) -> Encode:
+    return encoder(tokenizer, chat=False)
+
+
+def prompt_of(task: RulerTask, encode: Encode, index: int = 0, length: int = LENGTH) -> ruler.Prompt:
+    return make_prompt(task, index, encode, length, seed=0, haystack=lambda number: SENTENCES[:number])
+
+
+@pytest.mark.parametrize("task", RULER_TASKS)
+def test_prompts_fill_the_context_and_no_more(task: RulerTask, encode: Encode) -> None:
+    prompt = prompt_of(task, encode)
+    size = len(encode(prompt.text, prompt.answer)) + TASKS[task].max_new_tokens
+    assert 0.97 * LENGTH < size <= LENGTH
+    assert prompt_of(task, encode) == prompt
+    assert prompt_of(task, encode, index=1) != prompt
+
+
+@pytest.mark.parametrize(
+    ("task", "queries", "values", "needles", "kind"),
+    [
+        ("niah_single_1", 1, 1, 1, NUMBER),
+        ("niah_single_2", 1, 1, 1, NUMBER),
+        ("niah_single_3", 1, 1, 1, UUID),
+        ("niah_multikey_1", 1, 1, 4, NUMBER),
+        ("niah_multikey_2", 1, 1, None, NUMBER),
+        ("niah_multikey_3", 1, 1, None, UUID),
+        ("niah_multivalue", 1, 4, 4, NUMBER),
+        ("niah_multiquery", 4, 1, 4, NUMBER),
+    ],
+)
+def test_needles_are_where_they_are_asked_for(
+    encode: Encode, task: RulerTask, queries: int, values: int, needles: int | None, kind: str
+) -> None:
+    for index in range(3):
+        prompt = prompt_of(task, encode, index, 6_000)
+        pairs = re.findall(rf"One of the special magic \w+ for (\S+) is: ({kind})\.", prompt.text)
+        assert needles is None or len(pairs) == needles
+        question = prompt.text.rpartition("\n")[2]
+        asked = {key for key, _ in pairs if re.search(rf"[ ,]{key}[, ]", question)}
+        assert len(asked) == queries
+        assert sorted(value for key, value in pairs if key in asked) == sorted(prompt.expected)
+        assert len(prompt.expected) == queries * values
+        if needles is None:
+            assert len(pairs) > 20
+
+
+def test_a_chain_of_variables_leads_to_all_of_them(encode: Encode) -> None:
+    prompt = prompt_of("vt", encode)
+    example, _, question = prompt.text.partition("\n\nMemorize")
+    for text, expected in ((question, prompt.expected), (example, tuple(example.split()[-5:]))):
+        value = re.findall(r"assigned the value (\d{5})", text)[0]
+        holders = {value}
+        for name, source in re.findall(r"VAR (\w{5}) = (?:VAR )?(\w{5})", text):  # in the order of the text
+            if source in holders:
+                holders.add(name)
+        assert holders - {value} == set(expected)
+
+
+@pytest.mark.parametrize(("task", "often", "seldom"), [("cwe", 30, 3)])
+def test_common_words_are_the_most_common(encode: Encode, task: RulerTask, often: int, seldom: int) -> None:
+    prompt = prompt_of(task, encode)
+    listed = prompt.text.rpartition("Memorize the ones that appear most often.\n")[2].partition("\nQuestion")[0]
+    counts = Counter(re.findall(r"\d+\. (\S+)", listed))
+    assert {word for word, times in counts.items() if times == often} == set(prompt.expected)
+    assert set(counts.values()) == {often, seldom}
+    assert len(prompt.expected) == 10
+
+
+def test_coded_words_are_the_most_frequent_after_the_dots(encode: Encode) -> None:
+    prompt = prompt_of("fwe", encode)
+    coded = re.findall(r"\.{4}|\b[a-z]{6}\b", prompt.text.partition("coded words. ")[2].partition("\nQuestion")[0])
+    (dots, first), *others = Counter(coded).most_common()
+    assert dots == "...."
+    assert {word for word, _ in others[:3]} == set(prompt.expected)
+    assert others[0][1] == pytest.approx(first / 4, rel=0.05)  # rank ** -2
+    assert others[1][1] == pytest.approx(first / 9, rel=0.05)
+
+
+def test_a_prompt_that_cannot_fit(encode: Encode) -> None:
+    with pytest.raises(UserError, match="cwe needs at least"):
+        prompt_of("cwe", encode, length=512)
+
+
+def test_scores_against_the_definition() -> None:
+    """`string_match_all` written anew: references found, in any case, anywhere in the prediction."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        expected = ["".join(rng.choice(list("ABab"), size=2)) for _ in range(3)]
+        prediction = "".join(rng.choice(list("ABab "), size=8))
+        found = [re.search(re.escape(word), prediction, re.IGNORECASE) is not None for word in expected]
+        assert contained(prediction, expected) == pytest.approx(sum(found) / 3)
+
+
+def test_examples_and_figures(
+    subject: Subject, make_setting: Callable[..., Setting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that answers the first of two prompts in half and the second in whole."""
+    answers = iter(["7654321 and more"] * 4)
+    monkeypatch.setattr(ruler, "continue_greedily", lambda model, ids, most, is_over: [is_over([]), *b"?"][:0])
+    monkeypatch.setattr(ruler, "decode", lambda tokenizer, ids: next(answers))
+    texts = [np.array(subject.tokenizer("One sentence. And another. ")["input_ids"])]
+    spec = Ruler(context_lengths=(1000,), tasks=("niah_single_1", "cwe"), samples=1)
+    setting = make_setting(texts)
+    (unit,) = ruler_units(subject, spec, setting)
+    (example,) = unit.measure(set())
+    assert example["example"] == "niah_single_1:0"
+    assert example["prediction"] == "7654321 and more"
+    assert not list(unit.measure({(1000, "niah_single_1:0")}))
+    assert "cwe needs at least" in setting.say[0]  # type: ignore[index]
+
+    examples = [{"task": "vt", "score": 0.5}, {"task": "vt", "score": 1.0}, {"task": "fwe", "score": 0.0}]
+    mean, *by_task = ruler_figures([*examples, {"task": "fwe", "score": 0.5}], ("vt", "fwe"))
+    assert mean["value"] == pytest.approx(0.5)
+    assert [(row["evaluation"], row["value"]) for row in by_task] == [("ruler/vt", 0.75), ("ruler/fwe", 0.25)]
+    assert [row["evaluation"] for row in ruler_figures(examples, ("vt", "fwe", "cwe"))] == ["ruler/vt", "ruler/fwe"]

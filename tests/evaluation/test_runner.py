@@ -1,0 +1,179 @@
+"""Rows, failures and resuming, over all evaluations that need no other file."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from skipwise.evaluation import runner
+from skipwise.evaluation.figures import Example
+from skipwise.evaluation.runner import UNITS, evaluate
+from skipwise.evaluation.specs import (
+    EVALUATIONS,
+    EvalResult,
+    EvaluationSpec,
+    Passkey,
+    Perplexity,
+    Ruler,
+    TruncatedPerplexity,
+)
+from skipwise.evaluation.unit import Setting, Subject
+from skipwise.runs import ExampleLog
+
+SPECS: tuple[EvaluationSpec, ...] = (
+    Perplexity(context_lengths=(16, 64), stride=8, documents=2),
+    TruncatedPerplexity(context_lengths=(16, 64)),
+    Passkey(context_lengths=(400,), trials=4),
+    Ruler(context_lengths=(700,), tasks=("niah_single_1", "niah_multikey_2", "vt"), samples=2),
+)
+
+
+@pytest.fixture
+def setting(make_setting: Callable[..., Setting]) -> Setting:
+    rng = np.random.default_rng(0)
+    return make_setting([rng.integers(2, 258, size=n) for n in (90, 70, 200)])
+
+
+def rows_of(
+    subject: Subject, setting: Setting, log: Any, specs: tuple[EvaluationSpec, ...] = SPECS
+) -> list[EvalResult]:
+    return [row for rows in evaluate(subject, specs, setting, log, set()) for row in rows]
+
+
+class Killed(BaseException):
+    """As if the process had ended."""
+
+
+class KilledAfter(ExampleLog):
+    """A log that lets so many examples through."""
+
+    left = 0
+
+    def add(self, evaluation: str, example: Any) -> None:
+        if KilledAfter.left == 0:
+            raise Killed
+        KilledAfter.left -= 1
+        super().add(evaluation, example)
+
+
+def test_every_evaluation_can_be_measured() -> None:
+    assert set(UNITS) == set(EVALUATIONS) == set(get_args(EvaluationSpec))
+
+
+def test_killed_and_resumed_is_as_in_one_go(subject: Subject, setting: Setting, tmp_path: Path) -> None:
+    """Wherever the end comes; the files too are the same."""
+    whole = ExampleLog(tmp_path / "whole")
+    expected = rows_of(subject, setting, whole)
+    assert {row.status for row in expected} == {"ok", "beyond_window"}
+    examples = sum(len(whole.read(spec.name)) for spec in SPECS)
+    for kill_after in range(0, examples, 3):
+        log = KilledAfter(tmp_path / str(kill_after))
+        KilledAfter.left = kill_after
+        with pytest.raises(Killed):
+            rows_of(subject, setting, log)
+        KilledAfter.left = examples
+        assert rows_of(subject, setting, log) == expected
+        for spec in SPECS:
+            assert log.read(spec.name) == whole.read(spec.name)
+
+
+def test_what_has_its_rows_is_not_measured_again(subject: Subject, setting: Setting, tmp_path: Path) -> None:
+    log = ExampleLog(tmp_path / "log")
+    done = {("perplexity", 16), ("truncated_perplexity", 16), ("truncated_perplexity", 64), ("passkey", 400)}
+    rows = [row for rows in evaluate(subject, SPECS[:3], setting, log, done) for row in rows]  # type: ignore[arg-type]
+    assert {(row.evaluation, row.context_length) for row in rows} == {("perplexity", 64)}
+
+
+def test_beyond_the_window_is_said(subject: Subject, setting: Setting, tmp_path: Path) -> None:
+    rows = rows_of(replace(subject, window=32), setting, ExampleLog(tmp_path / "log"), SPECS[:1])
+    assert {(row.context_length, row.status) for row in rows} == {(16, "ok"), (64, "beyond_window")}
+    assert all(row.value is not None for row in rows)
+    assert rows[-1].reason == "longer than the model's window of 32 tokens"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    ],
+)
+def test_out_of_memory_at_one_length(
+    subject: Subject, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """That row failed, the others are there; the next run tries again."""
+    original = runner.UNITS[Perplexity]
+
+    def units(subject: Subject, spec: Any, setting: Setting) -> Iterator[Any]:
+        for unit in original(subject, spec, setting):
+            if unit.context_lengths == (16,):
+
+                def measure(done: Any) -> Iterator[Example]:
+                    raise error
+                    yield
+
+                unit = replace(unit, measure=measure)
+            yield unit
+
+    monkeypatch.setitem(runner.UNITS, Perplexity, units)
+    rows = rows_of(subject, setting, ExampleLog(tmp_path / "log"), SPECS[:1])
+    assert [(row.context_length, row.status, row.reason) for row in rows[:1]] == [(16, "failed", "out of memory")]
+    assert {row.context_length for row in rows if row.status != "failed"} == {64}
+
+
+def test_our_own_mistakes_are_no_rows(subject: Subject, setting: Setting, tmp_path: Path, monkeypatch: Any) -> None:
+    def units(*_: Any) -> Iterator[Any]:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        yield
+
+    monkeypatch.setitem(runner.UNITS, Perplexity, units)
+    with pytest.raises(RuntimeError, match="mat1"):
+        rows_of(subject, setting, ExampleLog(tmp_path / "log"), SPECS[:1])
+
+
+def test_learned_positions_end(subject: Subject, setting: Setting, tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=258, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    model = GPT2LMHeadModel(config).eval()
+    spec = Perplexity(context_lengths=(32, 70), stride=16)
+    rows = rows_of(replace(subject, model=model, window=64), setting, ExampleLog(tmp_path / "log"), (spec,))
+    assert {(row.context_length, row.status) for row in rows} == {(32, "ok"), (70, "failed")}
+    assert "64 positions, and none beyond" in str(rows[-1].reason)
+
+
+def test_chat_prompts(subject: Subject, setting: Setting, tmp_path: Path) -> None:
+    """The prompt is the user's turn, and the answer begins the assistant's."""
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}<assistant>"
+    chatting = replace(subject, chat=True)
+    rows = rows_of(chatting, setting, ExampleLog(tmp_path / "none"), SPECS[2:3])
+    assert rows[0].status == "failed"
+    assert "chat template" in str(rows[0].reason)
+
+    chatting.tokenizer.chat_template = template
+    from skipwise.evaluation.passkey import make_trials
+    from skipwise.evaluation.prompts import encoder
+
+    (trial,) = make_trials(encoder(chatting.tokenizer, chat=True), 500, 1, seed=0)
+    text = chatting.tokenizer.decode(trial.ids)
+    assert text.startswith("<user>There is an important info")
+    assert text.endswith(f"What is the pass key?</user><assistant>The pass key is {trial.key}")
+    rows = rows_of(chatting, setting, ExampleLog(tmp_path / "chat"), SPECS[2:3])
+    assert rows[0].status == "beyond_window"
+
+
+def test_a_line_that_was_cut_off_is_written_anew(tmp_path: Path) -> None:
+    log = ExampleLog(tmp_path)
+    log.add("passkey", {"example": "0"})
+    with (tmp_path / "passkey.jsonl").open("a") as file:
+        file.write('{"example": "1", "sco')
+    assert log.read("passkey") == [{"example": "0"}]
+    log.add("passkey", {"example": "1"})
+    log.add("passkey", {"example": "2"})
+    lines = (tmp_path / "passkey.jsonl").read_text().splitlines()
+    assert [json.loads(line)["example"] for line in lines] == ["0", "1", "2"]

@@ -1,0 +1,136 @@
+"""Reading in pieces must be reading: against plain forward passes and `generate`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
+
+from skipwise.models import reading
+from skipwise.models.reading import continue_greedily, pinned_rope, score_endings, score_tokens
+from tests.conftest import PICO_MODELS, VOCABULARY, pico_llama
+
+IDS = torch.randint(2, VOCABULARY, (2, 61), generator=torch.Generator().manual_seed(0))
+
+
+def windowed() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=48, sliding_window=16, initializer_range=0.2,
+    )  # fmt: skip
+    return MistralForCausalLM(config).eval()
+
+
+def learned_positions() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.2)
+    return GPT2LMHeadModel(config).eval()
+
+
+MODELS: dict[str, Callable[[], Any]] = {**PICO_MODELS, "windowed": windowed, "learned positions": learned_positions}
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "FIRST_CHUNK", 20)
+    monkeypatch.setattr(reading, "NEXT_CHUNK", {"cpu": 7})
+
+
+@torch.no_grad()
+def reference(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """float64[batch, n - 1]: log-likelihoods from one ordinary forward pass."""
+    logits = model(ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].double()
+    return logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.usefixtures("small_chunks")
+def test_in_pieces_is_as_in_one(kind: str) -> None:
+    model = MODELS[kind]()
+    scored = torch.rand(IDS.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    scored[:, 0] = False
+    scores = score_tokens(model, IDS, scored)
+    assert scores.log_probs.double().numpy() == pytest.approx(reference(model, IDS)[scored[:, 1:]].numpy(), abs=1e-4)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_never_more_logits_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail when chunks were cut by their tokens only."""
+    model = pico_llama()
+    monkeypatch.setattr(reading, "MOST_LOGITS", 5 * VOCABULARY)
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(output.numel()))
+    scored = torch.ones_like(IDS[:1], dtype=torch.bool)
+    scored[:, 0] = False
+    scores = score_tokens(model, IDS[:1], scored)
+    assert max(sizes) <= 5 * VOCABULARY
+    assert scores.log_probs.double().numpy() == pytest.approx(reference(model, IDS[:1])[0].numpy(), abs=1e-4)
+    sizes.clear()
+    score_tokens(model, IDS[:1], torch.arange(61)[None] == 60)
+    assert sum(sizes) <= 7 * VOCABULARY  # one per chunk, and no more where nothing is scored
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.usefixtures("small_chunks")
+def test_endings_of_texts_that_begin_alike(kind: str) -> None:
+    model = MODELS[kind]()
+    texts = [([*IDS[0, :n].tolist(), *IDS[1, n : 50 + n // 10].tolist()], 4) for n in (3, 10, 30, 44, 44, 49)]
+    for index, scores in score_endings(model, texts, [True] * len(texts)):
+        ids = torch.tensor([texts[index][0]])
+        assert scores.log_probs.double().numpy() == pytest.approx(reference(model, ids)[0, -4:].numpy(), abs=1e-4)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_beginnings_are_read_once() -> None:
+    model = pico_llama()
+    read: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, keywords: read.append(keywords["input_ids"].shape[1]), with_kwargs=True
+    )
+    texts = [([*IDS[0, :50].tolist(), *IDS[1, 50 + i : 55 + i].tolist()], 2) for i in range(4)]
+    list(score_endings(model, texts, [True] * 4))
+    assert sum(read) == 55 + 3 * 5
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.usefixtures("small_chunks")
+def test_greedy_writing_is_that_of_generate(kind: str) -> None:
+    model = MODELS[kind]()
+    for row in IDS:
+        prompt = row[:45].tolist()
+        expected = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, 45, dtype=torch.int64),
+            max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=1,
+        )[0, 45:].tolist()  # fmt: skip
+        model.generation_config.eos_token_id = None
+        assert continue_greedily(model, prompt, 12) == expected
+        assert continue_greedily(model, prompt, 12, lambda written: len(written) == 3) == expected[:3]
+        model.generation_config.eos_token_id = [expected[5]]
+        assert continue_greedily(model, prompt, 12) == expected[: expected.index(expected[5])]
+
+
+ROPES: dict[str, dict[str, object]] = {
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 8, "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.usefixtures("small_chunks")
+def test_frequencies_are_those_of_the_whole_length(rope: str) -> None:
+    """Trap 11: while a long input is fed in pieces. Seen to fail without `pinned_rope`."""
+    model = pico_llama(rope_parameters={"rope_theta": 1e4, **ROPES[rope]}, max_position_embeddings=32)
+    scored = torch.ones_like(IDS, dtype=torch.bool)
+    scored[:, 0] = False
+    expected = reference(model, IDS).flatten().numpy()
+    for _ in range(2):  # and afterwards the model is as it was
+        assert score_tokens(model, IDS, scored).log_probs.double().numpy() == pytest.approx(expected, abs=1e-4)
+        short = reference(model, IDS[:, :20])
+        with pinned_rope(model, 61):
+            assert not torch.allclose(reference(model, IDS[:, :20]), short, atol=1e-3)
+        assert torch.allclose(reference(model, IDS[:, :20]), short, atol=1e-6)

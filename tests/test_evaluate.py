@@ -1,0 +1,194 @@
+"""`skipwise evaluate`, end to end."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from skipwise import UserError
+from skipwise.comparison import NAMES, compare, find_models, select_evaluations
+from skipwise.config import EvaluateConfig, SourceConfig
+from skipwise.config_files import parse_evaluate_config
+from skipwise.data.presets import PRESETS
+from tests.conftest import byte_tokenizer, pico_llama
+from tests.test_cli import config_file as config_file
+from tests.test_cli import rows_of, skipwise
+
+PASSKEY = {"name": "passkey", "context_lengths": [400], "trials": 3}
+PERPLEXITY = {"name": "perplexity", "context_lengths": [32, 128], "stride": 16, "documents": 3}
+
+
+@pytest.fixture
+def two_models(tmp_path: Path) -> Iterator[list[Path]]:
+    paths = [tmp_path / "first", tmp_path / "second"]
+    for path, scale in zip(paths, (0.2, 0.3), strict=True):
+        pico_llama(initializer_range=scale).save_pretrained(path)
+        byte_tokenizer().save_pretrained(path)
+    yield paths
+
+
+@pytest.fixture
+def settings(tmp_path: Path, text_file: Path) -> Path:
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(yaml.safe_dump({"data": str(text_file), "dtype": "float32", "evaluate": [PERPLEXITY, PASSKEY]}))
+    return path
+
+
+def test_models_side_by_side(two_models: list[Path], settings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    output = skipwise("evaluate", *two_models, "--config", settings, "--output", out)
+    assert "text.jsonl" in output.replace("\n", "")
+    assert "in 12 documents" in output  # none is kept from the evaluation
+    assert "Difference from first" in output
+    assert "* longer than the window" in output
+    rows = rows_of(out)
+    assert {(row.model, row.evaluation, row.context_length) for row in rows} == {
+        (str(model), *figure)
+        for model in two_models
+        for figure in (("perplexity", 32), ("perplexity", 128), ("passkey", 400))
+    }
+    assert {row.stage for row in rows} == {"original"}
+    examples = [json.loads(line) for line in (out / "examples/first/passkey.jsonl").read_text().splitlines()]
+    assert len(examples) == 3
+    assert {"prompt", "depth", "prediction", "expected", "score"} <= set(examples[0])
+    assert "| perplexity | 32 |" in (out / "table.md").read_text()
+    assert parse_evaluate_config(yaml.safe_load((out / "resolved.yaml").read_text()))
+
+
+def test_a_second_run_adds_what_is_missing(two_models: list[Path], settings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    skipwise("evaluate", two_models[0], "--config", settings, "--output", out, "--only", "passkey")
+    before = rows_of(out)
+    kept = (out / "examples/first/passkey.jsonl").read_bytes()
+    skipwise("evaluate", *two_models, "--config", settings, "--output", out)
+    after = rows_of(out)
+    assert after[: len(before)] == before
+    assert (out / "examples/first/passkey.jsonl").read_bytes() == kept
+    assert len(after) == 2 * (len(before) + 4)  # two perplexities and two bits per byte
+
+    whole = tmp_path / "whole"
+    skipwise("evaluate", *two_models, "--config", settings, "--output", whole)
+    assert sorted(map(str, rows_of(whole))) == sorted(map(str, after))
+
+
+def test_what_was_measured_in_another_way_is_not_mixed(two_models: list[Path], settings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["evaluate", two_models[0], "--config", settings, "--output", out]
+    skipwise(*arguments)
+    before = (out / "results.jsonl").read_bytes(), (out / "resolved.yaml").read_bytes()
+    assert "holds passkey at 400 tokens with trials 3" in skipwise(*arguments, "--set", "passkey.trials=4", code=2)
+    assert "another seed" in skipwise(*arguments, "--seed", "1", code=2)
+    assert "with min_document_tokens 128" in skipwise(*arguments, "--lengths", "32,400", code=2)
+    shutil.copytree(two_models[1], two_models[0], dirs_exist_ok=True)
+    assert "files have changed" in skipwise(*arguments, code=2)
+    assert before == ((out / "results.jsonl").read_bytes(), (out / "resolved.yaml").read_bytes())
+    assert "exists and is no evaluation" in skipwise("evaluate", two_models[1], "--output", tmp_path, code=2)
+
+
+def test_a_run_is_its_model_with_its_settings(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    skipwise("extend", config_file, "--output", run, "--set", "stages=[extended]")
+    output = skipwise("evaluate", run, "--only", "truncated_perplexity")
+    assert "held out" in output
+    rows = rows_of(run / "evaluation")
+    own = {
+        row.context_length: row.value
+        for row in rows_of(run)
+        if (row.evaluation, row.metric) == ("truncated_perplexity", "perplexity")
+    }
+    values = {row.context_length: row.value for row in rows if row.metric == "perplexity"}
+    assert set(values) == {64, 256}
+    assert values == pytest.approx(own, rel=1e-6)  # the same held-out documents
+    assert {row.stage for row in rows} == {"extended"}
+    assert "run of its own" in skipwise("evaluate", run, "--output", run, code=2)
+    shutil.rmtree(run / "model")
+    assert "has written no model yet" in skipwise("evaluate", run, code=2)
+
+
+def test_the_embedded_model(tmp_path: Path) -> None:
+    """Every evaluation that needs no file of one's own."""
+    specs = [
+        {"name": "perplexity", "context_lengths": [256], "stride": 128, "documents": 1, "max_document_tokens": 512},
+        {"name": "truncated_perplexity", "context_lengths": [128, 256, 512], "documents": 2},
+        {"name": "passkey", "context_lengths": [256], "trials": 10},
+        {"name": "ruler", "context_lengths": [384], "samples": 1, "tasks": ["niah_single_1", "niah_single_2"]},
+        {
+            "name": "longppl", "context_lengths": [256], "evaluator": "builtin:tiny", "short_context": 64,
+            "stride": 32, "documents": 2,
+        },
+    ]  # fmt: skip
+    config = tmp_path / "all.yaml"
+    config.write_text(yaml.safe_dump({"evaluate": specs}))
+    output = skipwise("evaluate", "builtin:tiny", "--config", config, "--output", tmp_path / "out")
+    assert "failed" not in output
+    rows = {(row.evaluation, row.context_length): row for row in rows_of(tmp_path / "out") if row.depth is None}
+    assert rows["passkey", 256].value is not None
+    assert rows["passkey", 256].value >= 0.9
+    assert rows["truncated_perplexity", 512].status == "beyond_window"
+    assert {name for name, _ in rows} == {
+        "perplexity", "truncated_perplexity", "passkey", "longppl", "ruler", "ruler/niah_single_1",
+        "ruler/niah_single_2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "paskey"], "Did you mean 'passkey'?"),
+        (["--lengths", "4k"], "Name the evaluations"),
+        (["--only", "longppl", "--lengths", "8k"], "evaluate.0.evaluator: required"),
+        (["--only", "passkey", "--lengths", "many"], "A length is a whole number of tokens"),
+        (["--only", "passkey"], "context_lengths: required"),
+        (["--set", "sed=1"], "sed: unknown key. Did you mean 'seed'?"),
+        (["--only", "passkey", "--lengths", "400", "--set", "passkey.trails=1"], "Did you mean 'trials'?"),
+        (["--data", "preset:pg18"], "There is no preset 'pg18'. Did you mean 'pg19'?"),
+    ],
+)
+def test_wrong_input_writes_nothing(arguments: list[str], message: str, pico_directory: Path, tmp_path: Path) -> None:
+    output = skipwise("evaluate", pico_directory, "--output", tmp_path / "out", *arguments, code=2)
+    assert message in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_are_told_apart(tmp_path: Path, two_models: list[Path]) -> None:
+    twin = tmp_path / "elsewhere/first"
+    shutil.copytree(two_models[0], twin)
+    with pytest.raises(UserError, match="two are called 'first'"):
+        find_models([str(two_models[0]), str(twin)])
+    assert [one.short for one in find_models([*map(str, two_models), "org/name"])] == ["first", "second", "name"]
+
+
+def test_flags_narrow_and_change_evaluations() -> None:
+    values: list[dict[str, Any]] = [PERPLEXITY, PASSKEY]
+    chosen = select_evaluations(values, ["passkey", "ruler"], ["4k"], [("passkey", "trials", 9)])
+    assert chosen == [
+        {"name": "passkey", "context_lengths": ["4k"], "trials": 9},
+        {"name": "ruler", "context_lengths": ["4k"]},
+    ]
+    assert select_evaluations(values, [], [], []) == values
+    assert select_evaluations(None, [], [], []) is None
+    assert select_evaluations(None, ["harness"], ["4k"], []) == [{"name": "harness"}]
+    assert "longppl" in NAMES
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_sources(name: str) -> None:
+    config = parse_evaluate_config({"data": {"sources": [{"source": f"preset:{name}", "max_documents": 5}]}})
+    (source,) = config.data.sources
+    assert source.source == "dwzhu/PoSE-Datasets"
+    assert source.data_files is not None
+    assert source.max_documents == 5
+    assert config.data == parse_evaluate_config(json.loads(config.model_dump_json())).data
+    assert config.data.held_out_share == 1.0
+
+
+def test_without_settings_the_embedded_corpus_is_used() -> None:
+    """Only the part that the embedded model was not trained on."""
+    config = EvaluateConfig()
+    assert config.data.sources == (SourceConfig(source="builtin:python"),)
+    assert config.data.held_out_share == 0.05
+    assert compare.__doc__
