@@ -117,12 +117,14 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure models side by side. What the output directory holds already is not measured again."""
-    from skipwise import comparison
-    from skipwise.report.table import comparison_markdown, comparison_table, depth_table, difference_table
-    from skipwise.runs import RunDir, write_text
+    from skipwise.comparison import request
+    from skipwise.comparison.compare import compare
+    from skipwise.comparison.side_by_side import side_by_side
+    from skipwise.report.table import comparison_table, depth_table, difference_table, evaluation_markdown
+    from skipwise.runs import RunDir, figure_of, write_text
 
-    found = comparison.find_models(models)
-    values = comparison.values_of_run(found) if config is None else read_yaml(config)
+    found = request.find_models(models)
+    values = request.values_of_run(found) if config is None else read_yaml(config)
     flags: dict[str, Any] = {"data": {"sources": data or None}, "chat": chat, "seed": seed}
     if data:
         values.pop("data", None)  # the documents of a run are those it held out; others are used whole
@@ -130,26 +132,27 @@ def evaluate(
     settings = []
     for assignment in set_ or []:
         head, _, rest = assignment.partition(".")
-        if head in comparison.NAMES:
+        if head in request.NAMES:
             ((key, value),) = parse_assignment(rest).items()
             settings.append((head, key, value))
         else:
             values = merge(values, parse_assignment(assignment))
     chosen = [length.strip() for length in lengths.split(",")] if lengths else []
-    values["evaluate"] = comparison.select_evaluations(values.get("evaluate"), only or [], chosen, settings)
+    values["evaluate"] = request.select_evaluations(values.get("evaluate"), only or [], chosen, settings)
     parsed = parse_evaluate_config(values)
-    directory = output or comparison.default_output(found)
-    rows = comparison.compare(found, parsed, directory, given=comparison.as_given(values), console=console)
-    columns = {one.short: [row for row in rows if row.model == one.name] for one in found}
-    console.print(comparison_table("Evaluation", columns))
-    for heading, own in columns.items():
+    directory = output or request.default_output(found)
+    rows = compare(found, parsed, directory, given=request.as_given(values), console=console)
+    asked = {figure_of(row) for row in rows}
+    shown = side_by_side(directory, [one.name for one in found], asked)
+    console.print(comparison_table("Evaluation", shown.columns))
+    for heading, own in shown.columns.items():
         grid = depth_table(heading, own)
         if grid is not None:
             console.print(grid)
-    differences = comparison.differences(found, rows, directory)
-    if differences:
-        console.print(difference_table(found[0].short, differences))
-    write_text(RunDir(directory).table, comparison_markdown(columns))
+    if shown.differences:
+        console.print(difference_table(shown.first, shown.differences))
+    whole = side_by_side(directory)
+    write_text(RunDir(directory).table, evaluation_markdown(whole.columns, whole.first, whole.differences))
     console.print(f"Rows and examples: {directory}", highlight=False)
 
 
@@ -199,7 +202,9 @@ def run(command: Callable[[], Any]) -> int:
         return 2
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            errors.print("Interrupted. The same command with --resume goes on.", highlight=False)
+            errors.print(
+                "Interrupted. The same command goes on; extend and demo need --resume for it.", highlight=False
+            )
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except Exception as error:
         if type(error).__name__ == "PreemptedError":  # its module imports what most commands do not need

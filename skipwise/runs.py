@@ -190,17 +190,22 @@ class RunDir:
     def add_results(self, rows: Iterable[EvalResult]) -> None:
         """Append rows, atomically; they take the place of rows that failed for the same figure."""
         new = list(rows)
-        figures = {_measured(row) for row in new}
-        old = [row for row in self.read_results() if row.status != "failed" or _measured(row) not in figures]
+        figures = {_place(row) for row in new}
+        old = [row for row in self.read_results() if row.status != "failed" or _place(row) not in figures]
         write_text(self.results, "".join(json.dumps(row.as_row(), allow_nan=False) + "\n" for row in [*old, *new]))
 
     def measured(self, stage: str, model: str) -> set[tuple[str, int | None]]:
-        """(evaluation, context length) pairs that a model has rows of, and none that failed."""
+        """(name of what is measured at once, context length) pairs that a model has rows of, and none that failed."""
         rows = [row for row in self.read_results() if (row.stage, row.model) == (stage, model)]
-        failed = {_measured(row) for row in rows if row.status == "failed"}
-        return {_measured(row)[2:] for row in rows if _measured(row) not in failed}
+        failed = {figure_of(row) for row in rows if row.status == "failed"}
+        return {figure_of(row) for row in rows} - failed
 
 
-def _measured(row: EvalResult) -> tuple[str, str, str, int | None]:
-    """What is measured at once: stage, model, evaluation (of a suite its name) and context length."""
-    return row.stage, row.model, row.evaluation.partition("/")[0], row.context_length
+def figure_of(row: EvalResult) -> tuple[str, int | None]:
+    """What a row was measured with, at once: the evaluation (of the harness one task), and the context length."""
+    suite, *task = row.evaluation.split("/")
+    return (f"{suite}/{task[0]}" if suite == "harness" and task else suite), row.context_length
+
+
+def _place(row: EvalResult) -> tuple[str, str, tuple[str, int | None]]:
+    return row.stage, row.model, figure_of(row)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from skipwise import UserError
-from skipwise.comparison import NAMES, compare, find_models, select_evaluations
+from skipwise.comparison.request import NAMES, find_models, select_evaluations
 from skipwise.config import EvaluateConfig, SourceConfig
 from skipwise.config_files import parse_evaluate_config
 from skipwise.data.presets import PRESETS
@@ -70,9 +70,18 @@ def test_a_second_run_adds_what_is_missing(two_models: list[Path], settings: Pat
     assert (out / "examples/first/passkey.jsonl").read_bytes() == kept
     assert len(after) == 2 * (len(before) + 4)  # two perplexities and two bits per byte
 
+    # A shorter length comes to the same documents, however often it is asked for.
+    for _ in range(2):
+        skipwise("evaluate", two_models[0], "--config", settings, "--output", out, "--only", "perplexity", "--lengths",
+                 "16,32,128")  # fmt: skip
+    extra = [row for row in rows_of(out) if row.context_length == 16]
+    assert len(extra) == 2
+    assert "| passkey | 400 |" in (out / "table.md").read_text()  # what this call did not ask for
+
     whole = tmp_path / "whole"
     skipwise("evaluate", *two_models, "--config", settings, "--output", whole)
     assert sorted(map(str, rows_of(whole))) == sorted(map(str, after))
+    assert "Difference from first" in (whole / "table.md").read_text()
 
 
 def test_what_was_measured_in_another_way_is_not_mixed(two_models: list[Path], settings: Path, tmp_path: Path) -> None:
@@ -82,9 +91,14 @@ def test_what_was_measured_in_another_way_is_not_mixed(two_models: list[Path], s
     before = (out / "results.jsonl").read_bytes(), (out / "resolved.yaml").read_bytes()
     assert "holds passkey at 400 tokens with trials 3" in skipwise(*arguments, "--set", "passkey.trials=4", code=2)
     assert "another seed" in skipwise(*arguments, "--seed", "1", code=2)
-    assert "with min_document_tokens 128" in skipwise(*arguments, "--lengths", "32,400", code=2)
+    longer = skipwise(*arguments, "--only", "perplexity", "--lengths", "32,1010", code=2)
+    assert "holds perplexity at 32 tokens with document_ids" in longer  # others are long enough
     shutil.copytree(two_models[1], two_models[0], dirs_exist_ok=True)
-    assert "files have changed" in skipwise(*arguments, code=2)
+    assert "content has changed since" in skipwise(*arguments, code=2)
+    shutil.copytree(two_models[0], tmp_path / "elsewhere/first")
+    assert "already holds a model that is called 'first'" in skipwise(
+        "evaluate", tmp_path / "elsewhere/first", "--config", settings, "--output", out, code=2
+    )
     assert before == ((out / "results.jsonl").read_bytes(), (out / "resolved.yaml").read_bytes())
     assert "exists and is no evaluation" in skipwise("evaluate", two_models[1], "--output", tmp_path, code=2)
 
@@ -146,12 +160,46 @@ def test_the_embedded_model(tmp_path: Path) -> None:
         (["--set", "sed=1"], "sed: unknown key. Did you mean 'seed'?"),
         (["--only", "passkey", "--lengths", "400", "--set", "passkey.trails=1"], "Did you mean 'trials'?"),
         (["--data", "preset:pg18"], "There is no preset 'pg18'. Did you mean 'pg19'?"),
+        (["--data", "nothing.jsonl"], "nothing.jsonl does not exist"),
+        (["--only", "passkey", "--lengths", "400", "--set", "perplexity.stride=9"], "perplexity is not evaluated"),
+        (["--only", "passkey", "--lengths", "400", "--chat"], "tokenizer with a chat template"),
+        (
+            ["--only", "question_answering", "--lengths", "400", "--set", "question_answering.source=no.jsonl"],
+            "no.jsonl does not exist",
+        ),
+        (["--only", "longppl", "--lengths", "8k", "--set", "longppl.evaluator=builtin:tinny"], "no built-in model"),
     ],
 )
 def test_wrong_input_writes_nothing(arguments: list[str], message: str, pico_directory: Path, tmp_path: Path) -> None:
     output = skipwise("evaluate", pico_directory, "--output", tmp_path / "out", *arguments, code=2)
     assert message in output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_tokenizer_writes_nothing(pico_directory: Path, tmp_path: Path) -> None:
+    for file in pico_directory.glob("tokenizer*"):
+        file.unlink()
+    skipwise("evaluate", pico_directory, "--output", tmp_path / "out", code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_changed_texts_are_not_mixed(two_models: list[Path], settings: Path, text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    skipwise("evaluate", two_models[0], "--config", settings, "--output", out, "--only", "perplexity")
+    text_file.write_text("".join(json.dumps({"text": f"other {i} " * 200}) + "\n" for i in range(12)))
+    output = skipwise("evaluate", two_models[1], "--config", settings, "--output", out, code=2)
+    assert "documents of" in output
+    assert "content has changed since" in output
+
+
+def test_a_mistake_can_be_mended(pico_directory: Path, tmp_path: Path) -> None:
+    """What has no figure yet may be asked for in another way."""
+    records = tmp_path / "qa.jsonl"
+    records.write_text(json.dumps({"context": "a", "question": "b", "answers": ["c"]}) + "\n")
+    arguments = ["evaluate", pico_directory, "--output", tmp_path / "out", "--only", "question_answering",
+                 "--lengths", "400", "--set", f"question_answering.source={records}"]  # fmt: skip
+    assert "lacks input" in " ".join(skipwise(*arguments).split())
+    assert "failed" not in skipwise(*arguments, "--set", "question_answering.question_field=question")
 
 
 def test_models_are_told_apart(tmp_path: Path, two_models: list[Path]) -> None:
@@ -172,6 +220,11 @@ def test_flags_narrow_and_change_evaluations() -> None:
     assert select_evaluations(values, [], [], []) == values
     assert select_evaluations(None, [], [], []) is None
     assert select_evaluations(None, ["harness"], ["4k"], []) == [{"name": "harness"}]
+    assert select_evaluations(["harness"], [], ["4k"], []) == [{"name": "harness"}]
+    for wrong in ({"name": "passkey"}, [{"trials": 3}], "passkey"):  # for the configuration to refuse
+        assert select_evaluations(wrong, [], ["4k"], []) == wrong
+    with pytest.raises(UserError, match="asked for with several"):
+        select_evaluations([PASSKEY, {**PASSKEY, "context_lengths": [900], "trials": 9}], [], ["4k"], [])
     assert "longppl" in NAMES
 
 
@@ -191,4 +244,3 @@ def test_without_settings_the_embedded_corpus_is_used() -> None:
     config = EvaluateConfig()
     assert config.data.sources == (SourceConfig(source="builtin:python"),)
     assert config.data.held_out_share == 0.05
-    assert compare.__doc__

@@ -57,7 +57,8 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["positions", "rope", "planning", "report.table", "runs", "config_files", "cli", "extension", "comparison"]
+    "room",
+    ["positions", "rope", "planning", "report.table", "runs", "config_files", "cli", "extension", "comparison.request"],
 )
 def test_light_rooms_import_no_torch(room: str) -> None:
     code = f"import sys, skipwise.{room}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

@@ -67,6 +67,7 @@ def choose_documents(
     count: int,
     seed: int,
     at_least: int | None = None,
+    ids: Sequence[str] | None = None,
 ) -> tuple[list[HeldOutDocument], list[int]]:
     """The documents to score, and the context lengths they reach.
 
@@ -75,7 +76,10 @@ def choose_documents(
 
     Args:
         at_least: leave out documents with fewer tokens.
+        ids: of the documents to take, as far as they are long enough; nothing is drawn then.
     """
+    if ids is not None:
+        documents, count = [document for document in documents if document.id in set(ids)], len(ids)
     long = [document for document in documents if len(document) >= (at_least or 0)]
     longest = max(map(len, long), default=0)
     reached = [length for length in sorted(context_lengths) if length <= longest]

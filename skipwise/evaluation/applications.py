@@ -1,6 +1,5 @@
 """What long contexts are for: answering questions over documents, and summarising them."""
 
-import hashlib
 import re
 import string
 from collections import Counter
@@ -13,7 +12,7 @@ from skipwise.config import SourceConfig
 from skipwise.data.sources import ReadReport, read_records
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, Figure, score_figure
-from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
+from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting, text_hash
 from skipwise.evaluation.specs import QuestionAnswering, Summarization
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.reading import continue_greedily
@@ -84,6 +83,7 @@ def question_units(subject: Subject, spec: QuestionAnswering, setting: Setting) 
     """A unit per context length; an example is a question."""
     for length in spec.context_lengths:
         yield Unit(
+            name=spec.name,
             context_lengths=(length,),
             data=spec.source,
             metric="f1",
@@ -97,6 +97,7 @@ def summary_units(subject: Subject, spec: Summarization, setting: Setting) -> It
     """A unit per context length; an example is a document."""
     for length in spec.context_lengths:
         yield Unit(
+            name=spec.name,
             context_lengths=(length,),
             data=spec.source,
             metric="rougeL",
@@ -106,7 +107,9 @@ def summary_units(subject: Subject, spec: Summarization, setting: Setting) -> It
         )
 
 
-def _measure_questions(subject: Subject, spec: QuestionAnswering, length: int, done: set[Key]) -> Iterator[Example]:
+def _measure_questions(
+    subject: Subject, spec: QuestionAnswering, length: int, done: set[Key], lengths: Sequence[int | None]
+) -> Iterator[Example]:
     encode = encoder(subject.tokenizer, subject.chat)
     for number, record in _records(spec, (spec.context_field, spec.question_field, spec.answers_field)):
         if (length, str(number)) not in done:
@@ -121,7 +124,9 @@ def _measure_questions(subject: Subject, spec: QuestionAnswering, length: int, d
             yield _example(length, number, prompt, references, prediction) | {"score": score}
 
 
-def _measure_summaries(subject: Subject, spec: Summarization, length: int, done: set[Key]) -> Iterator[Example]:
+def _measure_summaries(
+    subject: Subject, spec: Summarization, length: int, done: set[Key], lengths: Sequence[int | None]
+) -> Iterator[Example]:
     encode = encoder(subject.tokenizer, subject.chat)
     for number, record in _records(spec, (spec.context_field, spec.answers_field)):
         if (length, str(number)) not in done:
@@ -152,8 +157,9 @@ def _records(spec: QuestionAnswering | Summarization, fields: tuple[str, ...]) -
         UserError: for a record without one of the fields, or a source without records.
     """
     source = SourceConfig(source=spec.source, split=spec.split, subset=spec.subset)
-    found = False
-    for number, (where, record) in enumerate(islice(read_records(source, ReadReport(0.0)), spec.samples)):
+    found, report = False, ReadReport(0.0)  # a sample is small, and no line of it should get lost
+    for number, (where, record) in enumerate(islice(read_records(source, report), spec.samples)):
+        report.check()
         missing = [field for field in fields if not (isinstance(record, dict) and record.get(field))]
         if missing or not isinstance(record, dict):
             raise UserError(
@@ -162,6 +168,7 @@ def _records(spec: QuestionAnswering | Summarization, fields: tuple[str, ...]) -
             )
         found = True
         yield number, record
+    report.check()
     if not found:
         raise UserError(f"{spec.source} holds no records for {spec.name}.")
 
@@ -184,7 +191,7 @@ def _example(length: int, number: int, prompt: str, references: list[str], predi
     return {
         "context_length": length,
         "example": str(number),
-        "prompt": hashlib.sha256(prompt.encode()).hexdigest()[:16],
+        "prompt": text_hash(prompt),
         "expected": references,
         "prediction": prediction,
     }

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from skipwise.errors import UserError
 from skipwise.evaluation.intervals import bootstrap_ratio, percentiles, wilson
 
-# The exponential of a mean loss above this is no finite number.
-MOST_NATS = 700.0
+# The exponential of a mean loss above this has no finite square, which standard errors need.
+MOST_NATS = 340.0
 # What was measured on one prompt or document; it becomes one line of a file.
 Example = dict[str, Any]
 # The keys of `EvalResult` that are not the same for all rows of an evaluation.
@@ -89,12 +89,11 @@ def difference(one: Sequence[Example], other: Sequence[Example]) -> Figure | Non
         `metric`, `value`, `interval_low`, `interval_high` (both models resampled together) and `num_samples`
         (shared examples); None where fewer than two are shared.
     """
-    mine = {(example["context_length"], example["example"]): example for example in one}
+    mine, theirs = ({(line["context_length"], line["example"]): line for line in side} for side in (one, other))
     pairs = [
-        (mine[key], example)
-        for example in other
-        if (key := (example["context_length"], example["example"])) in mine
-        and mine[key].get("prompt") == example.get("prompt")
+        (mine[key], line)
+        for key, line in theirs.items()
+        if key in mine and mine[key].get("prompt") == line.get("prompt")
     ]
     if len(pairs) < 2:
         return None
@@ -113,6 +112,7 @@ def difference(one: Sequence[Example], other: Sequence[Example]) -> Figure | Non
         sides.append((numerators.sum() / denominators.sum(), bootstrap_ratio(numerators, denominators)))
     low, high = percentiles(transform(sides[1][1]) - transform(sides[0][1]))
     value = float(transform(sides[1][0]) - transform(sides[0][0]))
+    metric = pairs[0][0].get("metric", metric)
     return {"metric": metric, "value": value, "interval_low": low, "interval_high": high, "num_samples": len(pairs)}
 
 

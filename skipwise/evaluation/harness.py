@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness (the extra `skipwise[harness]`) in our rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,19 +23,25 @@ def parse_task(text: str) -> tuple[str, int | None]:
 
 
 def harness_units(subject: Subject, spec: Harness, setting: Setting) -> Iterator[Unit]:
-    """A unit for all tasks, each of which is measured whole."""
-    yield Unit(
-        context_lengths=(None,),
-        data="lm-eval",
-        metric="acc",
-        size=None,
-        measure=partial(_measure, subject, spec, setting),
-        figures=harness_figures,
-    )
+    """A unit per task."""
+    for text in spec.tasks:
+        yield Unit(
+            name=f"harness/{text}",
+            context_lengths=(None,),
+            data="lm-eval",
+            metric="acc",
+            size=None,
+            measure=partial(_measure, subject, spec, setting, text),
+            figures=partial(harness_figures, task=text),
+        )
 
 
-def _measure(subject: Subject, spec: Harness, setting: Setting, done: set[Key]) -> Iterator[Example]:
+def _measure(
+    subject: Subject, spec: Harness, setting: Setting, text: str, done: set[Key], lengths: Sequence[int | None]
+) -> Iterator[Example]:
     """The examples of a task, and one that holds its figures as the harness computes them."""
+    if (None, text) in done:
+        return
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
@@ -43,47 +49,58 @@ def _measure(subject: Subject, spec: Harness, setting: Setting, done: set[Key]) 
     except ImportError as error:
         raise UserError("harness needs lm-evaluation-harness. Install skipwise[harness].") from error
     manager = TaskManager(include_path=spec.include_path)
-    for name, _ in map(parse_task, spec.tasks):
-        if name not in manager.all_tasks:
-            raise UserError(f"harness.tasks: {name!r} is not known.{nearest(name, manager.all_tasks)}")
-    for text in spec.tasks:
-        name, shots = parse_task(text)
-        if (None, text) in done:
-            continue
-        setting.say(f"{subject.stage} model: harness task {text}")
-        results = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=spec.batch_size),
-            tasks=[name],
-            num_fewshot=shots,
-            limit=spec.limit,
-            task_manager=manager,
-            apply_chat_template=subject.chat,
-            random_seed=setting.seed,
-            numpy_random_seed=setting.seed,
-            torch_random_seed=setting.seed,
-            fewshot_random_seed=setting.seed,
-            log_samples=True,
-            verbosity="ERROR",
-        )
-        assert results is not None, "only ranks above 0 get nothing"
-        yield from _samples(text, results["samples"])
-        yield {"context_length": None, "example": text, "task": text, "figures": _figures(text, results)}
+    name, shots = parse_task(text)
+    if name not in manager.all_tasks:
+        raise UserError(f"harness.tasks: {name!r} is not known.{nearest(name, manager.all_tasks)}")
+    results = _explained(
+        text,
+        lm_eval.simple_evaluate,
+        model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=spec.batch_size),
+        tasks=[name],
+        num_fewshot=shots,
+        limit=spec.limit,
+        task_manager=manager,
+        apply_chat_template=subject.chat,
+        random_seed=setting.seed,
+        numpy_random_seed=setting.seed,
+        torch_random_seed=setting.seed,
+        fewshot_random_seed=setting.seed,
+        log_samples=True,
+        verbosity="ERROR",
+    )
+    assert results is not None, "only ranks above 0 get nothing"
+    yield from (sample for sample in _samples(text, results["samples"]) if (None, sample["example"]) not in done)
+    yield {"context_length": None, "example": text, "task": text, "figures": _figures(text, results)}
+
+
+def _explained(task: str, run: Callable[..., Any], **keywords: Any) -> Any:
+    """`run(...)`; that its data cannot be had is no mistake of ours."""
+    import datasets
+
+    try:
+        return run(**keywords)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"harness task {task} cannot be run: {str(error).splitlines()[0]}") from error
 
 
 def _samples(text: str, samples: dict[str, list[dict[str, Any]]]) -> Iterator[Example]:
-    """One line per document, with its first metric as the score where that is a number in [0, 1]."""
+    """One line per document, scored by its main metric where that is a number in [0, 1].
+
+    The main metric is `acc_norm` where a task has it, as in the tables of others, else the first one.
+    """
     for task, lines in samples.items():
         for line in lines:
             values = {metric: line[metric] for metric in line["metrics"] if isinstance(line.get(metric), int | float)}
-            score = next(iter(values.values()), None)
-            if score is not None and 0 <= score <= 1:
+            metric = "acc_norm" if "acc_norm" in values else next(iter(values), "")
+            if metric and 0 <= values[metric] <= 1:
                 yield {
                     "context_length": None,
                     "example": f"{text}/{task}:{line['doc_id']}",
                     "task": text,
                     "prompt": line["prompt_hash"][:16],
                     **values,
-                    "score": float(score),
+                    "score": float(values[metric]),
+                    "metric": metric,
                 }
 
 
@@ -122,6 +139,6 @@ def _interval(metric: str, value: float, error: float | None) -> Figure:
     return {"interval_low": low, "interval_high": high}
 
 
-def harness_figures(examples: Sequence[Example]) -> list[Figure]:
-    """What the harness computed."""
-    return [figure for example in examples for figure in example.get("figures", ())]
+def harness_figures(examples: Sequence[Example], task: str) -> list[Figure]:
+    """What the harness computed for a task."""
+    return [figure for example in examples if example["example"] == task for figure in example["figures"]]

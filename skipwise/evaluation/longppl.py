@@ -1,6 +1,5 @@
 """LongPPL: perplexity of the tokens that a long context is needed for (arXiv 2410.23771)."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,8 @@ from skipwise.config import ModelConfig
 from skipwise.data.held_out import HeldOutDocument
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, Figure, perplexity_figures
-from skipwise.evaluation.perplexity import chosen, sliding_log_probs, sliding_windows, truncated_sums
-from skipwise.evaluation.prompts import decode
+from skipwise.evaluation.perplexity import chosen, described, sliding_log_probs, sliding_windows, truncated_sums
+from skipwise.evaluation.prompts import decode, text_hash
 from skipwise.evaluation.specs import LongPPL
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.load import load_model, load_tokenizer
@@ -107,8 +106,9 @@ def longppl_units(subject: Subject, spec: LongPPL, setting: Setting) -> Iterator
     documents, reached = chosen(spec, setting)
     for length in reached:
         yield Unit(
+            name=spec.name,
             context_lengths=(length,),
-            data=f"{setting.held_out.name}; key tokens by {spec.evaluator}",
+            data=f"{described(setting.held_out, documents)}; key tokens by {spec.evaluator}",
             metric="perplexity",
             size=len(documents),
             measure=partial(_measure, subject, spec, setting, documents, length),
@@ -117,14 +117,20 @@ def longppl_units(subject: Subject, spec: LongPPL, setting: Setting) -> Iterator
 
 
 def _measure(
-    subject: Subject, spec: LongPPL, setting: Setting, documents: list[HeldOutDocument], length: int, done: set[Key]
+    subject: Subject,
+    spec: LongPPL,
+    setting: Setting,
+    documents: list[HeldOutDocument],
+    length: int,
+    done: set[Key],
+    lengths: Sequence[int | None],
 ) -> Iterator[Example]:
     known = {document.id: document for document in setting.held_out.documents}
     for line in _key_lines(subject, spec, setting, documents, length):
         if (length, line["document"]) in done or not line["keys"]:
             continue
         text = _text(subject, known[line["document"]])
-        if _hash(text[: line["end"]]) != line["text"]:
+        if text_hash(text[: line["end"]]) != line["text"]:
             raise UserError(
                 f"longppl compares models on the same text, but document {line['document']} reads differently with the "
                 "tokenizer of this model. Compare models that keep the text as it is."
@@ -136,6 +142,7 @@ def _measure(
         yield {
             "context_length": length,
             "example": line["document"],
+            "prompt": line["text"],
             "nll": -float(scores.log_probs.double().sum()),
             "tokens": int(scored.sum()),
             "bytes": sum(len(text[start:stop].encode()) for start, stop in line["keys"]),
@@ -150,6 +157,7 @@ def _key_lines(
     lines = setting.shared.read(name)
     if lines is not None:
         return lines
+    found: list[Example] = []
     config = ModelConfig(path=spec.evaluator)
     tokenizer = load_tokenizer(config)
     evaluator = load_model(config, subject.model.device, subject.dtype)
@@ -159,7 +167,6 @@ def _key_lines(
             f"The evaluator of longppl must be able to read the context, but {length:,} tokens are more than the "
             f"{window:,} of {spec.evaluator}. Name an evaluator with a longer window, or lower context_lengths."
         )
-    found = []
     for number, document in enumerate(documents):
         setting.say(
             f"longppl: {spec.evaluator} chooses key tokens", detail=f", document {number + 1} of {len(documents)}"
@@ -167,7 +174,11 @@ def _key_lines(
         text = _text(subject, document)
         end, keys = choose_key_spans(evaluator, tokenizer, text, spec, length)
         if end:
-            found.append({"document": document.id, "end": end, "text": _hash(text[:end]), "keys": keys})
+            found.append({"document": document.id, "end": end, "text": text_hash(text[:end]), "keys": keys})
+    if not found:
+        raise UserError(
+            f"longppl at {length:,} tokens needs a document that long for the tokenizer of {spec.evaluator}."
+        )
     setting.shared.write(name, found)
     return found
 
@@ -176,12 +187,9 @@ def _text(subject: Subject, document: HeldOutDocument) -> str:
     return decode(subject.tokenizer, document.read().tolist())
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
-
-
 def longppl_figures(examples: Sequence[Example]) -> list[Figure]:
     """As for perplexity, over key tokens."""
     if not examples:
         raise UserError("the evaluator found no token that needs the long context. Use longer or other documents.")
-    return perplexity_figures(examples)
+    # No bits per byte: tokens that only touch a key token count in the loss, but their other bytes would not.
+    return perplexity_figures(examples)[:1]

@@ -1,6 +1,5 @@
 """Passkey retrieval: a number hidden in a long text, asked for at the end."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, Figure, share_figure
-from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
+from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting, text_hash
 from skipwise.evaluation.specs import Passkey
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.reading import score_endings
@@ -73,10 +72,18 @@ def make_trials(encode: Encode, context_length: int, trials: int, seed: int) -> 
     """Trials of one length: random keys at depths spread evenly; the same for the same seed."""
     units = filler_units(encode, context_length)
     rng = np.random.default_rng(np.random.SeedSequence((seed, context_length)))
-    return [
-        make_trial(encode, units, depth=(i + 0.5) / trials, key="".join(map(str, rng.integers(0, 10, size=5))))
-        for i in range(trials)
-    ]
+    keys = ["".join(map(str, rng.integers(0, 10, size=5))) for _ in range(trials)]
+    while True:  # keys whose digits do not merge are longer than the one that was measured with
+        made = [make_trial(encode, units, (i + 0.5) / trials, key) for i, key in enumerate(keys)]
+        surplus = max(len(trial.ids) for trial in made) - context_length
+        if surplus <= 0:
+            return made
+        if units == 0:
+            raise UserError(
+                f"A passkey prompt needs {surplus} tokens more than the context length of {context_length} with this "
+                "tokenizer. Evaluate longer contexts."
+            )
+        units -= 1
 
 
 def make_trial(encode: Encode, units: int, depth: float, key: str) -> Trial:
@@ -90,8 +97,7 @@ def make_trial(encode: Encode, units: int, depth: float, key: str) -> Trial:
     text = passkey_text(units, depth, key)
     ids, prompt = encode(text, f"{ANSWER} {key}"), encode(text, ANSWER)
     shared = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt)))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Trial(ids=ids, answer=len(ids) - shared, depth=depth, key=key, prompt=digest)
+    return Trial(ids=ids, answer=len(ids) - shared, depth=depth, key=key, prompt=text_hash(text))
 
 
 def check_representable(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> None:
@@ -110,6 +116,7 @@ def passkey_units(subject: Subject, spec: Passkey, setting: Setting) -> Iterator
     """A unit per context length; an example is a trial."""
     for length in spec.context_lengths:
         yield Unit(
+            name=spec.name,
             context_lengths=(length,),
             data="passkey prompts",
             metric="accuracy",
@@ -119,7 +126,9 @@ def passkey_units(subject: Subject, spec: Passkey, setting: Setting) -> Iterator
         )
 
 
-def _measure(subject: Subject, spec: Passkey, seed: int, length: int, done: set[Key]) -> Iterator[Example]:
+def _measure(
+    subject: Subject, spec: Passkey, seed: int, length: int, done: set[Key], lengths: Sequence[int | None]
+) -> Iterator[Example]:
     encode = encoder(subject.tokenizer, subject.chat)
     check_representable(subject.tokenizer, encode)
     trials = make_trials(encode, length, spec.trials, seed)

@@ -1,6 +1,6 @@
 """Perplexity over sliding windows, and of truncated documents."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skipwise.data.held_out import HeldOutDocument, choose_documents
+from skipwise.data.held_out import HeldOut, HeldOutDocument, choose_documents
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, perplexity_figures
-from skipwise.evaluation.prompts import decode
+from skipwise.evaluation.prompts import decode, text_hash
 from skipwise.evaluation.specs import LongPPL, Perplexity, TruncatedPerplexity
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.reading import score_tokens
@@ -70,13 +70,15 @@ def sliding_log_probs(model: PreTrainedModel, document: Tokens, slides: list[Sli
     return np.concatenate([found[number] for number in range(len(slides))])
 
 
-def text_bytes(tokenizer: PreTrainedTokenizerBase, ids: Tokens, start: int, stop: int) -> int:
-    """UTF-8 bytes of the text of tokens [start, stop); at most 3 off where a character is cut."""
+def text_content(tokenizer: PreTrainedTokenizerBase, ids: Tokens, start: int, stop: int) -> Example:
+    """What an example says of the text of tokens [start, stop), for comparing models.
 
-    def size(end: int) -> int:
-        return len(decode(tokenizer, ids[:end].tolist()).encode("utf-8", "replace"))
-
-    return size(stop) - size(start)
+    Returns:
+        `bytes`: in UTF-8, at most 3 off where a character is cut; `prompt`: hash of all text up to `stop`.
+    """
+    before, whole = (decode(tokenizer, ids[:end].tolist()) for end in (start, stop))
+    size = len(whole.encode("utf-8", "replace")) - len(before.encode("utf-8", "replace"))
+    return {"bytes": size, "prompt": text_hash(whole)}
 
 
 def perplexity_units(subject: Subject, spec: Perplexity, setting: Setting) -> Iterator[Unit]:
@@ -87,8 +89,9 @@ def perplexity_units(subject: Subject, spec: Perplexity, setting: Setting) -> It
         limit = min(reached[-1], limit or reached[-1])
     for length in reached:
         yield Unit(
+            name=spec.name,
             context_lengths=(length,),
-            data=setting.held_out.name,
+            data=described(setting.held_out, documents),
             metric="perplexity",
             size=len(documents),
             measure=partial(_measure_sliding, subject, spec, documents, length, limit),
@@ -103,6 +106,7 @@ def _measure_sliding(
     length: int,
     limit: int | None,
     done: set[Key],
+    lengths: Sequence[int | None],
 ) -> Iterator[Example]:
     for document in documents:
         if (length, document.id) not in done:
@@ -114,28 +118,36 @@ def _measure_sliding(
                 "example": document.id,
                 "nll": -float(log_probs.sum()),
                 "tokens": len(log_probs),
-                "bytes": text_bytes(subject.tokenizer, ids, slides[0].score_from, len(ids)),
+                **text_content(subject.tokenizer, ids, slides[0].score_from, len(ids)),
             }
 
 
 def truncated_units(subject: Subject, spec: TruncatedPerplexity, setting: Setting) -> Iterator[Unit]:
     """One unit for all context lengths, since one pass over a document gives them all."""
     documents, reached = chosen(spec, setting)
-    if reached:
+    # Where it does not, every length is refused, each in a row of its own.
+    together = [tuple(reached)] if length_dependent(subject.model.config) is None else [(one,) for one in reached]
+    for lengths in together if reached else ():
         yield Unit(
-            context_lengths=tuple(reached),
-            data=setting.held_out.name,
+            name=spec.name,
+            context_lengths=lengths,
+            data=described(setting.held_out, documents),
             metric="perplexity",
-            size=len(documents) * len(reached),
-            measure=partial(_measure_truncated, subject, documents, reached),
+            size=len(documents) * len(lengths),
+            measure=partial(_measure_truncated, subject, documents, len(reached)),
             figures=perplexity_figures,
         )
 
 
 def _measure_truncated(
-    subject: Subject, documents: list[HeldOutDocument], lengths: list[int], done: set[Key]
+    subject: Subject,
+    documents: list[HeldOutDocument],
+    asked: int,
+    done: set[Key],
+    context_lengths: Sequence[int | None],
 ) -> Iterator[Example]:
-    check_one_pass(subject.model, lengths)
+    check_one_pass(subject.model, asked)
+    lengths = [length for length in context_lengths if length is not None]
     for document in documents:
         if {(length, document.id) for length in lengths} <= done:
             continue
@@ -148,7 +160,7 @@ def _measure_truncated(
                     "example": document.id,
                     "nll": -float(sums[length - 2]),
                     "tokens": length - 1,
-                    "bytes": text_bytes(subject.tokenizer, ids, 1, length),
+                    **text_content(subject.tokenizer, ids, 1, length),
                 }
 
 
@@ -161,14 +173,19 @@ def truncated_sums(model: PreTrainedModel, ids: Tokens) -> NDArray[np.float64]:
     return sums
 
 
-def check_one_pass(model: PreTrainedModel, lengths: list[int]) -> None:
+def check_one_pass(model: PreTrainedModel, lengths: int) -> None:
     """Raise `UserError` when a model reads the beginning of a text differently when more follows (trap 11)."""
     rope_type = length_dependent(model.config)
-    if rope_type is not None and len(lengths) > 1:
+    if rope_type is not None and lengths > 1:
         raise UserError(
             f"truncated_perplexity takes all lengths from one pass, but the {rope_type!r} RoPE of this model "
             "depends on the length of its input. Ask for one length at a time, or use perplexity."
         )
+
+
+def described(held_out: HeldOut, documents: Sequence[HeldOutDocument]) -> str:
+    """What a figure was measured on, for its row."""
+    return f"{held_out.name}, {len(documents)} {'document' if len(documents) == 1 else 'documents'}"
 
 
 def chosen(
@@ -176,8 +193,16 @@ def chosen(
 ) -> tuple[list[HeldOutDocument], list[int]]:
     """Documents and reached lengths of a spec; says which lengths no document reaches."""
     documents, reached = choose_documents(
-        setting.held_out.documents, spec.context_lengths, spec.documents, setting.seed, spec.min_document_tokens
+        setting.held_out.documents,
+        spec.context_lengths,
+        spec.documents,
+        setting.seed,
+        spec.min_document_tokens if spec.document_ids is None else None,
+        spec.document_ids,
     )
     for length in sorted(set(spec.context_lengths) - set(reached)):
         setting.say(f"no {spec.name} at {length:,} tokens: no document is that long", stay=True)
+    if spec.document_ids is not None and len(documents) < len(spec.document_ids):
+        fewer = f"{len(documents)} of {len(spec.document_ids)} documents"
+        setting.say(f"{spec.name}: only {fewer} are long enough with this tokenizer", stay=True)
     return documents, reached

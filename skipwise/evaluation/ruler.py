@@ -1,11 +1,12 @@
 """The synthetic tasks of RULER: prompts with known answers, and how they are scored.
 
-Tasks, parameters, wording and scoring are those of Hsieh et al. (arXiv 2404.06654, Section 3, Tables 2 and 5-6).
-Every prompt is made from a random generator of its own and a number of units (sentences, needles or words), so
-that it can be made as long as the context allows.
+Tasks, parameters, wording and scoring follow Hsieh et al. (arXiv 2404.06654) and what they released, in the form for
+base models. Different are: the haystack is the user's text, needles stand anywhere with equal chance, and the solved
+example of `vt` has a fixed number of sentences. Every prompt is made from a random generator of its own and a number of
+units (sentences, needles or words), so that it can be made as long as the context allows.
 """
 
-import hashlib
+import math
 import re
 import string
 import uuid
@@ -16,12 +17,13 @@ from functools import cache, partial
 from itertools import count, islice, pairwise
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 from wonderwords import RandomWord
 
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, Figure, score_figure
 from skipwise.evaluation.passkey import FILLER
-from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
+from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting, text_hash
 from skipwise.evaluation.specs import Ruler, RulerTask
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.reading import continue_greedily
@@ -47,7 +49,8 @@ class Prompt:
 
 # Sentences of the haystack: the first n of them, and n noise sentences or words where a task has its own.
 Haystack = Callable[[int], list[str]]
-Make = Callable[[Rng, int, Haystack], Prompt]
+# Made from a generator, a number of units, the haystack, and the context length, which sets some parameters.
+Make = Callable[[Rng, int, Haystack, int], Prompt]
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Needles:
     num_queries: int = 1
 
 
-def needle_prompt(kind: Needles, rng: Rng, units: int, haystack: Haystack) -> Prompt:
+def needle_prompt(kind: Needles, rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
     """Needles at random places of a haystack of `units` sentences."""
     keys = [_draw(kind.keys, rng) for _ in range(max(kind.num_keys, kind.num_queries))]
     values = [[_draw(kind.values, rng) for _ in range(kind.num_values)] for _ in keys]
@@ -98,7 +101,7 @@ def needle_prompt(kind: Needles, rng: Rng, units: int, haystack: Haystack) -> Pr
             sentences, between = haystack(units), " "
         case _:
             sentences = [_needle(kind, _draw(kind.keys, rng), _draw(kind.values, rng)) for _ in range(units)]
-            between = " "
+            between = "\n"
     asked = [int(number) for number in rng.choice(len(keys), size=kind.num_queries, replace=False)]
     query = _listed([keys[number] for number in asked])
     expected = tuple(value for number in asked for value in values[number])
@@ -125,7 +128,7 @@ def _draw(kind: str, rng: Rng) -> str:
         case "uuids":
             return str(uuid.UUID(bytes=rng.bytes(16), version=4))
         case _:
-            adjectives, nouns = word_lists()
+            adjectives, nouns, _ = word_lists()
             return f"{adjectives[rng.integers(len(adjectives))]}-{nouns[rng.integers(len(nouns))]}"
 
 
@@ -147,17 +150,20 @@ def _scatter(needles: list[str], sentences: list[str], rng: Rng) -> list[str]:
 # --- variable tracking -------------------------------------------------------------------------------------------
 
 HOPS = 4
+# Sentences of the solved example: about 500 tokens, or fewer where that would be much of the context.
+EXAMPLE_SENTENCES, SHORT_EXAMPLE_SENTENCES, SHORT_CONTEXT = 15, 5, 2048
 
 
-def variable_prompt(rng: Rng, units: int, haystack: Haystack) -> Prompt:
+def variable_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
     """A chain of assignments strewn over noise, after one solved example."""
-    example, prompt = _chain(rng, 5), _chain(rng, units)
+    shown = EXAMPLE_SENTENCES if length >= SHORT_CONTEXT else SHORT_EXAMPLE_SENTENCES
+    example, prompt = _chain(rng, shown, letters=3), _chain(rng, units, letters=5)
     solved = f"{example.text}{example.answer}{' '.join(example.expected)}"
     return Prompt(f"{solved}\n\n{prompt.text}", prompt.answer, prompt.expected)
 
 
-def _chain(rng: Rng, units: int) -> Prompt:
-    names = ["".join(rng.choice(list(string.ascii_uppercase), size=5)) for _ in range(HOPS + 1)]
+def _chain(rng: Rng, units: int, letters: int) -> Prompt:
+    names = ["".join(rng.choice(list(string.ascii_uppercase), size=letters)) for _ in range(HOPS + 1)]
     value = str(rng.integers(10**4, 10**5))
     steps = [f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(names))]
     places = np.sort(rng.integers(0, units + 1, size=len(steps)))  # in the order of the chain
@@ -180,17 +186,19 @@ def _chain(rng: Rng, units: int) -> Prompt:
 # --- aggregation -------------------------------------------------------------------------------------------------
 
 COMMON_WORDS = 10
-CODED_ALPHA = 2.0
+# Riemann zeta of 2: what the frequencies of all coded words add up to.
+ZETA_2 = math.pi**2 / 6
+# Other words in the example, how often its common and its other words appear, the same for the list: below 4,096
+# tokens, and from there.
+COMMON_SHORT, COMMON_LONG = (10, (3, 1), (6, 1)), (30, (10, 3), (30, 3))
 
 
-def common_words_prompt(rng: Rng, units: int, haystack: Haystack) -> Prompt:
-    """A numbered list in which ten words appear thirty times and `units` others three times, after an example."""
-    example, prompt = _word_list(rng, 10, (3, 1)), _word_list(rng, units, (30, 3))
-    return Prompt(f"{example.text}{example.answer}{_numbered(example.expected)}\n{prompt.text}", *_rest(prompt))
-
-
-def _rest(prompt: Prompt) -> tuple[str, tuple[str, ...]]:
-    return prompt.answer, prompt.expected
+def common_words_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
+    """A numbered list in which ten words appear often and `units` others seldom, after an example."""
+    others, example_times, times = COMMON_SHORT if length < 4096 else COMMON_LONG
+    example, prompt = _word_list(rng, others, example_times), _word_list(rng, units, times)
+    solved = f"{example.text}{example.answer} {_numbered(example.expected)}"
+    return Prompt(f"{solved}\n{prompt.text}", prompt.answer, prompt.expected)
 
 
 def _word_list(rng: Rng, units: int, times: tuple[int, int]) -> Prompt:
@@ -211,28 +219,29 @@ def _numbered(words: Sequence[str]) -> str:
 
 
 def _different_words(rng: Rng, number: int) -> list[str]:
-    """Nouns and adjectives; pairs of them where there are not enough."""
-    adjectives, nouns = word_lists()
-    single = rng.permutation(np.array([*adjectives, *nouns])).tolist()
+    """Adjectives, nouns and verbs; pairs of them where there are not enough."""
+    single = rng.permutation(np.array(sorted({word for words in word_lists() for word in words}))).tolist()
     words: dict[str, None] = dict.fromkeys(single[:number])
     while len(words) < number:
         words[_draw("words", rng)] = None
     return list(words)
 
 
-def coded_words_prompt(rng: Rng, units: int, haystack: Haystack) -> Prompt:
-    """A text of about `units` coded words whose frequencies fall as a power of their rank; the first is noise."""
-    ranks = np.arange(1, max(5, units // 50) + 1)
-    shares = ranks**-CODED_ALPHA / (ranks**-CODED_ALPHA).sum()
-    times = np.maximum(1, (units * shares).astype(int))
-    coded = ["...."] + ["".join(rng.choice(list(string.ascii_lowercase), size=6)) for _ in ranks[1:]]
+def coded_words_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
+    """A text of about `units` coded words whose frequencies fall with the square of their rank; the first is noise.
+
+    Nothing is expected where the third and the fourth word are too few to be told apart.
+    """
+    ranks = np.arange(1, max(5, length // 50) + 1)
+    times = (units / ranks**2.0 / ZETA_2).astype(int)
+    coded = ["..."] + ["".join(rng.choice(list(string.ascii_lowercase), size=6)) for _ in ranks[1:]]
     text = rng.permutation(np.repeat(coded, times))
     return Prompt(
         "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
         f"appeared coded words. {' '.join(text)}\nQuestion: Do not provide any explanation. Please ignore the dots "
         "'....'. What are the three most frequently appeared words in the above coded text?",
         " Answer: According to the coded text above, the three most frequently appeared words are:",
-        tuple(coded[1:4]),
+        tuple(coded[1:4]) if times[3] > times[4] else (),
     )
 
 
@@ -254,14 +263,14 @@ TASKS: dict[RulerTask, Task] = {
 
 
 @cache
-def word_lists() -> tuple[list[str], list[str]]:
-    """Adjectives and nouns of one word each."""
+def word_lists() -> tuple[list[str], list[str], list[str]]:
+    """Adjectives, nouns and verbs."""
     words = RandomWord()
-    adjectives, nouns = (
-        sorted({word for word in words.filter(include_categories=[kind]) if word.isalpha() and word.islower()})
-        for kind in ("adjective", "noun")
+    adjectives, nouns, verbs = (
+        sorted({word for word in words.filter(include_categories=[kind]) if " " not in word})
+        for kind in ("adjective", "noun", "verb")
     )
-    return adjectives, [noun for noun in nouns if noun not in set(adjectives)]
+    return adjectives, nouns, verbs
 
 
 def make_prompt(task: RulerTask, index: int, encode: Encode, length: int, seed: int, haystack: Haystack) -> Prompt:
@@ -274,7 +283,7 @@ def make_prompt(task: RulerTask, index: int, encode: Encode, length: int, seed: 
     entropy = (seed, length, zlib.crc32(task.encode()), index)
 
     def make(units: int) -> Prompt:
-        return own.make(np.random.default_rng(np.random.SeedSequence(entropy)), units, haystack)
+        return own.make(np.random.default_rng(np.random.SeedSequence(entropy)), units, haystack, length)
 
     def size(units: int) -> int:
         prompt = make(units)
@@ -282,7 +291,21 @@ def make_prompt(task: RulerTask, index: int, encode: Encode, length: int, seed: 
 
     if size(1) > length:
         raise UserError(f"ruler task {task} needs at least {size(1):,} tokens with this tokenizer, not {length:,}.")
-    return make(largest_fitting(size, length))
+    prompt = make(largest_fitting(size, length))
+    if not prompt.expected:
+        raise UserError(f"ruler task {task} needs more room than {length:,} tokens for its answer to be certain.")
+    return prompt
+
+
+def check_representable(tokenizer: PreTrainedTokenizerBase, encode: Encode, prompt: Prompt) -> None:
+    """Raise `UserError` for a tokenizer that loses what is asked for."""
+    text = decode(tokenizer, encode(prompt.text, prompt.answer))
+    lost = [answer for answer in prompt.expected if answer not in text]
+    if lost:
+        raise UserError(
+            f"A prompt must survive the tokenizer, but this one loses {lost[0]!r}. "
+            "Evaluate with the tokenizer that belongs to the model."
+        )
 
 
 def contained(prediction: str, expected: Sequence[str]) -> float:
@@ -324,6 +347,7 @@ def ruler_units(subject: Subject, spec: Ruler, setting: Setting) -> Iterator[Uni
     """A unit per context length; an example is one prompt of one task."""
     for length in spec.context_lengths:
         yield Unit(
+            name=spec.name,
             context_lengths=(length,),
             data=setting.held_out.name,
             metric="score",
@@ -333,7 +357,9 @@ def ruler_units(subject: Subject, spec: Ruler, setting: Setting) -> Iterator[Uni
         )
 
 
-def _measure(subject: Subject, spec: Ruler, setting: Setting, length: int, done: set[Key]) -> Iterator[Example]:
+def _measure(
+    subject: Subject, spec: Ruler, setting: Setting, length: int, done: set[Key], lengths: Sequence[int | None]
+) -> Iterator[Example]:
     encode, haystack = encoder(subject.tokenizer, subject.chat), sentences_of(subject, setting)
     for task in spec.tasks:
         for index in range(spec.samples):
@@ -344,11 +370,12 @@ def _measure(subject: Subject, spec: Ruler, setting: Setting, length: int, done:
             except UserError as error:
                 setting.say(f"no ruler/{task} at {length:,} tokens: {error}", stay=True)
                 break
+            check_representable(subject.tokenizer, encode, prompt)
             yield {
                 "context_length": length,
                 "example": f"{task}:{index}",
                 "task": task,
-                "prompt": hashlib.sha256(f"{prompt.text}{prompt.answer}".encode()).hexdigest()[:16],
+                "prompt": text_hash(prompt.text + prompt.answer),
                 "expected": list(prompt.expected),
                 **_answered(subject, encode, prompt, TASKS[task].max_new_tokens),
             }

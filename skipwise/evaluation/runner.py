@@ -1,6 +1,6 @@
 """Runs evaluations on a model, keeps their examples, and makes rows of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -69,34 +69,45 @@ def evaluate(
         specs: what to measure.
         setting: what all models share.
         records: its examples; those that are there are not measured again.
-        done: (evaluation, context length) pairs that have their rows already.
+        done: (name of a unit, context length) pairs that have their rows already.
     """
     was_training = subject.model.training
     subject.model.eval()
     try:
         for spec in specs:
             for unit in UNITS[type(spec)](subject, spec, setting):
-                if not {(spec.name, length) for length in unit.context_lengths} <= done:
+                if not {(unit.name, length) for length in unit.context_lengths} <= done:
                     yield _rows(subject, spec, setting, records, unit)
     finally:
         subject.model.train(was_training)
 
 
 def _rows(subject: Subject, spec: EvaluationSpec, setting: Setting, records: Records, unit: Unit) -> list[EvalResult]:
-    """Measure what is missing of a unit; a failure becomes a row, and other units go on."""
-    rows = []
-    try:
-        examples = _examples(subject, spec, setting, records, unit)
-        for length in unit.context_lengths:
-            own = [example for example in examples if example["context_length"] == length]
-            rows += [_row(subject, spec, unit, length, figure) for figure in unit.figures(own)]
-    except (UserError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, UserError) and not is_out_of_memory(error):
-            raise
-        reason = str(error) if isinstance(error, UserError) else "out of memory"
-        _free_memory(error)
-        return [_row(subject, spec, unit, length, _failed(unit, reason)) for length in unit.context_lengths]
+    """Measure what is missing of a unit. What fails becomes a row; shorter lengths and other units go on."""
+    lengths, rows, examples = list(unit.context_lengths), [], list[Example]()
+    while lengths:
+        try:
+            examples = _examples(subject, spec, setting, records, unit, lengths)
+            break
+        except (UserError, MemoryError, RuntimeError) as error:
+            rows.append(_row(subject, unit, lengths.pop(), _failed(unit, _reason(error))))
+    for length in lengths:
+        own = [example for example in examples if example["context_length"] == length]
+        try:
+            rows += [_row(subject, unit, length, figure) for figure in unit.figures(own)]
+        except UserError as error:
+            rows.append(_row(subject, unit, length, _failed(unit, str(error))))
     return rows
+
+
+def _reason(error: Exception) -> str:
+    """Why a measurement failed; raises what is our own mistake."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not is_out_of_memory(error):
+        raise error
+    _free_memory(error)
+    return "out of memory"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -107,17 +118,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _examples(subject: Subject, spec: EvaluationSpec, setting: Setting, records: Records, unit: Unit) -> list[Example]:
-    at = ", ".join(format_length(length) for length in unit.context_lengths if length is not None)
-    what = f"{subject.stage} model: {spec.name}{f' at {at}' if at else ''}"
+def _examples(
+    subject: Subject,
+    spec: EvaluationSpec,
+    setting: Setting,
+    records: Records,
+    unit: Unit,
+    lengths: Sequence[int | None],
+) -> list[Example]:
+    """All examples of these lengths, those that are there and those that were missing."""
+    at = ", ".join(format_length(length) for length in lengths if length is not None)
+    what = f"{subject.stage} model: {unit.name}{f' at {at}' if at else ''}"
     setting.say(what)
-    examples = [example for example in records.read(spec.name) if example["context_length"] in unit.context_lengths]
+    examples = [example for example in records.read(spec.name) if example["context_length"] in lengths]
     done = {(example["context_length"], example["example"]) for example in examples}
-    _check_positions(subject, unit)
+    _check_positions(subject, lengths)
     # Weights that are in the dtype of the products already need no autocast.
     dtype = torch.float32 if subject.model.dtype == subject.dtype else subject.dtype
     with autocast(subject.model.device, dtype):
-        for example in unit.measure(done):
+        for example in unit.measure(done, lengths):
             records.add(spec.name, example)
             examples.append(example)
             of = "" if unit.size is None else f" of {unit.size:,}"
@@ -125,8 +144,8 @@ def _examples(subject: Subject, spec: EvaluationSpec, setting: Setting, records:
     return examples
 
 
-def _check_positions(subject: Subject, unit: Unit) -> None:
-    longest = max((length for length in unit.context_lengths if length is not None), default=0)
+def _check_positions(subject: Subject, lengths: Sequence[int | None]) -> None:
+    longest = max((length for length in lengths if length is not None), default=0)
     if has_learned_positions(subject.model.config) and longest > (subject.window or longest):
         raise UserError(
             f"{subject.name} has an embedding for each of its {subject.window:,} positions, and none beyond. "
@@ -134,11 +153,11 @@ def _check_positions(subject: Subject, unit: Unit) -> None:
         )
 
 
-def _row(subject: Subject, spec: EvaluationSpec, unit: Unit, length: int | None, figure: Figure) -> EvalResult:
+def _row(subject: Subject, unit: Unit, length: int | None, figure: Figure) -> EvalResult:
     beyond = length is not None and subject.window is not None and length > subject.window
     content: Figure = {
         "stage": subject.stage,
-        "evaluation": spec.name,
+        "evaluation": unit.name,
         "data": unit.data,
         "model": subject.name,
         "depth": None,

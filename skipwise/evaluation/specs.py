@@ -10,6 +10,7 @@ from skipwise.lengths import parse_length
 from skipwise.sections import section
 
 Length = Annotated[int, BeforeValidator(parse_length), Field(ge=1)]
+DocumentIds = Annotated[tuple[str, ...], Strict(False)] | None
 ContextLengths = Annotated[tuple[Length, ...], Strict(False)]
 
 # Table 3 of the PoSE paper: zero-shot, but for ARC-Challenge with 25 and HellaSwag with 10 examples.
@@ -37,8 +38,8 @@ def _check_at_least_one(**counts: int | None) -> None:
 class Perplexity:
     """Sliding-window perplexity (Press et al., arXiv 2108.12409) of held-out documents.
 
-    Every scored token is predicted exactly once, from at most `context_length` and (after the first
-    window) more than `context_length - stride` tokens before it. Log-likelihoods are summed over all
+    Every scored token is predicted exactly once, from at least `context_length - stride` tokens before it (or
+    all there are), and fewer than `context_length`. Log-likelihoods are summed over all
     documents and divided by the number of scored tokens. A tokenizer's begin-of-text token stands in front of
     a document, and is context only; windows in the middle of a document have none.
 
@@ -46,8 +47,9 @@ class Perplexity:
         context_lengths: window sizes, in tokens.
         stride: tokens the window moves at a time; capped at the context length.
         documents: number of documents; which ones is drawn by the seed.
-        min_document_tokens: only documents with at least this many tokens; `None` for the largest context length
-            that any document reaches.
+        min_document_tokens: only documents with at least this many tokens, and never fewer than the largest
+            context length that any document reaches.
+        document_ids: these documents (number of the source, colon, number of the document) and no others.
         final_tokens: score only this many tokens at the end of each document, which is then cut to
             the largest context length, so that all context lengths score the same tokens
             and only the context differs. `None` scores whole documents, as the paper does.
@@ -59,6 +61,7 @@ class Perplexity:
     stride: int = 1024
     documents: int = 50
     min_document_tokens: Length | None = None
+    document_ids: DocumentIds = None
     final_tokens: int | None = None
     max_document_tokens: Length | None = None
 
@@ -87,13 +90,14 @@ class TruncatedPerplexity:
     Attributes:
         context_lengths: where documents are cut, in tokens.
         documents: number of documents; which ones is drawn by the seed.
-        min_document_tokens: as for `perplexity`.
+        min_document_tokens, document_ids: as for `perplexity`.
     """
 
     name: Literal["truncated_perplexity"] = "truncated_perplexity"
     context_lengths: ContextLengths
     documents: int = 50
     min_document_tokens: Length | None = None
+    document_ids: DocumentIds = None
 
     def __post_init__(self) -> None:
         _check_lengths(self.context_lengths)
@@ -116,7 +120,7 @@ class LongPPL:
         alpha: least gain in log-likelihood (nats) that the long context must bring.
         beta: least log-likelihood (nats) with the long context.
         documents: number of documents; which ones is drawn by the seed.
-        min_document_tokens: as for `perplexity`.
+        min_document_tokens, document_ids: as for `perplexity`.
     """
 
     name: Literal["longppl"] = "longppl"
@@ -128,6 +132,7 @@ class LongPPL:
     beta: float = -2.0
     documents: int = 10
     min_document_tokens: Length | None = None
+    document_ids: DocumentIds = None
 
     def __post_init__(self) -> None:
         _check_lengths(self.context_lengths)

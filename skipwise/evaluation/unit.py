@@ -102,18 +102,20 @@ class Unit:
     """A measurement that gives the rows of one or several context lengths.
 
     Attributes:
+        name: of what is measured: the evaluation, or `suite/task` where a unit is one task of a suite.
         context_lengths: which; None for tasks that have no length of their own.
         data: what is measured on, for the rows.
         metric: of the row that says that it failed.
         size: how many examples there will be, at most; None if that is not known.
-        measure: called with the keys of examples that are there already; yields the others, in an order and with
-            values that do not depend on which are there.
+        measure: called with the keys of examples that are there already, and with the context lengths to measure;
+            yields the other examples, in an order and with values that do not depend on which are there.
         figures: from all examples of one length to the figures of its rows; a figure may name its `evaluation`.
     """
 
+    name: str
     context_lengths: tuple[int | None, ...]
     data: str
     metric: str
     size: int | None
-    measure: Callable[[set[Key]], Iterator[Example]]
+    measure: Callable[[set[Key], Sequence[int | None]], Iterator[Example]]
     figures: Callable[[Sequence[Example]], list[Figure]] = field(compare=False)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -82,7 +83,8 @@ def score_endings(
     # Beyond this point of text i everything is its own; up to it text i + 1 goes on from it.
     shared = [_common(a[0], b[0], b[1]) for a, b in itertools.pairwise(texts)] + [0]
     cache, read = _new_cache(model), 0
-    for index, (ids, ending) in enumerate(texts):
+    last = max((index for index, is_wanted in enumerate(wanted) if is_wanted), default=-1)
+    for index, (ids, ending) in enumerate(texts[: last + 1]):
         tensor, scored = torch.tensor([ids]), _last(len(ids), ending)
         log_probs, greedy = torch.zeros(scored.shape), torch.zeros(scored.shape, dtype=torch.int64)
         _crop(cache, read)
@@ -116,7 +118,7 @@ def continue_greedily(
     ends = _end_of_text(model)
     written: list[int] = []
     with pinned_rope(model, len(prompt) + max_new_tokens):
-        cache = _new_cache(model)
+        cache = _new_cache(model) if _chunkable(model) else None
         ids = torch.tensor([prompt])
         nothing = torch.zeros(len(prompt), dtype=torch.bool)
         *earlier, last = _chunks(model, nothing, 0, len(prompt), 1)
@@ -132,7 +134,8 @@ def continue_greedily(
                 break
             ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
             end = ids.shape[1]
-            logits = _logits(model, ids, cache, end - 1, end, torch.tensor([end - 1]))
+            begin = 0 if cache is None else end - 1
+            logits = _logits(model, ids, cache, begin, end, torch.tensor([end - 1]))
     return written
 
 
@@ -149,6 +152,7 @@ def pinned_rope(model: PreTrainedModel, length: int) -> Iterator[None]:
     types = [table.rope_type for table in tables]
     try:
         for table in tables:
+            _forget_length(table)
             like = torch.zeros(1, device=table.inv_freq.device)
             table(like, torch.tensor([[length - 1]], device=like.device))
             table.rope_type = "default"  # so that it leaves them alone from here on
@@ -156,6 +160,14 @@ def pinned_rope(model: PreTrainedModel, length: int) -> Iterator[None]:
     finally:
         for table, rope_type in zip(tables, types, strict=True):
             table.rope_type = rope_type
+            _forget_length(table)
+
+
+def _forget_length(table: Any) -> None:
+    """Dynamic NTK goes on with the frequencies of the longest text so far; let it begin anew."""
+    if table.rope_type == "dynamic":
+        table.inv_freq = table.original_inv_freq.to(table.inv_freq.device)
+        table.max_seq_len_cached = table.original_max_seq_len
 
 
 def _chunks(model: PreTrainedModel, scored: torch.Tensor, start: int, stop: int, batch: int) -> list[tuple[int, int]]:
@@ -225,14 +237,36 @@ def _new_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def _chunkable(model: PreTrainedModel) -> bool:
-    """Whether every layer keeps keys and values, so that a text may come in pieces."""
-    kinds = {type(layer) for layer in _new_cache(model).layers}
-    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+    """Whether a text may come in pieces: every layer keeps keys and values, and the model does use them."""
+    if model not in _CHUNKABLE:
+        kinds = {type(layer) for layer in _new_cache(model).layers}
+        _CHUNKABLE[model] = kinds <= {DynamicLayer, DynamicSlidingWindowLayer} and _uses_cache(model)
+    return _CHUNKABLE[model]
+
+
+# What was found out about a model, as long as it lives.
+_CHUNKABLE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def _uses_cache(model: PreTrainedModel) -> bool:
+    """Ask the model: some take a cache and ignore it, or keep another kind of state."""
+    ids = torch.arange(6)[None] % text_config(model.config).vocab_size
+    last = torch.tensor([5])
+    cache = _new_cache(model)
+    try:
+        _logits(model, ids, cache, 0, 3, None)
+        pieces = _logits(model, ids, cache, 3, 6, last)
+        filled = cache.get_seq_length()
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        return False
+    whole = _logits(model, ids, None, 0, 6, last)
+    same = torch.allclose(pieces.float().softmax(-1), whole.float().softmax(-1), atol=0.02)
+    return bool(filled == 6 and same)
 
 
 def _croppable(model: PreTrainedModel) -> bool:
-    """Whether every layer keeps all of them, so that the last ones may be taken back."""
-    return {type(layer) for layer in _new_cache(model).layers} <= {DynamicLayer}
+    """Whether every layer keeps all keys and values, so that the last ones may be taken back."""
+    return _chunkable(model) and {type(layer) for layer in _new_cache(model).layers} <= {DynamicLayer}
 
 
 def _crop(cache: DynamicCache, length: int) -> None:

@@ -9,6 +9,7 @@ from skipwise.evaluation.figures import Figure
 from skipwise.evaluation.specs import EvalResult
 from skipwise.lengths import format_length
 
+DIFFERENCE_NOTE = "95 % interval of the paired difference in brackets"
 # A column of the comparison: its heading, and the rows it shows.
 Columns = Mapping[str, Sequence[EvalResult]]
 
@@ -62,33 +63,45 @@ def _context(length: int | None) -> str:
     return "" if length is None else format_length(length)
 
 
-def difference_table(first: str, columns: Mapping[str, Mapping[tuple[str, int | None], Figure]]) -> Table:
-    """How far each model is above the first, on the examples that both have.
+Differences = Mapping[str, Mapping[tuple[str, int | None], Figure]]
 
-    Args:
-        first: heading of the first model.
-        columns: for each other model, its differences by evaluation and context length.
-    """
+
+def difference_lines(differences: Differences) -> tuple[list[str], list[list[str]]]:
+    """Header and body: how far each model is above the first, by evaluation, metric and context length."""
+    keys = {(name, figure["metric"], length) for own in differences.values() for (name, length), figure in own.items()}
+    body = []
+    for name, metric, length in sorted(keys, key=lambda key: (*key[:2], key[2] or 0)):
+        cells = [own.get((name, length)) for own in differences.values()]
+        shown = [_difference(cell) if cell is not None and cell["metric"] == metric else "-" for cell in cells]
+        body.append([_label(name, metric), _context(length), *shown])
+    return ["evaluation", "context", *differences], body
+
+
+def difference_table(first: str, differences: Differences) -> Table:
+    """`difference_lines` for the terminal."""
+    header, body = difference_lines(differences)
     table = Table(
-        title=f"Difference from {first}",
-        caption="95 % interval of the paired difference in brackets",
-        title_justify="left",
-        caption_justify="left",
+        title=f"Difference from {first}", caption=DIFFERENCE_NOTE, title_justify="left", caption_justify="left"
     )
-    for heading in ("evaluation", "context", *columns):
-        table.add_column(heading, justify="left" if heading == "evaluation" else "right")
-    keys = sorted({key for own in columns.values() for key in own}, key=lambda key: (key[0], key[1] or 0))
-    for name, length in keys:
-        cells = [own.get((name, length)) for own in columns.values()]
-        metric = next(cell["metric"] for cell in cells if cell is not None)
-        table.add_row(_label(name, metric), _context(length), *map(_difference, cells))
+    for number, heading in enumerate(header):
+        table.add_column(heading, justify="left" if number == 0 else "right")
+    for line in body:
+        table.add_row(*line)
     return table
 
 
-def _difference(figure: Figure | None) -> str:
-    if figure is None:
-        return "-"
-    sign = "+.1%" if figure["metric"] == "score" else "+,.2f"
+def evaluation_markdown(columns: Columns, first: str, differences: Differences) -> str:
+    """Models side by side, how they differ, and what failed."""
+    parts = [comparison_markdown(columns), f"{'; '.join(_notes(columns))}.\n"]
+    if differences:
+        parts += [f"Difference from {first} ({DIFFERENCE_NOTE}):\n", _markdown(*difference_lines(differences))]
+    failed = {(row.evaluation, row.reason) for rows in columns.values() for row in rows if row.status == "failed"}
+    parts += [f"Failed: {name}: {reason}\n" for name, reason in sorted(failed, key=str)]
+    return "\n".join(parts)
+
+
+def _difference(figure: Figure) -> str:
+    sign = "+,.2f" if figure["metric"] in ("perplexity", "bits_per_byte") else "+.1%"
     low, high = figure["interval_low"], figure["interval_high"]
     return f"{figure['value']:{sign}} [{low:{sign}}, {high:{sign}}]"
 
@@ -96,12 +109,7 @@ def _difference(figure: Figure | None) -> str:
 def comparison_table(title: str, columns: Columns) -> Table:
     """`comparison` for the terminal, with what its signs mean below."""
     header, body = comparison(columns)
-    notes = []
-    rows = [row for own in columns.values() for row in own]
-    if any(row.status == "beyond_window" for row in rows):
-        notes.append("* longer than the window of that model")
-    notes.append("± half a 95 % interval")
-    table = Table(title=title, caption="; ".join(notes), title_justify="left", caption_justify="left")
+    table = Table(title=title, caption="; ".join(_notes(columns)), title_justify="left", caption_justify="left")
     for number, heading in enumerate(header):
         table.add_column(heading, justify="left" if number == 0 else "right")
     for previous, line in zip([None, *body], body, strict=False):
@@ -113,9 +121,18 @@ def comparison_table(title: str, columns: Columns) -> Table:
 
 def comparison_markdown(columns: Columns) -> str:
     """`comparison` as a Markdown table."""
-    header, body = comparison(columns)
+    return _markdown(*comparison(columns))
+
+
+def _markdown(header: list[str], body: list[list[str]]) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *body])
+
+
+def _notes(columns: Columns) -> list[str]:
+    """What the signs in a comparison mean."""
+    beyond = any(row.status == "beyond_window" for own in columns.values() for row in own)
+    return [*["* longer than the window of that model"] * beyond, "± half a 95 % interval"]
 
 
 def depth_table(heading: str, rows: Sequence[EvalResult]) -> Table | None:

@@ -77,28 +77,34 @@ def test_questions(subject: Subject, make_setting: MakeSetting, questions: str, 
     monkeypatch.setattr(applications, "continue_greedily", write)
     spec = QuestionAnswering(source=questions, context_lengths=(400,))
     (unit,) = question_units(subject, spec, make_setting())
-    examples = list(unit.measure(set()))
+    examples = list(unit.measure(set(), unit.context_lengths))
     assert [example["prediction"] for example in examples] == ["Maria Lopez", "a tunnel"]
     (figure,) = unit.figures(examples)
     assert (figure["metric"], figure["value"]) == ("f1", pytest.approx(0.5))
-    assert not list(unit.measure({(400, "0"), (400, "1")}))
+    assert not list(unit.measure({(400, "0"), (400, "1")}, unit.context_lengths))
 
 
 def test_summaries(subject: Subject, make_setting: MakeSetting, questions: str) -> None:
     spec = Summarization(source=questions, context_lengths=(400,), max_new_tokens=8)
     (unit,) = summary_units(subject, spec, make_setting())
-    examples = list(unit.measure(set()))
+    examples = list(unit.measure(set(), unit.context_lengths))
     assert len(examples) == 2
     assert [figure["metric"] for figure in unit.figures(examples)] == ["rouge1", "rouge2", "rougeL"]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "no records|is empty"), ('{"context": "a"}\n', "lacks input, answers"), ("[1]\n", "lacks context")],
+    [
+        ("", "is empty"),
+        ("\n", "no records"),
+        ('{"context": "a", "input": "b", "answers": ["c"]}\n{"conte\n', "1 of 2 are"),
+        ('{"context": "a"}\n', "lacks input, answers"),
+        ("[1]\n", "lacks context"),
+    ],
 )
 def test_wrong_records(subject: Subject, make_setting: MakeSetting, tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(content)
     (unit,) = question_units(subject, QuestionAnswering(source=str(path), context_lengths=(400,)), make_setting())
     with pytest.raises(UserError, match=message):
-        list(unit.measure(set()))
+        list(unit.measure(set(), unit.context_lengths))

@@ -56,7 +56,7 @@ def test_a_task_of_ones_own(subject: Subject, make_setting: Callable[..., Settin
     expected = [right(subject, question, choices) for question, *choices in QUESTIONS]  # type: ignore[arg-type]
     spec = Harness(tasks=("skipwise_colours", "skipwise_colours:1"), include_path=tasks)
     log = ExampleLog(tmp_path / "log")
-    (rows,) = evaluate(subject, (spec,), make_setting(), log, set())
+    rows = [row for rows in evaluate(subject, (spec,), make_setting(), log, set()) for row in rows]
     assert [(row.evaluation, row.metric, row.context_length, row.num_samples, row.status) for row in rows] == [
         ("harness/skipwise_colours", "acc", None, 3, "ok"),
         ("harness/skipwise_colours:1", "acc", None, 3, "ok"),
@@ -64,18 +64,36 @@ def test_a_task_of_ones_own(subject: Subject, make_setting: Callable[..., Settin
     assert rows[0].value == pytest.approx(sum(expected) / 3)
     scores = {line["example"]: line["score"] for line in log.read("harness") if "score" in line}
     assert [scores[f"skipwise_colours/skipwise_colours:{i}"] for i in range(3)] == [float(hit) for hit in expected]
-    (again,) = evaluate(subject, (spec,), make_setting(), log, set())
+
+    # Cut off in the middle of a task: the same lines, none of them twice.
+    lines = (tmp_path / "log/harness.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/harness.jsonl").write_text("".join(lines[:2]))
+    cut = ExampleLog(tmp_path / "cut")
+    again = [row for rows in evaluate(subject, (spec,), make_setting(), cut, set()) for row in rows]
     assert again == rows
-    assert not list(evaluate(subject, (spec,), make_setting(), log, {("harness", None)}))
+    assert cut.read("harness") == log.read("harness")
+    done = {("harness/skipwise_colours", None)}
+    (other,) = evaluate(subject, (spec,), make_setting(), ExampleLog(tmp_path / "other"), done)  # type: ignore[arg-type]
+    assert other == rows[1:]
 
 
-def test_unknown_tasks_are_found_before_any_is_run(
-    subject: Subject, make_setting: Callable[..., Setting], tasks: str
+def test_data_out_of_reach_fails_alone(
+    subject: Subject, make_setting: Callable[..., Setting], tasks: str, tmp_path: Path
 ) -> None:
-    spec = Harness(tasks=("skipwise_colours", "skipwise_colors"), include_path=tasks)
+    """Hubs are off limits in the tests, as they are without a network."""
+    spec = Harness(tasks=("piqa", "skipwise_colours"), include_path=tasks)
+    failed, fine = evaluate(subject, (spec,), make_setting(), ExampleLog(tmp_path / "log"), set())
+    assert [(row.evaluation, row.status) for row in failed] == [("harness/piqa", "failed")]
+    assert "harness task piqa cannot be run" in str(failed[0].reason)
+    assert [row.status for row in fine] == ["ok"]
+
+
+def test_unknown_tasks(subject: Subject, make_setting: Callable[..., Setting], tasks: str) -> None:
+    spec = Harness(tasks=("skipwise_colors",), include_path=tasks)
     (unit,) = harness_units(subject, spec, make_setting())
     with pytest.raises(UserError, match="Did you mean 'skipwise_colours'"):
-        next(unit.measure(set()))
+        next(unit.measure(set(), unit.context_lengths))
 
 
 def test_the_default_is_the_suite_of_the_paper() -> None:

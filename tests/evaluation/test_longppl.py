@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from skipwise import UserError
@@ -75,7 +76,7 @@ def test_key_tokens_are_chosen_once_and_shared(
     )
     setting = make_setting(documents)
     (unit,) = longppl_units(subject, spec, setting)
-    examples = list(unit.measure(set()))
+    examples = list(unit.measure(set(), unit.context_lengths))
     assert len(examples) == 2
 
     def no_second_time(*args: object) -> None:
@@ -84,7 +85,7 @@ def test_key_tokens_are_chosen_once_and_shared(
     monkeypatch.setattr(longppl, "load_model", no_second_time)
     other = replace(subject, model=pico_llama(initializer_range=0.3))
     (unit,) = longppl_units(other, spec, setting)
-    again = list(unit.measure(set()))
+    again = list(unit.measure(set(), unit.context_lengths))
     assert [e["tokens"] for e in again] == [e["tokens"] for e in examples]
     assert [e["nll"] for e in again] != [e["nll"] for e in examples]
 
@@ -110,7 +111,7 @@ def test_wrong_evaluators(
     spec = LongPPL(context_lengths=(100,), evaluator=str(pico_directory), short_context=20)
     (unit,) = longppl_units(subject, spec, make_setting(documents))
     with pytest.raises(UserError, match="100 tokens are more than the 64"):
-        list(unit.measure(set()))
+        list(unit.measure(set(), unit.context_lengths))
     with pytest.raises(UserError, match="short_context must be below"):
         LongPPL(context_lengths=(100,), evaluator="x", short_context=100)
     with pytest.raises(UserError, match="no token that needs"):
@@ -118,5 +119,10 @@ def test_wrong_evaluators(
 
 
 def test_offsets_without_the_end_of_text_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert tokens_of(tokenizer, "abc").spans.tolist() == [[0, 1], [1, 2], [2, 3]]
+    ending = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = ending
     tokens = tokens_of(tokenizer, "abc")
-    assert tokens.spans.tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert tokens.ids.tolist()[0] == 0
+    assert 1 not in tokens.ids
+    assert tokens.spans.tolist() == [[0, 0], [0, 1], [1, 2], [2, 3]]

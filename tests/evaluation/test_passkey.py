@@ -66,10 +66,17 @@ def test_digits_that_merge(tokenizer: PreTrainedTokenizerFast) -> None:
     merging = _tokenizer_with([("1", "2"), ("12", "3"), ("Ġ", "4")])
     encode = encoder(merging, chat=False)
     lengths = set()
-    for trial in make_trials(encode, 1000, 40, seed=0):
+    for trial in [*make_trials(encode, 1000, 40, seed=0), *make_trials(encode, 509, 40, seed=0)]:
         assert merging.decode(trial.ids[-trial.answer :]) == f" {trial.key}"
         lengths.add(trial.answer)
     assert len(lengths) > 1
+
+
+@pytest.mark.parametrize("length", range(480, 560, 7))
+def test_no_prompt_is_longer_than_the_context(length: int) -> None:
+    """Even when the key that was measured with is one token. Seen to fail when only that one was."""
+    encode = encoder(_tokenizer_with([("1", "2"), ("12", "3"), ("123", "4"), ("1234", "5")]), chat=False)
+    assert max(len(trial.ids) for trial in make_trials(encode, length, 10, seed=0)) <= length
 
 
 def test_a_tokenizer_that_loses_digits_is_refused(tokenizer: PreTrainedTokenizerFast, encode: Encode) -> None:

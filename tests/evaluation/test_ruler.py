@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,15 +74,15 @@ def test_a_chain_of_variables_leads_to_all_of_them(encode: Encode) -> None:
     for text, expected in ((question, prompt.expected), (example, tuple(example.split()[-5:]))):
         value = re.findall(r"assigned the value (\d{5})", text)[0]
         holders = {value}
-        for name, source in re.findall(r"VAR (\w{5}) = (?:VAR )?(\w{5})", text):  # in the order of the text
+        for name, source in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", text):  # in the order of the text
             if source in holders:
                 holders.add(name)
         assert holders - {value} == set(expected)
 
 
-@pytest.mark.parametrize(("task", "often", "seldom"), [("cwe", 30, 3)])
-def test_common_words_are_the_most_common(encode: Encode, task: RulerTask, often: int, seldom: int) -> None:
-    prompt = prompt_of(task, encode)
+@pytest.mark.parametrize(("length", "often", "seldom"), [(LENGTH, 30, 3), (3000, 6, 1)])
+def test_common_words_are_the_most_common(encode: Encode, length: int, often: int, seldom: int) -> None:
+    prompt = prompt_of("cwe", encode, length=length)
     listed = prompt.text.rpartition("Memorize the ones that appear most often.\n")[2].partition("\nQuestion")[0]
     counts = Counter(re.findall(r"\d+\. (\S+)", listed))
     assert {word for word, times in counts.items() if times == often} == set(prompt.expected)
@@ -91,12 +92,20 @@ def test_common_words_are_the_most_common(encode: Encode, task: RulerTask, often
 
 def test_coded_words_are_the_most_frequent_after_the_dots(encode: Encode) -> None:
     prompt = prompt_of("fwe", encode)
-    coded = re.findall(r"\.{4}|\b[a-z]{6}\b", prompt.text.partition("coded words. ")[2].partition("\nQuestion")[0])
+    coded = re.findall(r"\.{3}|\b[a-z]{6}\b", prompt.text.partition("coded words. ")[2].partition("\nQuestion")[0])
     (dots, first), *others = Counter(coded).most_common()
-    assert dots == "...."
+    assert dots == "..."
     assert {word for word, _ in others[:3]} == set(prompt.expected)
     assert others[0][1] == pytest.approx(first / 4, rel=0.05)  # rank ** -2
     assert others[1][1] == pytest.approx(first / 9, rel=0.05)
+    for length in range(400, 1400, 100):  # few words: the answer is certain, or there is none
+        try:
+            prompt = prompt_of("fwe", encode, length=length)
+        except UserError:
+            continue
+        coded = re.findall(r"\b[a-z]{6}\b", prompt.text.partition("coded words. ")[2].partition("\nQuestion")[0])
+        (*_, third), (*_, fourth) = Counter(coded).most_common(4)[2:]
+        assert third > fourth
 
 
 def test_a_prompt_that_cannot_fit(encode: Encode) -> None:
@@ -114,25 +123,57 @@ def test_scores_against_the_definition() -> None:
         assert contained(prediction, expected) == pytest.approx(sum(found) / 3)
 
 
-def test_examples_and_figures(
-    subject: Subject, make_setting: Callable[..., Setting], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model that answers the first of two prompts in half and the second in whole."""
-    answers = iter(["7654321 and more"] * 4)
-    monkeypatch.setattr(ruler, "continue_greedily", lambda model, ids, most, is_over: [is_over([]), *b"?"][:0])
-    monkeypatch.setattr(ruler, "decode", lambda tokenizer, ids: next(answers))
+def test_examples(subject: Subject, make_setting: Callable[..., Setting], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that writes what stands in the first needle, whatever it is asked for."""
+
+    def write(model: object, ids: list[int], most: int, is_over: Callable[[list[int]], bool]) -> list[int]:
+        text = subject.tokenizer.decode(ids)
+        value = re.findall(rf"is: ({NUMBER})\.", text)[0]
+        written = subject.tokenizer(f" {value}, of course")["input_ids"]
+        whole = subject.tokenizer(f" {value}")["input_ids"]
+        assert not is_over(whole[:-1])
+        return written if not is_over(whole) else whole
+
+    monkeypatch.setattr(ruler, "continue_greedily", write)
     texts = [np.array(subject.tokenizer("One sentence. And another. ")["input_ids"])]
-    spec = Ruler(context_lengths=(1000,), tasks=("niah_single_1", "cwe"), samples=1)
+    spec = Ruler(context_lengths=(1500,), tasks=("niah_single_1", "niah_multivalue", "vt"), samples=2)
     setting = make_setting(texts)
-    (unit,) = ruler_units(subject, spec, setting)
-    (example,) = unit.measure(set())
-    assert example["example"] == "niah_single_1:0"
-    assert example["prediction"] == "7654321 and more"
-    assert not list(unit.measure({(1000, "niah_single_1:0")}))
+    (unit,) = ruler_units(subject, replace(spec, tasks=spec.tasks[:2]), setting)
+    examples = list(unit.measure(set(), (1500,)))
+    assert [example["example"] for example in examples] == [
+        "niah_single_1:0", "niah_single_1:1", "niah_multivalue:0", "niah_multivalue:1"
+    ]  # fmt: skip
+    assert [example["score"] for example in examples] == [1.0, 1.0, 0.25, 0.25]
+    assert re.fullmatch(NUMBER, examples[0]["prediction"])  # nothing after what was expected
+    assert examples[2]["prediction"].endswith(", of course")
+    mean, single, several = unit.figures(examples)
+    assert (mean["value"], single["value"], several["value"]) == (0.625, 1.0, 0.25)
+    rest = list(unit.measure({(1500, "niah_single_1:0"), (1500, "niah_multivalue:1")}, (1500,)))
+    assert rest == examples[1:3]
+
+
+def test_a_task_that_does_not_fit_is_said(subject: Subject, make_setting: Callable[..., Setting]) -> None:
+    setting = make_setting()
+    (unit,) = ruler_units(subject, Ruler(context_lengths=(700,), tasks=("niah_single_1", "cwe"), samples=1), setting)
+    (example,) = unit.measure(set(), (700,))
+    assert example["task"] == "niah_single_1"
     assert "cwe needs at least" in setting.say[0]  # type: ignore[index]
 
+
+def test_a_mean_only_over_all_tasks() -> None:
     examples = [{"task": "vt", "score": 0.5}, {"task": "vt", "score": 1.0}, {"task": "fwe", "score": 0.0}]
     mean, *by_task = ruler_figures([*examples, {"task": "fwe", "score": 0.5}], ("vt", "fwe"))
     assert mean["value"] == pytest.approx(0.5)
     assert [(row["evaluation"], row["value"]) for row in by_task] == [("ruler/vt", 0.75), ("ruler/fwe", 0.25)]
     assert [row["evaluation"] for row in ruler_figures(examples, ("vt", "fwe", "cwe"))] == ["ruler/vt", "ruler/fwe"]
+
+
+def test_answers_that_the_tokenizer_loses(tokenizer: PreTrainedTokenizerFast, encode: Encode) -> None:
+    prompt = prompt_of("niah_single_1", encode, length=1000)
+    ruler.check_representable(tokenizer, encode, prompt)
+    with pytest.raises(UserError, match="must survive the tokenizer"):
+        ruler.check_representable(
+            tokenizer,
+            lambda text, answer="": encode(text.lower().replace("7", ""), ""),
+            replace(prompt, expected=("77",)),
+        )

@@ -24,7 +24,7 @@ from skipwise.evaluation.specs import (
     TruncatedPerplexity,
 )
 from skipwise.evaluation.unit import Setting, Subject
-from skipwise.runs import ExampleLog
+from skipwise.runs import ExampleLog, RunDir
 
 SPECS: tuple[EvaluationSpec, ...] = (
     Perplexity(context_lengths=(16, 64), stride=8, documents=2),
@@ -85,8 +85,10 @@ def test_killed_and_resumed_is_as_in_one_go(subject: Subject, setting: Setting, 
 
 def test_what_has_its_rows_is_not_measured_again(subject: Subject, setting: Setting, tmp_path: Path) -> None:
     log = ExampleLog(tmp_path / "log")
-    done = {("perplexity", 16), ("truncated_perplexity", 16), ("truncated_perplexity", 64), ("passkey", 400)}
-    rows = [row for rows in evaluate(subject, SPECS[:3], setting, log, done) for row in rows]  # type: ignore[arg-type]
+    done: set[tuple[str, int | None]] = {
+        ("perplexity", 16), ("truncated_perplexity", 16), ("truncated_perplexity", 64), ("passkey", 400)
+    }  # fmt: skip
+    rows = [row for rows in evaluate(subject, SPECS[:3], setting, log, done) for row in rows]
     assert {(row.evaluation, row.context_length) for row in rows} == {("perplexity", 64)}
 
 
@@ -115,7 +117,7 @@ def test_out_of_memory_at_one_length(
         for unit in original(subject, spec, setting):
             if unit.context_lengths == (16,):
 
-                def measure(done: Any) -> Iterator[Example]:
+                def measure(done: Any, lengths: Any) -> Iterator[Example]:
                     raise error
                     yield
 
@@ -123,9 +125,39 @@ def test_out_of_memory_at_one_length(
             yield unit
 
     monkeypatch.setitem(runner.UNITS, Perplexity, units)
-    rows = rows_of(subject, setting, ExampleLog(tmp_path / "log"), SPECS[:1])
+    run = RunDir(tmp_path)
+    run.add_results(rows_of(subject, setting, run.examples("m"), SPECS[:1]))
+    rows = run.read_results()
     assert [(row.context_length, row.status, row.reason) for row in rows[:1]] == [(16, "failed", "out of memory")]
     assert {row.context_length for row in rows if row.status != "failed"} == {64}
+    assert run.measured("original", "pico") == {("perplexity", 64)}
+
+    monkeypatch.setitem(runner.UNITS, Perplexity, original)  # the next run tries again
+    done = run.measured("original", "pico")
+    for new in evaluate(subject, SPECS[:1], setting, run.examples("m"), done):
+        run.add_results(new)
+    assert run.measured("original", "pico") == {("perplexity", 16), ("perplexity", 64)}
+    assert {row.status for row in run.read_results()} <= {"ok", "beyond_window"}
+
+
+def test_of_several_lengths_in_one_pass_only_the_longest_fails(
+    subject: Subject, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from skipwise.evaluation import perplexity
+
+    original = perplexity.truncated_sums
+
+    def sums(model: Any, ids: np.ndarray) -> np.ndarray:
+        if len(ids) > 32:
+            raise MemoryError
+        return original(model, ids)
+
+    monkeypatch.setattr(perplexity, "truncated_sums", sums)
+    spec = TruncatedPerplexity(context_lengths=(16, 32, 48, 64))
+    rows = rows_of(subject, setting, ExampleLog(tmp_path / "log"), (spec,))
+    assert {(row.context_length, row.status) for row in rows} == {
+        (16, "ok"), (32, "ok"), (48, "failed"), (64, "failed")
+    }  # fmt: skip
 
 
 def test_our_own_mistakes_are_no_rows(subject: Subject, setting: Setting, tmp_path: Path, monkeypatch: Any) -> None:

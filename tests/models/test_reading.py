@@ -1,11 +1,24 @@
 """Reading in pieces must be reading: against plain forward passes and `generate`."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    PreTrainedModel,
+    RwkvConfig,
+    RwkvForCausalLM,
+)  # fmt: skip
 
 from skipwise.models import reading
 from skipwise.models.reading import continue_greedily, pinned_rope, score_endings, score_tokens
@@ -29,7 +42,33 @@ def learned_positions() -> PreTrainedModel:
     return GPT2LMHeadModel(config).eval()
 
 
-MODELS: dict[str, Callable[[], Any]] = {**PICO_MODELS, "windowed": windowed, "learned positions": learned_positions}
+def recurrent() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8, initializer_range=0.2
+    )
+    return MambaForCausalLM(config).eval()
+
+
+def other_state() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = RwkvConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+    return RwkvForCausalLM(config).eval()
+
+
+def no_cache() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = OpenAIGPTConfig(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.2
+    )
+    return OpenAIGPTLMHeadModel(config).eval()
+
+
+# Those of the second line take no cache, or another one; they are read in one piece.
+MODELS: dict[str, Callable[[], Any]] = {
+    **PICO_MODELS, "windowed": windowed, "learned positions": learned_positions,
+    "recurrent": recurrent, "other state": other_state, "no cache": no_cache,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -85,6 +124,7 @@ def test_endings_of_texts_that_begin_alike(kind: str) -> None:
 @pytest.mark.usefixtures("small_chunks")
 def test_beginnings_are_read_once() -> None:
     model = pico_llama()
+    list(score_endings(model, [([2, 3, 4], 1)], [True]))  # asks the model, once, whether it can be read in pieces
     read: list[int] = []
     model.model.register_forward_pre_hook(
         lambda module, args, keywords: read.append(keywords["input_ids"].shape[1]), with_kwargs=True
@@ -92,6 +132,11 @@ def test_beginnings_are_read_once() -> None:
     texts = [([*IDS[0, :50].tolist(), *IDS[1, 50 + i : 55 + i].tolist()], 2) for i in range(4)]
     list(score_endings(model, texts, [True] * 4))
     assert sum(read) == 55 + 3 * 5
+    read.clear()
+    list(score_endings(model, texts, [False] * 4))
+    assert not read
+    list(score_endings(model, texts, [True, False, False, False]))
+    assert sum(read) == 55
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -134,3 +179,29 @@ def test_frequencies_are_those_of_the_whole_length(rope: str) -> None:
         with pinned_rope(model, 61):
             assert not torch.allclose(reference(model, IDS[:, :20]), short, atol=1e-3)
         assert torch.allclose(reference(model, IDS[:, :20]), short, atol=1e-6)
+    # A text longer than the window, after a longer one: as if it had been the first.
+    fresh = pico_llama(rope_parameters={"rope_theta": 1e4, **ROPES[rope]}, max_position_embeddings=32)
+    after = score_tokens(model, IDS[:, :40], scored[:, :40]).log_probs
+    assert torch.allclose(after.double(), reference(fresh, IDS[:, :40]).flatten(), atol=1e-4)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_what_is_left_out_changes_no_piece() -> None:
+    """Resuming must round as going through did. Seen to fail when pieces did not end where the next text leaves."""
+    model = pico_llama()
+    pieces: Counter[tuple[int, int]] = Counter()
+
+    def note(module: Any, args: Any, keywords: Any) -> None:
+        end = keywords["attention_mask"].shape[1]
+        pieces[end - keywords["input_ids"].shape[1], end] += 1
+
+    model.model.register_forward_pre_hook(note, with_kwargs=True)
+    texts = [([*IDS[0, :n].tolist(), *IDS[1, n:60].tolist()], 2) for n in (23, 31, 42, 50)]
+    everything = dict(score_endings(model, texts, [True] * 4))
+    expected = pieces.copy()
+    for left_out in range(4):
+        pieces.clear()
+        wanted = [index != left_out for index in range(4)]
+        for index, scores in score_endings(model, texts, wanted):
+            assert torch.equal(scores.log_probs, everything[index].log_probs)
+        assert pieces < expected

@@ -1,0 +1,207 @@
+"""`skipwise evaluate`: the same evaluations on one model or several; nothing is measured twice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from skipwise.comparison.ledger import check_names, digest, figures, file_digests, identity, joined, same
+from skipwise.comparison.request import Compared, default_evaluations
+from skipwise.config import EvaluateConfig, ModelConfig, SourceConfig
+from skipwise.config_files import to_yaml
+from skipwise.data.sources import check_source
+from skipwise.environment import describe_environment
+from skipwise.errors import UserError
+from skipwise.evaluation.specs import (
+    EvalResult,
+    EvaluationSpec,
+    Harness,
+    LongPPL,
+    Perplexity,
+    QuestionAnswering,
+    Summarization,
+    TruncatedPerplexity,
+)
+from skipwise.models.locate import model_location
+from skipwise.runs import RunDir, figure_of, write_json, write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from skipwise.data.held_out import HeldOut
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with all but its weights."""
+
+    compared: Compared
+    config: "PreTrainedConfig"
+    tokenizer: "PreTrainedTokenizerBase"
+    held_out: "HeldOut"
+    documents: dict[str, str]  # by source, a digest of what is in it
+
+
+def compare(
+    models: Sequence[Compared], config: EvaluateConfig, output: Path, *, given: str, console: Console
+) -> list[EvalResult]:
+    """Measure every model, and keep rows and examples in `output`; what is there already is not measured again.
+
+    Args:
+        models: from `find_models`.
+        config: what to measure.
+        output: a directory of an earlier evaluation with the same settings, or a new one.
+        given: the configuration as the user wrote it.
+        console: where progress goes.
+
+    Returns:
+        The rows of these models and evaluations.
+
+    Raises:
+        UserError: for wrong input, before anything is written.
+    """
+    run = RunDir(output)
+    check_early(config, run)
+    prepared = [_prepare(one, config, console) for one in models]
+    config = resolve(config, prepared, console)
+    resolved = to_yaml(joined(run, config))
+    documents = same(run, run.data, prepared[0].documents | file_digests(config), "documents of")
+    own = {
+        one.compared.name: {"short": one.compared.short, **identity(one.compared.path, one.config)} for one in prepared
+    }
+    identities = same(run, run.models, own, "model called")
+    check_names(run, identities)
+
+    write_text(run.config, given)
+    write_json(run.environment, describe_environment())
+    write_json(run.data, documents)
+    write_json(run.models, identities)
+    write_text(run.resolved, resolved)
+    for one in prepared:
+        _measure(run, one, config, console)
+    asked = set(figures(config.evaluate or ()))
+    names = {one.name for one in models}
+    return [row for row in run.read_results() if row.model in names and figure_of(row) in asked]
+
+
+def check_early(config: EvaluateConfig, run: RunDir) -> None:
+    """Find what is wrong without importing anything heavy.
+
+    Raises:
+        UserError: for data, records, an evaluator, tasks or a directory that cannot be right, or a missing package.
+    """
+    from importlib.util import find_spec
+
+    for source in config.data.sources:
+        check_source(source)
+    if run.path.exists() and any(run.path.iterdir()) and not run.models.exists():
+        what = "a run of its own" if run.resolved.exists() else "no evaluation"
+        raise UserError(f"{run.path} exists and is {what}. Choose another --output.")
+    for spec in config.evaluate or ():
+        if isinstance(spec, QuestionAnswering | Summarization):
+            check_source(SourceConfig(source=spec.source))
+        if isinstance(spec, LongPPL):
+            model_location(spec.evaluator)
+        package = {Harness: "lm_eval", Summarization: "rouge_score"}.get(type(spec))
+        if package is not None and find_spec(package) is None:
+            raise UserError(f"{spec.name} needs the package {package}. Install skipwise[harness].")
+
+
+def _prepare(one: Compared, config: EvaluateConfig, console: Console) -> Prepared:
+    from skipwise.data.held_out import HeldOut, held_out_documents
+    from skipwise.data.tokenised import begin_of_text, open_sources
+    from skipwise.evaluation.prompts import encoder
+    from skipwise.models.load import load_config, load_tokenizer
+
+    own = model_config(one, config)
+    tokenizer = load_tokenizer(own)
+    encoder(tokenizer, config.chat)  # refuses a chat without a template
+    stores = open_sources(config.data, tokenizer, console)
+    documents = held_out_documents(
+        [[store.held_out] for store in stores], config.data.short_documents == "join", begin_of_text(tokenizer)
+    )
+    part = "" if config.data.held_out_share == 1 else "held-out "
+    name = part + ", ".join(source.source for source in config.data.sources)
+    digests = {store.summary["source"]: _content(store.summary) for store in stores}
+    return Prepared(one, load_config(own), tokenizer, HeldOut(name, documents), digests)
+
+
+def _content(summary: Mapping[str, Any]) -> str:
+    """A digest of a source's documents; modules of the standard library are known by name, so its version counts."""
+    version = summary["identity"].get("python")
+    return digest([*([version] if version else []), *summary["held_out"]["hashes"]])
+
+
+def model_config(one: Compared, config: EvaluateConfig) -> ModelConfig:
+    """How a model is loaded."""
+    return ModelConfig(
+        path=one.path,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def resolve(config: EvaluateConfig, prepared: Sequence[Prepared], console: Console) -> EvaluateConfig:
+    """The configuration with the default evaluations filled in, and with the documents that are scored.
+
+    The tokens of the first model decide which; all models are then measured on those.
+    """
+    from skipwise.models.rope import read_window
+
+    specs = config.evaluate
+    if specs is None:
+        windows = [window for one in prepared if (window := read_window(one.config)) is not None]
+        specs = default_evaluations(max(windows, default=2048))
+    resolved = [_with_documents(spec, config.seed, prepared[0].held_out, console) for spec in specs]
+    return config.model_copy(update={"evaluate": tuple(spec for spec in resolved if spec is not None)})
+
+
+def _with_documents(spec: EvaluationSpec, seed: int, held_out: "HeldOut", console: Console) -> EvaluationSpec | None:
+    from skipwise.data.held_out import choose_documents
+
+    if not isinstance(spec, Perplexity | TruncatedPerplexity | LongPPL) or spec.document_ids is not None:
+        return spec
+    chosen, reached = choose_documents(
+        held_out.documents, spec.context_lengths, spec.documents, seed, spec.min_document_tokens
+    )
+    for length in sorted(set(spec.context_lengths) - set(reached)):
+        console.print(f"no {spec.name} at {length:,} tokens: no document is that long", highlight=False)
+    if not reached:
+        return None
+    spec = replace(spec, context_lengths=tuple(reached), document_ids=tuple(document.id for document in chosen))
+    if isinstance(spec, Perplexity) and spec.final_tokens is not None:
+        # Where documents are cut decides which tokens are the last ones.
+        spec = replace(spec, max_document_tokens=min(reached[-1], spec.max_document_tokens or reached[-1]))
+    return spec
+
+
+def _measure(run: RunDir, one: Prepared, config: EvaluateConfig, console: Console) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from skipwise.evaluation.runner import evaluate
+    from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
+    from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model
+    from skipwise.models.rope import read_window
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    compared = one.compared
+    console.print(compared.name, style="bold", highlight=False)
+    device = default_device()
+    dtype = compute_dtype(config.dtype, device)
+    with console.status(f"evaluating {compared.name}") as status:
+        # In the dtype of the products, as a server would hold it.
+        model = load_model(model_config(compared, config), device, dtype)
+        check_vocabulary(model, one.tokenizer)
+        window = read_window(one.config)
+        subject = Subject(model, one.tokenizer, compared.stage, compared.name, window, dtype, config.chat)
+        setting = Setting(one.held_out, config.seed, run.shared, ConsoleSay(console, status))
+        done = run.measured(compared.stage, compared.name)
+        for rows in evaluate(subject, config.evaluate or (), setting, run.examples(compared.short), done):
+            run.add_results(rows)
+            for row in rows:
+                if row.status == "failed":
+                    console.print(f"failed: {row.evaluation}: {row.reason}", highlight=False)

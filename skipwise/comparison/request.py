@@ -1,0 +1,159 @@
+"""What the command line of `skipwise evaluate` asks for."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skipwise.config import expand_name
+from skipwise.config_files import parse_config, read_yaml
+from skipwise.errors import UserError, nearest
+from skipwise.evaluation.specs import (
+    EVALUATIONS,
+    EvaluationSpec,
+    Passkey,
+    Perplexity,
+    Stage,
+)
+from skipwise.models.locate import model_location
+from skipwise.runs import RunDir
+from skipwise.sections import name_of
+
+NAMES = tuple(name_of(cls) for cls in EVALUATIONS)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the models that are compared.
+
+    Attributes:
+        name: as the user wrote it; it stands in the rows.
+        path: where the model is; for a run directory the model in it.
+        stage: `extended` for the model of a run, else `original`.
+        short: for headings and file names.
+    """
+
+    name: str
+    path: str
+    stage: Stage
+    short: str
+
+
+def find_models(names: Sequence[str]) -> list[Compared]:
+    """What the arguments of the command stand for.
+
+    Raises:
+        UserError: for a path that leads to no model, a run that has none yet, or two with one name.
+    """
+    found = [_find(name) for name in names]
+    shorts = [one.short for one in found]
+    again = next((short for short in shorts if shorts.count(short) > 1), None)
+    if again is not None:
+        raise UserError(f"Every model needs a name of its own, but two are called {again!r}. Rename one directory.")
+    return found
+
+
+def _find(name: str) -> Compared:
+    run = RunDir(Path(name))
+    short = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name.rpartition(":")[2]).name.removesuffix(".gguf")) or "model"
+    if not run.resolved.is_file():
+        within_run = RunDir(Path(name).parent).resolved.is_file() and Path(name).name == run.model.name
+        model_location(name)
+        return Compared(name, name, "extended" if within_run else "original", short)
+    if not (run.model / "config.json").is_file():
+        raise UserError(f"{name} is a run that has written no model yet. Finish it with --resume, or name a model.")
+    return Compared(name, str(run.model), "extended", short)
+
+
+def default_output(models: Sequence[Compared]) -> Path:
+    """Inside a run that is evaluated alone; else in `runs`, named after the models."""
+    if len(models) == 1 and RunDir(Path(models[0].name)).resolved.is_file():
+        return Path(models[0].name) / "evaluation"
+    return Path("runs") / f"evaluate-{'-'.join(one.short for one in models)}"
+
+
+def values_of_run(models: Sequence[Compared]) -> dict[str, Any]:
+    """What the first run among the models was evaluated with, as values of an `EvaluateConfig`; {} without a run."""
+    for one in models:
+        run = RunDir(Path(one.name))
+        if run.resolved.is_file():
+            config = parse_config(read_yaml(run.resolved))
+            kept = {"sources", "held_out_share", "short_documents", "max_malformed_share"}
+            return {
+                "data": config.data.model_dump(mode="json", include=kept),
+                "evaluate": [asdict(spec) for spec in config.evaluate or ()] or None,
+                "seed": config.seed,
+                "dtype": config.model.dtype,
+                "attn_implementation": config.model.attn_implementation,
+            }
+    return {}
+
+
+def select_evaluations(
+    values: object, only: Sequence[str], lengths: Sequence[str], settings: Sequence[tuple[str, str, Any]]
+) -> object:
+    """The evaluations of a configuration, narrowed and changed by flags.
+
+    Args:
+        values: of the configuration; None for the default ones. What is no list of named evaluations stays as it is,
+            for the configuration to refuse.
+        only: keep these; one that the configuration lacks is added.
+        lengths: in place of all context lengths.
+        settings: (evaluation, key, value) changes.
+
+    Raises:
+        UserError: for an evaluation that does not exist, or a flag that changes nothing.
+    """
+    for name in only:
+        if name not in NAMES:
+            raise UserError(f"--only takes an evaluation, not {name!r}.{nearest(name, NAMES)}")
+    if values is None and not only:
+        if lengths or settings:
+            raise UserError("Name the evaluations that --lengths or --set is for, with --only or in a --config.")
+        return None
+    named = [expand_name(value) for value in values] if isinstance(values, list | tuple) else values or []
+    if not isinstance(named, list) or not all(isinstance(value, Mapping) and "name" in value for value in named):
+        return values
+    kept = [dict(value) for value in named if not only or value["name"] in only]
+    kept += [{"name": name} for name in only if name not in {value["name"] for value in kept}]
+    if lengths:
+        kept = _with_lengths(kept, lengths)
+    for name, key, value in settings:
+        changed = [own for own in kept if own["name"] == name]
+        if not changed:
+            raise UserError(f"--set {name}.{key} changes nothing, since {name} is not evaluated. Add --only {name}.")
+        for own in changed:
+            own[key] = value
+    return kept
+
+
+def _with_lengths(kept: list[dict[str, Any]], lengths: Sequence[str]) -> list[dict[str, Any]]:
+    """Every evaluation once, at these lengths."""
+    changed: dict[str, dict[str, Any]] = {}
+    for value in kept:
+        new = value if value["name"] == "harness" else {**value, "context_lengths": list(lengths)}
+        if changed.setdefault(value["name"], new) != new:
+            raise UserError(
+                f"--lengths cannot tell which settings it is for: {value['name']} is asked for with several. "
+                "Change the configuration instead."
+            )
+    return list(changed.values())
+
+
+def as_given(values: Mapping[str, Any]) -> str:
+    """The values of a configuration as YAML."""
+    return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)
+
+
+def default_evaluations(window: int) -> tuple[EvaluationSpec, ...]:
+    """Perplexity and passkey at a quarter, half and all of a window."""
+    lengths = tuple(sorted({max(2, window // 4), max(2, window // 2), max(2, window)}))
+    final = max(1, min(1024, window // 8))
+    return (
+        Perplexity(context_lengths=lengths, stride=max(1, final // 2), documents=8, final_tokens=final),
+        Passkey(context_lengths=lengths, trials=20),
+    )
