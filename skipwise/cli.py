@@ -125,6 +125,8 @@ def evaluate(
 
     found = request.find_models(models)
     values = request.values_of_run(found) if config is None else read_yaml(config)
+    if config is None and values:
+        console.print("evaluations, seed and documents are those of the first run", highlight=False)
     flags: dict[str, Any] = {"data": {"sources": data or None}, "chat": chat, "seed": seed}
     if data:
         values.pop("data", None)  # the documents of a run are those it held out; others are used whole
@@ -137,8 +139,9 @@ def evaluate(
             settings.append((head, key, value))
         else:
             values = merge(values, parse_assignment(assignment))
+    names = [name.strip() for given in only or [] for name in given.split(",")]
     chosen = [length.strip() for length in lengths.split(",")] if lengths else []
-    values["evaluate"] = request.select_evaluations(values.get("evaluate"), only or [], chosen, settings)
+    values["evaluate"] = request.select_evaluations(values.get("evaluate"), names, chosen, settings)
     parsed = parse_evaluate_config(values)
     directory = output or request.default_output(found)
     rows = compare(found, parsed, directory, given=request.as_given(values), console=console)
@@ -154,6 +157,8 @@ def evaluate(
     whole = side_by_side(directory)
     write_text(RunDir(directory).table, evaluation_markdown(whole.columns, whole.first, whole.differences))
     console.print(f"Rows and examples: {directory}", highlight=False)
+    if not any(row.value is not None for row in rows):
+        raise UserError("Nothing could be measured; the reasons are above.")
 
 
 @app.command()
@@ -202,9 +207,7 @@ def run(command: Callable[[], Any]) -> int:
         return 2
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            errors.print(
-                "Interrupted. The same command goes on; extend and demo need --resume for it.", highlight=False
-            )
+            errors.print("Interrupted. The same command goes on (extend and demo with --resume).", highlight=False)
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except Exception as error:
         if type(error).__name__ == "PreemptedError":  # its module imports what most commands do not need

@@ -103,6 +103,9 @@ _TAGGED = {"positions": SAMPLERS, "rope": ROPE_SCALINGS, "evaluate": EVALUATIONS
 _HINTS = {
     "data": "Give --data PATH, or --data builtin:python for the Python documentation.",
     "lengths": "Give --target, e.g. --target 32k.",
+    "context_lengths": "Give --lengths, e.g. --lengths 4k,8k.",
+    "evaluator": "Give --set longppl.evaluator=MODEL.",
+    "source": "Name a file, directory or hub dataset, e.g. --set question_answering.source=qa.jsonl.",
     "lengths.target": "Give --target, e.g. --target 32k.",
 }
 
@@ -114,7 +117,7 @@ def _explain(error: dict[str, Any], cls: type[Section]) -> str:
     tags = [name_of(choice) for choice in _TAGGED.get(section, ())]
     path = ".".join(part for part in location if part not in tags) or "configuration"
     value = error.get("input")
-    hint = _HINTS.get(path)
+    hint = _HINTS.get(path) or _HINTS.get(location[-1] if location else "")
     match error["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
             return f"{path}: unknown key.{nearest(location[-1], _siblings(location, tags, cls))}"

@@ -29,7 +29,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     *whole, _rest = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole if line]
+    lines = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            lines += [json.loads(line)] if line else []
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number} is damaged ({error}). Remove the line; it is measured again.") from error
+    return lines
 
 
 @dataclass(frozen=True)

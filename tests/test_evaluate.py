@@ -74,6 +74,10 @@ def test_a_second_run_adds_what_is_missing(two_models: list[Path], settings: Pat
     for _ in range(2):
         skipwise("evaluate", two_models[0], "--config", settings, "--output", out, "--only", "perplexity", "--lengths",
                  "16,32,128")  # fmt: skip
+    skipwise(
+        "evaluate", two_models[0], "--config", settings, "--output", out, "--only", "perplexity", "--lengths", "64"
+    )
+    assert len({row.data for row in rows_of(out) if row.evaluation == "perplexity"}) == 1
     extra = [row for row in rows_of(out) if row.context_length == 16]
     assert len(extra) == 2
     assert "| passkey | 400 |" in (out / "table.md").read_text()  # what this call did not ask for
@@ -84,17 +88,20 @@ def test_a_second_run_adds_what_is_missing(two_models: list[Path], settings: Pat
     assert "Difference from first" in (whole / "table.md").read_text()
 
 
-def test_what_was_measured_in_another_way_is_not_mixed(two_models: list[Path], settings: Path, tmp_path: Path) -> None:
+def test_what_was_measured_in_another_way_is_not_mixed(
+    two_models: list[Path], settings: Path, text_file: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     arguments = ["evaluate", two_models[0], "--config", settings, "--output", out]
     skipwise(*arguments)
     before = (out / "results.jsonl").read_bytes(), (out / "resolved.yaml").read_bytes()
     assert "holds passkey at 400 tokens with trials 3" in skipwise(*arguments, "--set", "passkey.trials=4", code=2)
-    assert "another seed" in skipwise(*arguments, "--seed", "1", code=2)
-    longer = skipwise(*arguments, "--only", "perplexity", "--lengths", "32,1010", code=2)
-    assert "holds perplexity at 32 tokens with document_ids" in longer  # others are long enough
+    assert "other seed settings" in skipwise(*arguments, "--seed", "1", code=2)
+    longest = max(len(json.loads(line)["text"]) for line in text_file.read_text().splitlines())
+    longer = skipwise(*arguments, "--only", "perplexity", "--lengths", f"32,{longest}", code=2)
+    assert "all lengths share their documents" in longer
     shutil.copytree(two_models[1], two_models[0], dirs_exist_ok=True)
-    assert "content has changed since" in skipwise(*arguments, code=2)
+    assert "it has changed since" in skipwise(*arguments, code=2)
     shutil.copytree(two_models[0], tmp_path / "elsewhere/first")
     assert "already holds a model that is called 'first'" in skipwise(
         "evaluate", tmp_path / "elsewhere/first", "--config", settings, "--output", out, code=2
@@ -156,10 +163,11 @@ def test_the_embedded_model(tmp_path: Path) -> None:
         (["--lengths", "4k"], "Name the evaluations"),
         (["--only", "longppl", "--lengths", "8k"], "evaluate.0.evaluator: required"),
         (["--only", "passkey", "--lengths", "many"], "A length is a whole number of tokens"),
-        (["--only", "passkey"], "context_lengths: required"),
+        (["--only", "passkey"], "Give --lengths"),
         (["--set", "sed=1"], "sed: unknown key. Did you mean 'seed'?"),
         (["--only", "passkey", "--lengths", "400", "--set", "passkey.trails=1"], "Did you mean 'trials'?"),
         (["--data", "preset:pg18"], "There is no preset 'pg18'. Did you mean 'pg19'?"),
+        (["--output", __file__], "is a file"),
         (["--data", "nothing.jsonl"], "nothing.jsonl does not exist"),
         (["--only", "passkey", "--lengths", "400", "--set", "perplexity.stride=9"], "perplexity is not evaluated"),
         (["--only", "passkey", "--lengths", "400", "--chat"], "tokenizer with a chat template"),
@@ -188,8 +196,7 @@ def test_changed_texts_are_not_mixed(two_models: list[Path], settings: Path, tex
     skipwise("evaluate", two_models[0], "--config", settings, "--output", out, "--only", "perplexity")
     text_file.write_text("".join(json.dumps({"text": f"other {i} " * 200}) + "\n" for i in range(12)))
     output = skipwise("evaluate", two_models[1], "--config", settings, "--output", out, code=2)
-    assert "documents of" in output
-    assert "content has changed since" in output
+    assert "another content of" in output
 
 
 def test_a_mistake_can_be_mended(pico_directory: Path, tmp_path: Path) -> None:
@@ -198,7 +205,8 @@ def test_a_mistake_can_be_mended(pico_directory: Path, tmp_path: Path) -> None:
     records.write_text(json.dumps({"context": "a", "question": "b", "answers": ["c"]}) + "\n")
     arguments = ["evaluate", pico_directory, "--output", tmp_path / "out", "--only", "question_answering",
                  "--lengths", "400", "--set", f"question_answering.source={records}"]  # fmt: skip
-    assert "lacks input" in " ".join(skipwise(*arguments).split())
+    assert "lacks input" in " ".join(skipwise(*arguments, code=2).split())  # nothing else was to be measured
+    records.write_text(json.dumps({"context": "a", "question": "b", "answers": ["d"]}) + "\n")
     assert "failed" not in skipwise(*arguments, "--set", "question_answering.question_field=question")
 
 
@@ -214,8 +222,8 @@ def test_flags_narrow_and_change_evaluations() -> None:
     values: list[dict[str, Any]] = [PERPLEXITY, PASSKEY]
     chosen = select_evaluations(values, ["passkey", "ruler"], ["4k"], [("passkey", "trials", 9)])
     assert chosen == [
-        {"name": "passkey", "context_lengths": ["4k"], "trials": 9},
-        {"name": "ruler", "context_lengths": ["4k"]},
+        {"name": "passkey", "context_lengths": [4096], "trials": 9},
+        {"name": "ruler", "context_lengths": [4096]},
     ]
     assert select_evaluations(values, [], [], []) == values
     assert select_evaluations(None, [], [], []) is None
@@ -223,8 +231,10 @@ def test_flags_narrow_and_change_evaluations() -> None:
     assert select_evaluations(["harness"], [], ["4k"], []) == [{"name": "harness"}]
     for wrong in ({"name": "passkey"}, [{"trials": 3}], "passkey"):  # for the configuration to refuse
         assert select_evaluations(wrong, [], ["4k"], []) == wrong
-    with pytest.raises(UserError, match="asked for with several"):
-        select_evaluations([PASSKEY, {**PASSKEY, "context_lengths": [900], "trials": 9}], [], ["4k"], [])
+    two = [PASSKEY, {**PASSKEY, "context_lengths": [900], "trials": 9}]
+    assert select_evaluations(two, [], ["4k", "900"], []) == [
+        {**PASSKEY, "context_lengths": [4096]}, {**PASSKEY, "context_lengths": [900], "trials": 9}
+    ]  # fmt: skip
     assert "longppl" in NAMES
 
 

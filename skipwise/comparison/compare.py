@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from skipwise.comparison.ledger import check_names, digest, figures, file_digests, identity, joined, same
+from skipwise.comparison.ledger import (
+    check_names,
+    digest,
+    figures,
+    file_digests,
+    held_documents,
+    identity,
+    joined,
+    same,
+    without_figures,
+)
 from skipwise.comparison.request import Compared, default_evaluations
 from skipwise.config import EvaluateConfig, ModelConfig, SourceConfig
 from skipwise.config_files import to_yaml
@@ -65,13 +75,14 @@ def compare(
     run = RunDir(output)
     check_early(config, run)
     prepared = [_prepare(one, config, console) for one in models]
-    config = resolve(config, prepared, console)
+    config = resolve(config, prepared, held_documents(run), console)
     resolved = to_yaml(joined(run, config))
-    documents = same(run, run.data, prepared[0].documents | file_digests(config), "documents of")
+    now = prepared[0].documents | file_digests(config)
+    documents = same(run, run.data, now, "content of", without_figures(config, run))
     own = {
         one.compared.name: {"short": one.compared.short, **identity(one.compared.path, one.config)} for one in prepared
     }
-    identities = same(run, run.models, own, "model called")
+    identities = same(run, run.models, own, "model")
     check_names(run, identities)
 
     write_text(run.config, given)
@@ -96,6 +107,8 @@ def check_early(config: EvaluateConfig, run: RunDir) -> None:
 
     for source in config.data.sources:
         check_source(source)
+    if run.path.is_file():
+        raise UserError(f"--output names a directory, but {run.path} is a file. Choose another --output.")
     if run.path.exists() and any(run.path.iterdir()) and not run.models.exists():
         what = "a run of its own" if run.resolved.exists() else "no evaluation"
         raise UserError(f"{run.path} exists and is {what}. Choose another --output.")
@@ -144,10 +157,15 @@ def model_config(one: Compared, config: EvaluateConfig) -> ModelConfig:
     )
 
 
-def resolve(config: EvaluateConfig, prepared: Sequence[Prepared], console: Console) -> EvaluateConfig:
+def resolve(
+    config: EvaluateConfig, prepared: Sequence[Prepared], held: Mapping[str, tuple[str, ...]], console: Console
+) -> EvaluateConfig:
     """The configuration with the default evaluations filled in, and with the documents that are scored.
 
     The tokens of the first model decide which; all models are then measured on those.
+
+    Args:
+        held: by evaluation, the documents it was measured on before, which it keeps.
     """
     from skipwise.models.rope import read_window
 
@@ -155,11 +173,14 @@ def resolve(config: EvaluateConfig, prepared: Sequence[Prepared], console: Conso
     if specs is None:
         windows = [window for one in prepared if (window := read_window(one.config)) is not None]
         specs = default_evaluations(max(windows, default=2048))
-    resolved = [_with_documents(spec, config.seed, prepared[0].held_out, console) for spec in specs]
+    first = prepared[0].held_out
+    resolved = [_with_documents(spec, config.seed, first, held.get(spec.name), console) for spec in specs]
     return config.model_copy(update={"evaluate": tuple(spec for spec in resolved if spec is not None)})
 
 
-def _with_documents(spec: EvaluationSpec, seed: int, held_out: "HeldOut", console: Console) -> EvaluationSpec | None:
+def _with_documents(
+    spec: EvaluationSpec, seed: int, held_out: "HeldOut", held: tuple[str, ...] | None, console: Console
+) -> EvaluationSpec | None:
     from skipwise.data.held_out import choose_documents
 
     if not isinstance(spec, Perplexity | TruncatedPerplexity | LongPPL) or spec.document_ids is not None:
@@ -171,7 +192,16 @@ def _with_documents(spec: EvaluationSpec, seed: int, held_out: "HeldOut", consol
         console.print(f"no {spec.name} at {length:,} tokens: no document is that long", highlight=False)
     if not reached:
         return None
-    spec = replace(spec, context_lengths=tuple(reached), document_ids=tuple(document.id for document in chosen))
+    ids = tuple(document.id for document in chosen)
+    if held is not None and held != ids:
+        short = [document for document in held_out.documents if document.id in held and len(document) < reached[-1]]
+        if short:
+            raise UserError(
+                f"{spec.name} was measured on documents of which {len(short)} have fewer than {reached[-1]:,} tokens, "
+                "and all lengths share their documents. Choose another --output for all lengths together."
+            )
+        ids = held
+    spec = replace(spec, context_lengths=tuple(reached), document_ids=ids)
     if isinstance(spec, Perplexity) and spec.final_tokens is not None:
         # Where documents are cut decides which tokens are the last ones.
         spec = replace(spec, max_document_tokens=min(reached[-1], spec.max_document_tokens or reached[-1]))

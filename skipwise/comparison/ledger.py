@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def joined(run: RunDir, config: EvaluateConfig) -> EvaluateConfig:
         for section in ("data", "dtype", "attn_implementation", "chat", "seed"):
             if getattr(old, section) != getattr(config, section):
                 raise UserError(
-                    f"{run.path} was evaluated with another {section} (see {run.resolved}). "
+                    f"{run.path} was evaluated with other {section} settings (see {run.resolved}). "
                     "Use the same one, or choose another --output."
                 )
     before = {key: settings for key, settings in _settings(old.evaluate or ()) if key in held}
@@ -70,7 +71,7 @@ def _held(run: RunDir) -> set[FigureKey]:
 def _settings(specs: Sequence[EvaluationSpec]) -> Iterator[tuple[FigureKey, dict[str, Any]]]:
     """For every figure, what it depends on."""
     beside = {"context_lengths", "tasks"}  # part of the figure's own name
-    no_matter = {"batch_size", "documents", "min_document_tokens"}  # the documents themselves are named
+    no_matter = {"batch_size", "min_document_tokens"}  # the documents themselves are named
     for spec in specs:
         left_out = (beside if isinstance(spec, Harness) else {"context_lengths"}) | no_matter
         settings = {key: value for key, value in asdict(spec).items() if key not in left_out}
@@ -90,7 +91,9 @@ def _without(specs: Sequence[EvaluationSpec], known: set[FigureKey]) -> Iterator
                 yield replace(spec, context_lengths=lengths)
 
 
-def same(run: RunDir, file: Path, now: Mapping[str, Any], what: str) -> dict[str, Any]:
+def same(
+    run: RunDir, file: Path, now: Mapping[str, Any], what: str, may_change: AbstractSet[str] = frozenset()
+) -> dict[str, Any]:
     """What a file of the directory knows together with what is so now.
 
     Raises:
@@ -98,10 +101,9 @@ def same(run: RunDir, file: Path, now: Mapping[str, Any], what: str) -> dict[str
     """
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name, own in now.items():
-        if known.get(name, own) != own:
+        if name not in may_change and known.get(name, own) != own:
             raise UserError(
-                f"{run.path} holds figures of another {what} {name}: its content has changed since. "
-                "Choose another --output."
+                f"{run.path} holds figures of another {what} {name}: it has changed since. Choose another --output."
             )
     return known | dict(now)
 
@@ -131,6 +133,23 @@ def identity(model: str, config: "PreTrainedConfig") -> dict[str, str]:
             opened.seek(max(0, size - 2**20))
             ends.append(f"{file.name} {size} {hashlib.sha256(opened.read()).hexdigest()}")
     return {"identity": digest(ends)}
+
+
+def held_documents(run: RunDir) -> dict[str, tuple[str, ...]]:
+    """By evaluation, the documents that what a directory holds was measured on."""
+    if not run.resolved.exists():
+        return {}
+    names = {name for name, _ in _held(run)}
+    specs = parse_evaluate_config(read_yaml(run.resolved)).evaluate or ()
+    found = {spec.name: getattr(spec, "document_ids", None) for spec in specs if spec.name in names}
+    return {name: ids for name, ids in found.items() if ids is not None}
+
+
+def without_figures(config: EvaluateConfig, run: RunDir) -> set[str]:
+    """Sources of records of which all that was tried failed; their files may be mended."""
+    held = {name for name, _ in _held(run)}
+    specs = [spec for spec in config.evaluate or () if isinstance(spec, QuestionAnswering | Summarization)]
+    return {spec.source for spec in specs if spec.name not in held}
 
 
 def file_digests(config: EvaluateConfig) -> dict[str, str]:

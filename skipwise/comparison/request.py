@@ -19,6 +19,7 @@ from skipwise.evaluation.specs import (
     Perplexity,
     Stage,
 )
+from skipwise.lengths import parse_length
 from skipwise.models.locate import model_location
 from skipwise.runs import RunDir
 from skipwise.sections import name_of
@@ -60,6 +61,8 @@ def find_models(names: Sequence[str]) -> list[Compared]:
 def _find(name: str) -> Compared:
     run = RunDir(Path(name))
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name.rpartition(":")[2]).name.removesuffix(".gguf")) or "model"
+    if run.models.is_file():
+        raise UserError(f"{name} is an evaluation, not a model. Name the models that it measured.")
     if not run.resolved.is_file():
         within_run = RunDir(Path(name).parent).resolved.is_file() and Path(name).name == run.model.name
         model_location(name)
@@ -132,16 +135,20 @@ def select_evaluations(
 
 
 def _with_lengths(kept: list[dict[str, Any]], lengths: Sequence[str]) -> list[dict[str, Any]]:
-    """Every evaluation once, at these lengths."""
-    changed: dict[str, dict[str, Any]] = {}
-    for value in kept:
-        new = value if value["name"] == "harness" else {**value, "context_lengths": list(lengths)}
-        if changed.setdefault(value["name"], new) != new:
-            raise UserError(
-                f"--lengths cannot tell which settings it is for: {value['name']} is asked for with several. "
-                "Change the configuration instead."
-            )
-    return list(changed.values())
+    """The evaluations at these lengths; each length with the settings it has already, or else the first ones."""
+    wanted = [parse_length(length) for length in lengths]
+    result: list[dict[str, Any]] = []
+    for name in dict.fromkeys(value["name"] for value in kept):
+        own = [value for value in kept if value["name"] == name]
+        known = [{parse_length(length) for length in value.get("context_lengths") or ()} for value in own]
+        place = [next((i for i, has in enumerate(known) if length in has), 0) for length in wanted]
+        if name == "harness":
+            result += own
+            continue
+        for i, value in enumerate(own):
+            mine = [length for length, at in zip(wanted, place, strict=True) if at == i]
+            result += [{**value, "context_lengths": mine}] if mine else []
+    return result
 
 
 def as_given(values: Mapping[str, Any]) -> str:
@@ -149,11 +156,16 @@ def as_given(values: Mapping[str, Any]) -> str:
     return yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False)
 
 
+# A passkey prompt without filler has some ninety tokens.
+SHORTEST_PASSKEY = 128
+
+
 def default_evaluations(window: int) -> tuple[EvaluationSpec, ...]:
     """Perplexity and passkey at a quarter, half and all of a window."""
     lengths = tuple(sorted({max(2, window // 4), max(2, window // 2), max(2, window)}))
     final = max(1, min(1024, window // 8))
+    room_for_a_key = tuple(length for length in lengths if length >= SHORTEST_PASSKEY) or lengths[-1:]
     return (
         Perplexity(context_lengths=lengths, stride=max(1, final // 2), documents=8, final_tokens=final),
-        Passkey(context_lengths=lengths, trials=20),
+        Passkey(context_lengths=room_for_a_key, trials=20),
     )

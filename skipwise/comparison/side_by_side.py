@@ -42,7 +42,7 @@ def side_by_side(output: Path, models: Sequence[str] | None = None, asked: set[F
     rows = [row for row in run.read_results() if asked is None or figure_of(row) in asked]
     columns = {short: [row for row in rows if row.model == name] for name, short in shorts.items()}
     suites = dict.fromkeys(row.evaluation.partition("/")[0] for row in rows)
-    lengths = {(row.evaluation.partition("/")[0], row.context_length) for row in rows}
+    shown = {(row.evaluation, row.context_length) for row in rows}
     examples = {
         short: {suite: _grouped(suite, run.examples(short).read(suite)) for suite in suites}
         for short in shorts.values()
@@ -53,7 +53,7 @@ def side_by_side(output: Path, models: Sequence[str] | None = None, asked: set[F
         for suite in suites:
             for key, own in examples[short][suite].items():
                 figure = difference(examples[first][suite].get(key, []), own)
-                if figure is not None and (suite, key[1]) in lengths:
+                if figure is not None and key in shown:
                     differences.setdefault(short, {})[key] = figure
     return SideBySide(columns, first, differences)
 

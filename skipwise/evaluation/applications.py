@@ -64,7 +64,10 @@ def fitted_context(encode: Encode, template: str, answer: str, context: str, roo
         return len(encode(template.format(context=_ends(context, characters)), answer))
 
     if size(0) > room:
-        raise UserError(f"the prompt needs {size(0):,} tokens without any context, but there is room for {room:,}.")
+        raise UserError(
+            f"A prompt needs {size(0):,} tokens without any context, but beside max_new_tokens there is room for "
+            f"{max(0, room):,}. Lower max_new_tokens, or evaluate longer contexts."
+        )
     if len(encode(template.format(context=context), answer)) <= room:
         return template.format(context=context)
     kept = largest_fitting(lambda characters: size(min(characters, len(context))) + characters // len(context), room)

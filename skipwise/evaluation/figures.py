@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipwise.errors import UserError
-from skipwise.evaluation.intervals import bootstrap_ratio, percentiles, wilson
+from skipwise.evaluation.intervals import bootstrap_ratio, paired_shares, percentiles, wilson
 
 # The exponential of a mean loss above this has no finite square, which standard errors need.
 MOST_NATS = 340.0
@@ -86,8 +86,9 @@ def difference(one: Sequence[Example], other: Sequence[Example]) -> Figure | Non
     Perplexities are compared where both models cut the text into the same tokens, else bits per byte.
 
     Returns:
-        `metric`, `value`, `interval_low`, `interval_high` (both models resampled together) and `num_samples`
-        (shared examples); None where fewer than two are shared.
+        `metric`, `value`, `interval_low`, `interval_high` and `num_samples` (shared examples); None where fewer
+        than two are shared. Intervals of losses come from resampling both models together, those of scores are
+        Bonett and Price's.
     """
     mine, theirs = ({(line["context_length"], line["example"]): line for line in side} for side in (one, other))
     pairs = [
@@ -110,7 +111,11 @@ def difference(one: Sequence[Example], other: Sequence[Example]) -> Figure | Non
         numerators = np.array([example[top] for example in side], dtype=np.float64)
         denominators = np.array([example[bottom] if bottom else 1.0 for example in side], dtype=np.float64)
         sides.append((numerators.sum() / denominators.sum(), bootstrap_ratio(numerators, denominators)))
-    low, high = percentiles(transform(sides[1][1]) - transform(sides[0][1]))
+    if top == "score":
+        gains = np.array([b["score"] - a["score"] for a, b in pairs])
+        low, high = paired_shares(float(gains[gains > 0].sum()), float(-gains[gains < 0].sum()), len(pairs))
+    else:
+        low, high = percentiles(transform(sides[1][1]) - transform(sides[0][1]))
     value = float(transform(sides[1][0]) - transform(sides[0][0]))
     metric = pairs[0][0].get("metric", metric)
     return {"metric": metric, "value": value, "interval_low": low, "interval_high": high, "num_samples": len(pairs)}

@@ -21,6 +21,20 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def paired_shares(gained: float, lost: float, pairs: int) -> tuple[float, float]:
+    """95 % interval of the difference of two paired shares (Bonett & Price 2012): never of no width.
+
+    Args:
+        gained, lost: pairs that only the second, and only the first, got right; may be fractions.
+
+    >>> tuple(round(bound, 3) for bound in paired_shares(0, 0, 10))
+    (-0.231, 0.231)
+    """
+    up, down, total = (gained + 1) / (pairs + 2), (lost + 1) / (pairs + 2), pairs + 2
+    half = Z * math.sqrt((up + down - (up - down) ** 2) / total)
+    return max(-1.0, up - down - half), min(1.0, up - down + half)
+
+
 def bootstrap_ratio(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> NDArray[np.float64]:
     """float64[RESAMPLES]: sum over sum, in samples of units drawn with replacement (Efron 1979).
 

@@ -111,7 +111,8 @@ def _measure_sliding(
     for document in documents:
         if (length, document.id) not in done:
             ids = document.read(limit)
-            slides = sliding_windows(len(ids), length, spec.stride, spec.final_tokens)
+            stride = min(1024, max(1, length // 2)) if spec.stride is None else spec.stride
+            slides = sliding_windows(len(ids), length, stride, spec.final_tokens)
             log_probs = sliding_log_probs(subject.model, ids, slides)
             yield {
                 "context_length": length,

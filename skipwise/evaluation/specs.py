@@ -45,7 +45,8 @@ class Perplexity:
 
     Attributes:
         context_lengths: window sizes, in tokens.
-        stride: tokens the window moves at a time; capped at the context length.
+        stride: tokens the window moves at a time, at most one less than the context length; `None` for 1,024, or
+            half the context length where that is less.
         documents: number of documents; which ones is drawn by the seed.
         min_document_tokens: only documents with at least this many tokens, and never fewer than the largest
             context length that any document reaches.
@@ -58,7 +59,7 @@ class Perplexity:
 
     name: Literal["perplexity"] = "perplexity"
     context_lengths: ContextLengths
-    stride: int = 1024
+    stride: int | None = None
     documents: int = 50
     min_document_tokens: Length | None = None
     document_ids: DocumentIds = None

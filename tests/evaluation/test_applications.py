@@ -49,7 +49,7 @@ def test_a_long_context_loses_its_middle(subject: Subject) -> None:
     assert prompt.endswith(" end]")
     assert applications.GAP in prompt
     assert fitted_context(encode, "[{context}]", "!", context, room=2000) == f"[{context}]"
-    with pytest.raises(UserError, match="needs 11 tokens without any context"):
+    with pytest.raises(UserError, match="needs 11 tokens without any context, but beside"):
         fitted_context(encode, "[[[[{context}", "", context, room=5)
 
 
