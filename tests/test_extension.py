@@ -145,3 +145,11 @@ def test_results_survive_a_crash_while_writing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Path, "replace", real)
     assert run.results.read_text() == before
     assert len(run.read_results()) == 1
+
+
+def test_an_interval_with_a_far_bound_is_shown_whole() -> None:
+    near = row("original", "perplexity", 256, 20.0, interval_low=18.0, interval_high=22.0)
+    far = row("original", "perplexity", 512, 146.0, interval_low=27.0, interval_high=2676.0)
+    table = comparison_markdown(stage_columns([near, far]))
+    assert "| 20.00 ± 2.00 |" in table
+    assert "| 146.00 [27.00, 2,676.00] |" in table

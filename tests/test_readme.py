@@ -10,8 +10,16 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 
 
-@pytest.mark.parametrize("run", ["demo", "smollm2-32k"])
-@pytest.mark.parametrize("page", ["README.md", "docs/decisions.md"])
+@pytest.mark.parametrize(
+    ("page", "run"),
+    [
+        ("README.md", "demo"),
+        ("README.md", "smollm2-32k"),
+        ("docs/decisions.md", "demo"),
+        ("docs/decisions.md", "smollm2-32k"),
+        ("docs/evaluation.md", "smollm2-evaluation"),
+    ],
+)
 def test_tables_are_those_of_the_results(page: str, run: str) -> None:
     table = (ROOT / "docs/results" / run / "table.md").read_text(encoding="utf-8")
     assert table in (ROOT / page).read_text(encoding="utf-8")

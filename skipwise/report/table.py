@@ -132,7 +132,7 @@ def _markdown(header: list[str], body: list[list[str]]) -> str:
 def _notes(columns: Columns) -> list[str]:
     """What the signs in a comparison mean."""
     beyond = any(row.status == "beyond_window" for own in columns.values() for row in own)
-    return [*["* longer than the window of that model"] * beyond, "± half a 95 % interval"]
+    return [*["* longer than the window of that model"] * beyond, "± half a 95 % interval, or the interval in brackets"]
 
 
 def depth_table(heading: str, rows: Sequence[EvalResult]) -> Table | None:
@@ -172,8 +172,15 @@ def _cell(row: EvalResult | None) -> str:
     if row.metric not in ("perplexity", "bits_per_byte") and 0 <= row.value <= 1:
         digits = ".0%" if row.metric in ("accuracy", "score") else ".1%"
         return f"{row.value:{digits}}{f' ± {half:{digits}}' if half is not None else ''}{mark}"
-    shown = f"{row.value:,.2f}" if row.value < 1e5 else f"{row.value:.1e}"
+    shown = _number(row.value)
+    if half is not None and half > row.value / 2:  # one far bound would make ± say nothing about the other
+        return f"{shown} [{_number(row.interval_low)}, {_number(row.interval_high)}]{mark}"
     return f"{shown}{f' ± {half:,.2f}' if half is not None and half < 1e5 else ''}{mark}"
+
+
+def _number(value: float | None) -> str:
+    assert value is not None, "an interval has both bounds"
+    return f"{value:,.2f}" if value < 1e5 else f"{value:.1e}"
 
 
 def _half_width(row: EvalResult) -> float | None:
