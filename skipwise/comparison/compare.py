@@ -101,7 +101,7 @@ def check_early(config: EvaluateConfig, run: RunDir) -> None:
     """Find what is wrong without importing anything heavy.
 
     Raises:
-        UserError: for data, records, an evaluator, tasks or a directory that cannot be right, or a missing package.
+        UserError: for data, records, an evaluator or a directory that cannot be right, or a missing package.
     """
     from importlib.util import find_spec
 

@@ -12,13 +12,7 @@ import yaml
 from skipwise.config import expand_name
 from skipwise.config_files import parse_config, read_yaml
 from skipwise.errors import UserError, nearest
-from skipwise.evaluation.specs import (
-    EVALUATIONS,
-    EvaluationSpec,
-    Passkey,
-    Perplexity,
-    Stage,
-)
+from skipwise.evaluation.specs import EVALUATIONS, EvaluationSpec, Passkey, Perplexity, Stage
 from skipwise.lengths import parse_length
 from skipwise.models.locate import model_location
 from skipwise.runs import RunDir

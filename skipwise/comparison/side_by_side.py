@@ -7,9 +7,7 @@ from pathlib import Path
 
 from skipwise.comparison.ledger import FigureKey
 from skipwise.evaluation.figures import Example, Figure, difference
-from skipwise.evaluation.specs import (
-    EvalResult,
-)
+from skipwise.evaluation.specs import EvalResult
 from skipwise.runs import RunDir, figure_of
 
 

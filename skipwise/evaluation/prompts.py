@@ -27,6 +27,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encode:
         raise UserError("chat needs a tokenizer with a chat template, but this one has none. Leave chat out.")
 
     def encode(prompt: str, answer: str = "") -> list[int]:
+        """See `Encode`."""
         if not chat:
             return _without_end(tokenizer, tokenizer(prompt + answer, verbose=False)["input_ids"])
         turn = tokenizer.apply_chat_template(

@@ -47,7 +47,7 @@ class Prompt:
     expected: tuple[str, ...]
 
 
-# Sentences of the haystack: the first n of them, and n noise sentences or words where a task has its own.
+# The first n sentences of the haystack.
 Haystack = Callable[[int], list[str]]
 # Made from a generator, a number of units, the haystack, and the context length, which sets some parameters.
 Make = Callable[[Rng, int, Haystack, int], Prompt]

@@ -1,7 +1,7 @@
 """What an evaluation is made of: units that are measured at once, and what they need."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -118,4 +118,4 @@ class Unit:
     metric: str
     size: int | None
     measure: Callable[[set[Key], Sequence[int | None]], Iterator[Example]]
-    figures: Callable[[Sequence[Example]], list[Figure]] = field(compare=False)
+    figures: Callable[[Sequence[Example]], list[Figure]]
