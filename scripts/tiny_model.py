@@ -25,8 +25,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from skipwise.config import DataConfig, SourceConfig
 from skipwise.data.builtin import PYTHON, python_documents
 from skipwise.data.retrieval import RetrievalDocuments
-from skipwise.data.store import is_held_out, key_hash, open_store
+from skipwise.data.store import is_held_out, open_store
 from skipwise.data.windows import Source, cut_spans
+from skipwise.digests import short_digest
 from skipwise.evaluation.passkey import count_retrieved, make_trials
 from skipwise.evaluation.prompts import encoder
 from skipwise.models.forward import autocast
@@ -55,7 +56,7 @@ MUON_RATE, ADAM_RATE = 0.006, 2e-3
 def train_tokenizer(data: DataConfig) -> PreTrainedTokenizerFast:
     """A byte-level BPE with single digits, from the training part of the text."""
     documents = python_documents()
-    training_text = (text for key, text in documents if not is_held_out(key_hash(key), data.held_out_share))
+    training_text = (text for key, text in documents if not is_held_out(short_digest(key), data.held_out_share))
     tokenizer = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from skipwise.comparison.ledger import (
     check_names,
-    digest,
     figures,
     file_digests,
     held_documents,
@@ -22,6 +21,7 @@ from skipwise.comparison.request import Compared, default_evaluations
 from skipwise.config import EvaluateConfig, ModelConfig, SourceConfig
 from skipwise.config_files import to_yaml
 from skipwise.data.sources import check_source
+from skipwise.digests import short_digest
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import (
@@ -144,7 +144,7 @@ def _prepare(one: Compared, config: EvaluateConfig, console: Console) -> Prepare
 def _content(summary: Mapping[str, Any]) -> str:
     """A digest of a source's documents; modules of the standard library are known by name, so its version counts."""
     version = summary["identity"].get("python")
-    return digest([*([version] if version else []), *summary["held_out"]["hashes"]])
+    return short_digest("\n".join([*([version] if version else []), *summary["held_out"]["hashes"]]))
 
 
 def model_config(one: Compared, config: EvaluateConfig) -> ModelConfig:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from skipwise.config import EvaluateConfig
 from skipwise.config_files import parse_evaluate_config, read_yaml
+from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import (
     EvaluationSpec,
@@ -132,7 +133,7 @@ def identity(model: str, config: "PreTrainedConfig") -> dict[str, str]:
         with file.open("rb") as opened:
             opened.seek(max(0, size - 2**20))
             ends.append(f"{file.name} {size} {hashlib.sha256(opened.read()).hexdigest()}")
-    return {"identity": digest(ends)}
+    return {"identity": short_digest("\n".join(ends))}
 
 
 def held_documents(run: RunDir) -> dict[str, tuple[str, ...]]:
@@ -158,13 +159,8 @@ def file_digests(config: EvaluateConfig) -> dict[str, str]:
     for spec in config.evaluate or ():
         if isinstance(spec, QuestionAnswering | Summarization) and Path(spec.source).expanduser().is_file():
             content = Path(spec.source).expanduser().read_bytes()
-            digests[spec.source] = hashlib.sha256(content).hexdigest()[:16]
+            digests[spec.source] = short_digest(content)
     return digests
-
-
-def digest(parts: Sequence[str]) -> str:
-    """16 hexadecimal digits for some lines."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def figures(specs: Sequence[EvaluationSpec]) -> Iterator[FigureKey]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig, SourceConfig
 from skipwise.data.sources import RawDocument, ReadReport, describe_source, read_documents
+from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.runs import write_json
 
@@ -80,11 +81,6 @@ def fingerprint(source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrain
         "max_malformed_share": data.max_malformed_share,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def key_hash(key: str) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a document's key."""
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def is_held_out(digest: str, share: float) -> bool:
@@ -165,7 +161,7 @@ def _build(
     for batch in _batches(read_documents(source, report)):
         encoded = tokenizer([document.text for document in batch], add_special_tokens=False, verbose=False)["input_ids"]
         for document, ids in zip(batch, encoded, strict=True):
-            digest = key_hash(document.key)
+            digest = short_digest(document.key)
             part = held_out if is_held_out(digest, data.held_out_share) else train
             part.add(ids, digest)
         on_progress(len(train.starts) + len(held_out.starts), train.position + held_out.position)

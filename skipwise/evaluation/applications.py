@@ -10,9 +10,10 @@ from typing import Any
 
 from skipwise.config import SourceConfig
 from skipwise.data.sources import ReadReport, read_records
+from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, Figure, score_figure
-from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting, text_hash
+from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
 from skipwise.evaluation.specs import QuestionAnswering, Summarization
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.reading import continue_greedily
@@ -194,7 +195,7 @@ def _example(length: int, number: int, prompt: str, references: list[str], predi
     return {
         "context_length": length,
         "example": str(number),
-        "prompt": text_hash(prompt),
+        "prompt": short_digest(prompt),
         "expected": references,
         "prediction": prediction,
     }

@@ -22,7 +22,8 @@ def perplexity_figures(examples: Sequence[Example]) -> list[Figure]:
     """Perplexity, and bits per byte, over all documents together.
 
     Args:
-        examples: each with `nll` (nats, summed), `tokens` (how many were scored) and `bytes` (of their text).
+        examples: each with `nll` (nats, summed), `tokens` (how many were scored) and `bytes` (of their text; 0 where
+            that is not known).
 
     Returns:
         exp(sum of nll / sum of tokens), and sum of nll / (ln 2 * sum of bytes), each with an interval from
@@ -87,8 +88,8 @@ def difference(one: Sequence[Example], other: Sequence[Example]) -> Figure | Non
 
     Returns:
         `metric`, `value`, `interval_low`, `interval_high` and `num_samples` (shared examples); None where fewer
-        than two are shared. Intervals of losses come from resampling both models together, those of scores are
-        Bonett and Price's.
+        than two are shared, or where tokens differ and bytes are not known. Intervals of losses come from resampling
+        both models together, those of scores are Bonett and Price's.
     """
     mine, theirs = ({(line["context_length"], line["example"]): line for line in side} for side in (one, other))
     pairs = [
@@ -103,8 +104,10 @@ def difference(one: Sequence[Example], other: Sequence[Example]) -> Figure | Non
         metric, top, bottom = "score", "score", None
     elif same_tokens:
         metric, top, bottom = "perplexity", "nll", "tokens"
-    else:
+    elif all(a["bytes"] and b["bytes"] for a, b in pairs):
         metric, top, bottom = "bits_per_byte", "nll", "bytes"
+    else:
+        return None
     transform = _TRANSFORMS[metric]
     sides = []
     for side in zip(*pairs, strict=True):

@@ -7,19 +7,8 @@ from typing import Any
 from skipwise.errors import UserError, nearest
 from skipwise.evaluation.figures import Example, Figure
 from skipwise.evaluation.intervals import Z
-from skipwise.evaluation.specs import Harness
+from skipwise.evaluation.specs import Harness, parse_task
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
-
-
-def parse_task(text: str) -> tuple[str, int | None]:
-    """`"arc_challenge:25"` -> `("arc_challenge", 25)`: a task and its number of examples in the prompt.
-
-    Without a number it is the one that the task's own definition says.
-    """
-    name, _, shots = text.partition(":")
-    if shots and not shots.isdigit():
-        raise UserError(f"A task of the harness is a name or name:number-of-examples, not {text!r}.")
-    return name, int(shots) if shots else None
 
 
 def harness_units(subject: Subject, spec: Harness, setting: Setting) -> Iterator[Unit]:

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.config import ModelConfig
 from skipwise.data.held_out import HeldOutDocument
+from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, Figure, perplexity_figures
 from skipwise.evaluation.perplexity import chosen, described, sliding_log_probs, sliding_windows, truncated_sums
-from skipwise.evaluation.prompts import decode, text_hash
+from skipwise.evaluation.prompts import decode
 from skipwise.evaluation.specs import LongPPL
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.load import load_model, load_tokenizer
@@ -130,7 +131,7 @@ def _measure(
         if (length, line["document"]) in done or not line["keys"]:
             continue
         text = _text(subject, known[line["document"]])
-        if text_hash(text[: line["end"]]) != line["text"]:
+        if short_digest(text[: line["end"]]) != line["text"]:
             raise UserError(
                 f"longppl compares models on the same text, but document {line['document']} reads differently with the "
                 "tokenizer of this model. Compare models that keep the text as it is."
@@ -145,7 +146,8 @@ def _measure(
             "prompt": line["text"],
             "nll": -float(scores.log_probs.double().sum()),
             "tokens": int(scored.sum()),
-            "bytes": sum(len(text[start:stop].encode()) for start, stop in line["keys"]),
+            # Tokens that only touch a key token count in the loss, and their other bytes are none of its own.
+            "bytes": 0,
         }
 
 
@@ -174,7 +176,7 @@ def _key_lines(
         text = _text(subject, document)
         end, keys = choose_key_spans(evaluator, tokenizer, text, spec, length)
         if end:
-            found.append({"document": document.id, "end": end, "text": text_hash(text[:end]), "keys": keys})
+            found.append({"document": document.id, "end": end, "text": short_digest(text[:end]), "keys": keys})
     if not found:
         raise UserError(
             f"longppl at {length:,} tokens needs a document that long for the tokenizer of {spec.evaluator}."
@@ -188,8 +190,7 @@ def _text(subject: Subject, document: HeldOutDocument) -> str:
 
 
 def longppl_figures(examples: Sequence[Example]) -> list[Figure]:
-    """As for perplexity, over key tokens."""
+    """As for perplexity, over key tokens; no bits per byte."""
     if not examples:
         raise UserError("the evaluator found no token that needs the long context. Use longer or other documents.")
-    # No bits per byte: tokens that only touch a key token count in the loss, but their other bytes would not.
-    return perplexity_figures(examples)[:1]
+    return perplexity_figures(examples)

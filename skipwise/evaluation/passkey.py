@@ -7,9 +7,10 @@ from functools import partial
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, Figure, share_figure
-from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting, text_hash
+from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
 from skipwise.evaluation.specs import Passkey
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.reading import score_endings
@@ -97,7 +98,7 @@ def make_trial(encode: Encode, units: int, depth: float, key: str) -> Trial:
     text = passkey_text(units, depth, key)
     ids, prompt = encode(text, f"{ANSWER} {key}"), encode(text, ANSWER)
     shared = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt)))
-    return Trial(ids=ids, answer=len(ids) - shared, depth=depth, key=key, prompt=text_hash(text))
+    return Trial(ids=ids, answer=len(ids) - shared, depth=depth, key=key, prompt=short_digest(text))
 
 
 def check_representable(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> None:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.data.held_out import HeldOut, HeldOutDocument, choose_documents
+from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, perplexity_figures
-from skipwise.evaluation.prompts import decode, text_hash
+from skipwise.evaluation.prompts import decode
 from skipwise.evaluation.specs import LongPPL, Perplexity, TruncatedPerplexity
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.reading import score_tokens
@@ -78,7 +79,7 @@ def text_content(tokenizer: PreTrainedTokenizerBase, ids: Tokens, start: int, st
     """
     before, whole = (decode(tokenizer, ids[:end].tolist()) for end in (start, stop))
     size = len(whole.encode("utf-8", "replace")) - len(before.encode("utf-8", "replace"))
-    return {"bytes": size, "prompt": text_hash(whole)}
+    return {"bytes": size, "prompt": short_digest(whole)}
 
 
 def perplexity_units(subject: Subject, spec: Perplexity, setting: Setting) -> Iterator[Unit]:

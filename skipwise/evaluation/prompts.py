@@ -1,6 +1,5 @@
 """Prompts: through the chat template or not, and cut to fit."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -43,11 +42,6 @@ def encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encode:
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of tokens, as it is, without special tokens."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def text_hash(text: str) -> str:
-    """16 hexadecimal digits that tell a text from others."""
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

@@ -20,10 +20,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from wonderwords import RandomWord
 
+from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, Figure, score_figure
 from skipwise.evaluation.passkey import FILLER
-from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting, text_hash
+from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
 from skipwise.evaluation.specs import Ruler, RulerTask
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.reading import continue_greedily
@@ -375,7 +376,7 @@ def _measure(
                 "context_length": length,
                 "example": f"{task}:{index}",
                 "task": task,
-                "prompt": text_hash(prompt.text + prompt.answer),
+                "prompt": short_digest(prompt.text + prompt.answer),
                 "expected": list(prompt.expected),
                 **_answered(subject, encode, prompt, TASKS[task].max_new_tokens),
             }

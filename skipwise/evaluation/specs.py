@@ -269,6 +269,17 @@ class Summarization:
         _check_at_least_one(samples=self.samples, max_new_tokens=self.max_new_tokens)
 
 
+def parse_task(text: str) -> tuple[str, int | None]:
+    """`"arc_challenge:25"` -> `("arc_challenge", 25)`: a task and its number of examples in the prompt.
+
+    Without a number it is the one that the task's own definition says.
+    """
+    name, _, shots = text.partition(":")
+    if not name or (shots and not shots.isdigit()):
+        raise UserError(f"A task of the harness is a name or name:number-of-examples, not {text!r}. Give boolq:0.")
+    return name, int(shots) if shots else None
+
+
 @section
 class Harness:
     """Tasks of lm-evaluation-harness, at the length they have. Needs the extra `skipwise[harness]`.
@@ -289,6 +300,8 @@ class Harness:
 
     def __post_init__(self) -> None:
         _check_at_least_one(limit=self.limit, batch_size=self.batch_size, tasks=len(self.tasks))
+        for task in self.tasks:
+            parse_task(task)
 
     @property
     def context_lengths(self) -> tuple[None]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,12 +11,11 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from skipwise.models.attention import attention_in_pieces
 from skipwise.models.rope import is_rotary_table, length_dependent, text_config
 
-# Tokens of the first chunk. It has nothing before it, so it needs no mask and takes the fast causal path.
-FIRST_CHUNK = 2048
-# Tokens of every other chunk. On a CPU attention under a mask computes what the mask hides, hence short ones.
-NEXT_CHUNK = {"cpu": 512}
+# Tokens of a chunk: its activations are what a long text costs besides the cache.
+CHUNK = 2048
 # At most so many logits exist at once, however large the vocabulary: 256 MiB in float32.
 MOST_LOGITS = 2**26
 
@@ -179,8 +178,7 @@ def _chunks(model: PreTrainedModel, scored: torch.Tensor, start: int, stop: int,
     predicts = torch.cat([scored[1:], torch.zeros(1, dtype=torch.bool)]).int().cumsum(0)
     chunks = []
     while start < stop:
-        size = NEXT_CHUNK.get(model.device.type, FIRST_CHUNK) if start else FIRST_CHUNK
-        end = min(stop, start + size)
+        end = min(stop, start + CHUNK)
         before = int(predicts[start - 1]) if start else 0
         if int(predicts[end - 1]) - before > most_rows:
             end = max(start + 1, int(torch.searchsorted(predicts, before + most_rows, right=True)))
@@ -219,13 +217,15 @@ def _logits(
 ) -> torch.Tensor:
     """float[batch, k, vocabulary]: logits of the k positions, after reading tokens [begin, end)."""
     kept: Any = 1 if positions is None else (positions - begin).to(model.device)
-    output = model(
-        input_ids=input_ids[:, begin:end].to(model.device),
-        attention_mask=torch.ones(input_ids.shape[0], end, dtype=torch.int64, device=model.device),
-        past_key_values=cache,
-        use_cache=cache is not None,
-        logits_to_keep=kept,
-    )
+    # A single token needs no mask anyway, and neither does a first chunk.
+    with attention_in_pieces(model) if 0 < begin < end - 1 else nullcontext():
+        output = model(
+            input_ids=input_ids[:, begin:end].to(model.device),
+            attention_mask=torch.ones(input_ids.shape[0], end, dtype=torch.int64, device=model.device),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=kept,
+        )
     logits: torch.Tensor = output.logits
     if positions is not None and logits.shape[1] != len(positions):  # a model that does not know logits_to_keep
         logits = logits[:, kept]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from skipwise import UserError
-from skipwise.evaluation.harness import harness_units, parse_task
+from skipwise.evaluation.harness import harness_units
 from skipwise.evaluation.runner import evaluate
-from skipwise.evaluation.specs import SHORT_TASKS, Harness
+from skipwise.evaluation.specs import SHORT_TASKS, Harness, parse_task
 from skipwise.evaluation.unit import Setting, Subject
 from skipwise.runs import ExampleLog
 
@@ -105,5 +105,6 @@ def test_the_default_is_the_suite_of_the_paper() -> None:
     assert parsed.pop("hellaswag") == 10
     assert parsed == dict.fromkeys(["boolq", "piqa", "winogrande", "truthfulqa_mc2"], 0)
     assert {parse_task(text)[0] for text in SHORT_TASKS} <= set(TaskManager().all_tasks)
-    with pytest.raises(UserError, match="name:number"):
-        parse_task("boolq:many")
+    for wrong in ("boolq:many", ":5"):
+        with pytest.raises(UserError, match="name:number"):
+            Harness(tasks=(wrong,))

@@ -195,3 +195,5 @@ def test_paired_differences_know_what_is_shared() -> None:
     bits = difference(one, fewer_tokens)
     assert bits is not None
     assert (bits["metric"], bits["value"]) == ("bits_per_byte", pytest.approx(10 / 400 / math.log(2)))
+    # Key tokens of a text have no bytes of their own, so other tokens are no comparison.
+    assert difference(one, [{**example, "bytes": 0} for example in fewer_tokens]) is None

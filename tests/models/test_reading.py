@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     MambaConfig,
@@ -20,7 +24,7 @@ from transformers import (
     RwkvForCausalLM,
 )  # fmt: skip
 
-from skipwise.models import reading
+from skipwise.models import attention, reading
 from skipwise.models.reading import continue_greedily, pinned_rope, score_endings, score_tokens
 from tests.conftest import PICO_MODELS, VOCABULARY, pico_llama
 
@@ -34,6 +38,27 @@ def windowed() -> PreTrainedModel:
         intermediate_size=48, sliding_window=16, initializer_range=0.2,
     )  # fmt: skip
     return MistralForCausalLM(config).eval()
+
+
+def some_windowed() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, intermediate_size=48, sliding_window=16, initializer_range=0.2,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    return Gemma3ForCausalLM(config).eval()
+
+
+def latent() -> PreTrainedModel:
+    """Its values are narrower than its keys."""
+    torch.manual_seed(0)
+    config = DeepseekV3Config(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=48, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16,
+        first_k_dense_replace=2, initializer_range=0.2,
+    )  # fmt: skip
+    return DeepseekV3ForCausalLM(config).eval()
 
 
 def learned_positions() -> PreTrainedModel:
@@ -64,17 +89,19 @@ def no_cache() -> PreTrainedModel:
     return OpenAIGPTLMHeadModel(config).eval()
 
 
-# Those of the second line take no cache, or another one; they are read in one piece.
-MODELS: dict[str, Callable[[], Any]] = {
-    **PICO_MODELS, "windowed": windowed, "learned positions": learned_positions,
+# These take no cache, or another one.
+IN_ONE_PIECE: dict[str, Callable[[], Any]] = {
     "recurrent": recurrent, "other state": other_state, "no cache": no_cache,
+}  # fmt: skip
+MODELS: dict[str, Callable[[], Any]] = {
+    **PICO_MODELS, "windowed": windowed, "some windowed": some_windowed, "latent": latent,
+    "learned positions": learned_positions, **IN_ONE_PIECE,
 }  # fmt: skip
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "FIRST_CHUNK", 20)
-    monkeypatch.setattr(reading, "NEXT_CHUNK", {"cpu": 7})
+    monkeypatch.setattr(reading, "CHUNK", 10)
 
 
 @torch.no_grad()
@@ -90,7 +117,10 @@ def test_in_pieces_is_as_in_one(kind: str) -> None:
     model = MODELS[kind]()
     scored = torch.rand(IDS.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     scored[:, 0] = False
+    widths: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
     scores = score_tokens(model, IDS, scored)
+    assert max(widths[-7:]) == (61 if kind in IN_ONE_PIECE else 10)  # after the question whether it can be
     assert scores.log_probs.double().numpy() == pytest.approx(reference(model, IDS)[scored[:, 1:]].numpy(), abs=1e-4)
 
 
@@ -137,6 +167,25 @@ def test_beginnings_are_read_once() -> None:
     assert not read
     list(score_endings(model, texts, [True, False, False, False]))
     assert sum(read) == 55
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_on_a_cpu_pieces_need_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, bool]] = []
+    kernel = attention._kernel
+
+    def noted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **keywords: Any) -> Any:
+        calls.append((key.shape[2], keywords.get("is_causal", False)))
+        return kernel(query, key, value, **keywords)
+
+    monkeypatch.setattr(attention, "_kernel", noted)
+    model = pico_llama(num_hidden_layers=1)
+    scored = torch.arange(61)[None] == 60
+    score_tokens(model, IDS[:1], scored)  # asks the model, once, whether it can be read in pieces
+    calls.clear()
+    score_tokens(model, IDS[:1, :30], scored[:, 31:])
+    assert calls == [(10, False), (10, True), (20, False), (10, True)]
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("kind", MODELS)
