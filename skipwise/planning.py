@@ -3,22 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from skipwise.config import RunConfig
+from skipwise.costs import Step, StepFlops, StepMemory, step_flops, step_memory
+from skipwise.errors import UserError
 from skipwise.lengths import Lengths, format_length
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes of a decoder that its cost depends on.
-
-    Attributes:
-        parameters: number of weights, tied ones once.
-        layers, hidden_size, heads: as in the model's config.
-    """
-
-    parameters: int
-    layers: int
-    hidden_size: int
-    heads: int
+from skipwise.models.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -28,8 +17,8 @@ class Plan:
     Attributes:
         window_tokens: tokens in one training window (the target length for the method `full`).
         attention_saving: how many times fewer attention scores a window has than one of target length.
-        train_flops: 6 FLOPs per weight and token (Kaplan et al., arXiv 2001.08361, Section 2.1) plus
-            12 per layer, width and pair of tokens for attention, halved by the causal mask.
+        parameters: number of weights, tied ones once.
+        train_flops: of all steps (`costs.step_flops`); None for models whose costs are not known.
     """
 
     model: str
@@ -45,7 +34,7 @@ class Plan:
     train_tokens: int
     attention_saving: float
     parameters: int
-    train_flops: float
+    train_flops: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dictionary, ready for JSON."""
@@ -57,21 +46,38 @@ def window_tokens(method: str, lengths: Lengths) -> int:
     return lengths.target if method == "full" else lengths.train
 
 
-def train_flops(shape: ModelShape, tokens: int, window: int) -> float:
-    """FLOPs of training on `tokens` tokens in windows of `window`.
-
-    >>> train_flops(ModelShape(parameters=1000, layers=2, hidden_size=8, heads=1), tokens=100, window=10)
-    696000.0
-    """
-    return float(tokens * (6 * shape.parameters + 6 * shape.layers * shape.hidden_size * window))
+def step_of(config: RunConfig, window: int, teacher: bool) -> Step:
+    """One training step of a run, in windows of so many tokens."""
+    train = config.train
+    return Step(
+        window=window,
+        windows=train.per_device_train_batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        checkpointing=train.gradient_checkpointing,
+        teacher=teacher,
+    )
 
 
 def make_plan(
-    *, model: str, method: str, rope: str, lengths: Lengths, shape: ModelShape, steps: int, windows_per_step: int
+    *,
+    model: str,
+    method: str,
+    rope: str,
+    lengths: Lengths,
+    parameters: int,
+    shape: ModelShape | None,
+    steps: int,
+    step: Step,
 ) -> Plan:
-    """Derive every figure of the plan."""
+    """Derive every figure of the plan.
+
+    Args:
+        parameters: of the model.
+        shape: its sizes, where they are known.
+        step: what is done in one of the steps.
+    """
     window = window_tokens(method, lengths)
-    tokens = steps * windows_per_step * window
+    windows = step.windows * step.accumulation
     return Plan(
         model=model,
         method=method,
@@ -81,12 +87,12 @@ def make_plan(
         target_length=lengths.target,
         factor=lengths.factor,
         steps=steps,
-        windows_per_step=windows_per_step,
+        windows_per_step=windows,
         window_tokens=window,
-        train_tokens=tokens,
+        train_tokens=steps * windows * window,
         attention_saving=(lengths.target / window) ** 2,
-        parameters=shape.parameters,
-        train_flops=train_flops(shape, tokens, window),
+        parameters=parameters,
+        train_flops=None if shape is None else steps * step_flops(shape, step).total,
     )
 
 
@@ -104,7 +110,114 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     if plan.method != "interpolate":
         rows += [
             ("training", f"{plan.steps:,} steps of {plan.windows_per_step} windows of {plan.window_tokens:,} tokens"),
-            ("tokens", f"{plan.train_tokens:,}, about {plan.train_flops:.2g} FLOPs"),
+            (
+                "tokens",
+                f"{plan.train_tokens:,}" + (f", about {plan.train_flops:.2g} FLOPs" if plan.train_flops else ""),
+            ),
             ("attention", f"{plan.attention_saving:,.0f} times fewer scores per window than at full length"),
         ]
     return rows
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step takes, in PoSE's windows or at full length.
+
+    Attributes:
+        method: `pose` and the like, or `full`.
+        step: the step of one device.
+        flops: of one device.
+        memory: of one device.
+        seconds: of a step; None where the speed is not known.
+    """
+
+    method: str
+    step: Step
+    flops: StepFlops
+    memory: StepMemory
+    seconds: float | None
+
+
+def compare_costs(
+    config: RunConfig,
+    lengths: Lengths,
+    shape: ModelShape,
+    *,
+    devices: int,
+    zero: int,
+    cpu: bool,
+    flops_per_second: float | None,
+) -> list[Cost]:
+    """A step of the run, and one at full length with the same number of windows.
+
+    Args:
+        lengths: the resolved three.
+        shape: of the model.
+        devices: that share the work; each has windows of its own.
+        zero: stage of sharding, 0 to 3.
+        cpu: whether a device is one.
+        flops_per_second: that one device reaches while it trains.
+    """
+    costs = []
+    for method in dict.fromkeys((config.method, "full")):
+        window = window_tokens(method, lengths)
+        wanted = config.train.kl_weight
+        teacher = window <= lengths.original if wanted is None else wanted > 0 and method == config.method
+        step = step_of(config, window, teacher)
+        flops = step_flops(shape, step)
+        seconds = None if flops_per_second is None else flops.total / flops_per_second
+        costs.append(Cost(method, step, flops, step_memory(shape, step, devices, zero, cpu), seconds))
+    return costs
+
+
+def resolve_plan_lengths(config: RunConfig, original: int) -> Lengths:
+    """The three lengths of a run on a model with this window.
+
+    Raises:
+        UserError: when the target is not above it, or the sampler cannot work with them.
+    """
+    original = config.lengths.original or original
+    target = config.lengths.target
+    if target <= original:
+        raise UserError(
+            f"The target must be above the window of {original:,} tokens, but it is {target:,}. "
+            f"Raise --target, for example to {2 * original:,}."
+        )
+    lengths = Lengths(original=original, train=config.lengths.train or original, target=target)
+    config.positions.check(lengths)
+    return lengths
+
+
+def cost_rows(costs: list[Cost]) -> list[dict[str, Any]]:
+    """The costs as plain dictionaries, ready for JSON; bytes and seconds of a step."""
+    return [{**asdict(cost), "peak_bytes": cost.memory.peak, "total_flops": cost.flops.total} for cost in costs]
+
+
+def describe_costs(costs: list[Cost], steps: int, device_memory: float | None) -> tuple[list[str], list[list[str]]]:
+    """Header and body of a table, a column for each method.
+
+    Args:
+        costs: of `compare_costs`.
+        steps: of the run, for its whole time.
+        device_memory: bytes that a device has.
+    """
+    rows = [["tokens of a step", *(f"{c.step.windows * c.step.accumulation} x {c.step.window:,}" for c in costs)]]
+    for name in ("products", "attention"):
+        rows.append([f"FLOPs of a step: {name}", *(f"{getattr(c.flops, name):.2e}" for c in costs)])
+    for name in ("weights", "copies", "optimizer", "teacher", "gradients", "activations", "logits", "buffers", "peak"):
+        values = [getattr(c.memory, name) for c in costs]
+        if any(values):
+            rows.append([f"memory: {name}", *(format_bytes(value) for value in values)])
+    if device_memory is not None:
+        fits = ("yes" if c.memory.peak <= device_memory else "no" for c in costs)
+        rows.append([f"fits into {format_bytes(device_memory)}", *fits])
+    times = [c.seconds for c in costs if c.seconds is not None]
+    if times:
+        rows.append(["seconds of a step", *(f"{seconds:,.2f}" for seconds in times)])
+        rows.append([f"hours of {steps:,} steps", *(f"{seconds * steps / 3600:,.2f}" for seconds in times)])
+    return ["", *(cost.method for cost in costs)], rows
+
+
+def format_bytes(size: float) -> str:
+    """`"13.5 GB"`, `"410 MB"`: thousands, as memory is sold."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"

@@ -10,9 +10,10 @@ from transformers import LlamaConfig
 from skipwise import FullLength, Lengths, UserError
 from skipwise.config import LengthsConfig
 from skipwise.config_files import parse_config
+from skipwise.costs import Step
 from skipwise.evaluation.specs import EvalResult
 from skipwise.extension import default_evaluations, resolve, resolve_lengths, retrieval_warnings
-from skipwise.planning import ModelShape, make_plan
+from skipwise.planning import make_plan
 from skipwise.report.table import comparison_markdown, stage_columns
 from skipwise.runs import RunDir
 
@@ -97,12 +98,10 @@ def test_what_depends_on_the_model_is_filled_in() -> None:
 
 
 def test_plan_by_hand() -> None:
-    shape = ModelShape(parameters=1000, layers=2, hidden_size=8, heads=1)
-    numbers: dict[str, Any] = {"model": "m", "rope": "yarn", "shape": shape, "steps": 10, "windows_per_step": 4}
-    pose = make_plan(method="pose", lengths=Lengths(64, 32, 256), **numbers)
+    numbers: dict[str, Any] = {"model": "m", "rope": "yarn", "parameters": 1000, "shape": None, "steps": 10}
+    pose = make_plan(method="pose", lengths=Lengths(64, 32, 256), step=Step(32, 2, 2), **numbers)
     assert (pose.factor, pose.train_tokens, pose.attention_saving) == (4.0, 1280, 64.0)
-    assert pose.train_flops == 1280 * (6 * 1000 + 6 * 2 * 8 * 32)
-    full = make_plan(method="full", lengths=Lengths(64, 32, 256), **numbers)
+    full = make_plan(method="full", lengths=Lengths(64, 32, 256), step=Step(256, 2, 2), **numbers)
     assert (full.train_tokens, full.attention_saving) == (10240, 1.0)
 
 

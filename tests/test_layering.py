@@ -14,6 +14,7 @@ LAYERS = [
     ["positions", "rope"],
     ["evaluation.specs"],
     ["config", "config_files", "runs", "coverage", "models", "data", "environment"],
+    ["costs"],
     ["training", "evaluation", "export", "planning"],
     ["workbench"],
     ["extension"],
@@ -58,7 +59,19 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "room",
-    ["positions", "rope", "planning", "report.table", "runs", "config_files", "cli", "extension", "comparison.request"],
+    [
+        "positions",
+        "rope",
+        "planning",
+        "costs",
+        "models.shape",
+        "report.table",
+        "runs",
+        "config_files",
+        "cli",
+        "extension",
+        "comparison.request",
+    ],
 )
 def test_light_rooms_import_no_torch(room: str) -> None:
     code = f"import sys, skipwise.{room}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"

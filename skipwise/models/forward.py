@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-# Logits exist for this many tokens at a time: 200 MB in float32 at a vocabulary of 50k.
-CHUNK_ROWS = 1024
+# Logits exist for this many tokens at a time: 100 MB in float32 at a vocabulary of 50k.
+CHUNK_ROWS = 512
 
 
 def last_hidden_states(model: nn.Module, unwrapped: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transformers import (
 
 from skipwise.config import ModelConfig
 from skipwise.errors import UserError
+from skipwise.models.attention import prefer_blocks
 from skipwise.models.locate import model_location
 
 T = TypeVar("T")
@@ -59,6 +60,8 @@ def load_model(config: ModelConfig, device: torch.device, dtype: torch.dtype = t
     # nn.Module.to by name: the class's own is wrapped in a way that loses its type.
     torch.nn.Module.to(model, device)
     model.eval()
+    if config.attn_implementation is None:
+        prefer_blocks(model)
     return model
 
 

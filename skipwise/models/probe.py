@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from skipwise.errors import UserError
+from skipwise.models import attention
 from skipwise.models.forward import autocast
 from skipwise.models.load import vocabulary_size
 
@@ -98,7 +99,7 @@ def probe_score_mask(model: PreTrainedModel, dtype: torch.dtype = torch.float32)
             result: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return result.float()
 
-    if model.config._attn_implementation in ("sdpa", "eager"):
+    if model.config._attn_implementation in ("sdpa", "eager", attention.NAME):
         with _without_dropout(model):
             ordinary = logits(torch.ones_like(ids))
             rounding = float((logits(causal) - ordinary).abs().amax())

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,7 +11,6 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from skipwise.models.attention import attention_in_pieces
 from skipwise.models.rope import is_rotary_table, length_dependent, text_config
 
 # Tokens of a chunk: its activations are what a long text costs besides the cache.
@@ -217,15 +216,13 @@ def _logits(
 ) -> torch.Tensor:
     """float[batch, k, vocabulary]: logits of the k positions, after reading tokens [begin, end)."""
     kept: Any = 1 if positions is None else (positions - begin).to(model.device)
-    # A single token needs no mask anyway, and neither does a first chunk.
-    with attention_in_pieces(model) if 0 < begin < end - 1 else nullcontext():
-        output = model(
-            input_ids=input_ids[:, begin:end].to(model.device),
-            attention_mask=torch.ones(input_ids.shape[0], end, dtype=torch.int64, device=model.device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=kept,
-        )
+    output = model(
+        input_ids=input_ids[:, begin:end].to(model.device),
+        attention_mask=torch.ones(input_ids.shape[0], end, dtype=torch.int64, device=model.device),
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=kept,
+    )
     logits: torch.Tensor = output.logits
     if positions is not None and logits.shape[1] != len(positions):  # a model that does not know logits_to_keep
         logits = logits[:, kept]

@@ -71,7 +71,7 @@ class PoSE:
 
     def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator, progress: float) -> Window:
         """Draw cuts, skips and content, and lay them out (Eq. 3-5)."""
-        chunk_of = self._chunk_of_token(lengths.train, rng)
+        sizes = self._chunk_sizes(lengths.train, rng)
         u = sequential_uniform(self.chunks, lengths.target - lengths.train, rng)
         token = np.arange(lengths.train, dtype=np.int64)
         if self.content == "aligned":
@@ -79,18 +79,18 @@ class PoSE:
         elif self.content == "uniform":
             v = sequential_uniform(self.chunks, document.num_tokens - lengths.train, rng)
         else:
-            v = np.zeros_like(u)
-        return Window(token_index=token + v[chunk_of], position_ids=token + u[chunk_of])
+            return Window(token_index=token, position_ids=token + u.repeat(sizes))
+        return Window(token_index=token + v.repeat(sizes), position_ids=token + u.repeat(sizes))
 
-    def _chunk_of_token(self, train: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """int64[train]: the chunk each token of the window falls into."""
-        if self.first_chunk == "half":
-            cuts = rng.integers(1, (train + 1) // 2, size=1, endpoint=True)
-        else:
-            cuts = 1 + rng.choice(train - 1, size=self.chunks - 1, replace=False)
-        starts = np.zeros(train, dtype=np.int64)
-        starts[cuts] = 1
-        return np.cumsum(starts)
+    def _chunk_sizes(self, train: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """int64[chunks]: the tokens of each chunk."""
+        if self.chunks == 2:  # a single cut needs no choice without replacement, which takes as long as all the rest
+            last = (train + 1) // 2 if self.first_chunk == "half" else train - 1
+            first = rng.integers(1, last, endpoint=True)
+            return np.array([first, train - first])
+        cuts = 1 + np.sort(rng.choice(train - 1, size=self.chunks - 1, replace=False))
+        edges = np.concatenate(([0], cuts, [train]))
+        return edges[1:] - edges[:-1]
 
 
 def sequential_uniform(count: int, maximum: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -162,6 +162,16 @@ def pairs_table(title: str, pairs: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
+def plain_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
+    """A column of names, and columns of figures."""
+    table = Table(title=title, title_justify="left")
+    for number, heading in enumerate(header):
+        table.add_column(escape(heading), justify="right" if number else "left")
+    for cells in body:
+        table.add_row(*map(escape, cells))
+    return table
+
+
 def _cell(row: EvalResult | None) -> str:
     if row is None:
         return "-"

@@ -108,13 +108,14 @@ def _loss_and_gradients(
         scale = row_weights[rows].float()
         total -= (log_probs.gather(1, picked)[:, 0] * scale).sum()
         # d loss / d logits, built in place on the probabilities.
-        grad = log_probs.exp()
         if teacher_matrix is not None and teacher_hidden is not None:
             assert kl_weights is not None
             teacher = (teacher_hidden[rows] @ teacher_matrix.T).float().log_softmax(dim=-1)
             expected, kl = teacher.exp(), kl_weights[rows, None].float()
-            total += ((expected * (teacher - log_probs)).sum(dim=-1) * kl[:, 0] * scale).sum()
-            grad.mul_(1 + kl).sub_(expected.mul_(kl))
+            total += (teacher.sub_(log_probs).mul_(expected).sum(dim=-1) * kl[:, 0] * scale).sum()
+            grad = log_probs.exp_().mul_(1 + kl).sub_(expected.mul_(kl))
+        else:
+            grad = log_probs.exp_()
         grad.scatter_add_(1, picked, grad.new_full(picked.shape, -1.0))
         grad.mul_(scale[:, None])
         if grad_bias is not None:

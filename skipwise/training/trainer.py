@@ -15,6 +15,7 @@ from skipwise.config import TrainConfig
 from skipwise.errors import UserError
 from skipwise.models.forward import for_products, last_hidden_states
 from skipwise.models.load import vocabulary_size
+from skipwise.models.memory import keep_freed_memory
 from skipwise.training.loss import chunked_cross_entropy, window_weights
 
 # Share by which our loss may differ from that of the model's own logits.
@@ -192,6 +193,8 @@ def train(
     Returns:
         Whether training came to its end (and was not stopped by a signal).
     """
+    if model.device.type == "cpu":
+        keep_freed_memory()
     use_cache = model.config.use_cache
     trainer = WindowTrainer(
         model=model,

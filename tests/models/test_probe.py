@@ -8,12 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from skipwise import Lengths, PoSE, UserError, WindowCollator, probe_attention
+from skipwise.models import attention
 from skipwise.models.probe import probe_score_mask
 from tests.conftest import PICO_MODELS, pico_llama
 
 
 @pytest.mark.parametrize("kind", PICO_MODELS)
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", attention.NAME])
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_probe_passes_with_a_mask_and_fails_without(
@@ -43,7 +44,7 @@ def test_the_probe_notices_a_model_that_ignores_positions(llama: PreTrainedModel
         probe_attention(llama, 1024, batch_size=1)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", attention.NAME])
 @pytest.mark.parametrize("family", PICO_MODELS)
 def test_masks_of_scores_work_on_stock_attention(family: str, implementation: str) -> None:
     """The probe is content, and no longer so when the same model is given a mask without its echoes."""

@@ -25,6 +25,7 @@ from transformers import (
 )  # fmt: skip
 
 from skipwise.models import attention, reading
+from skipwise.models.attention import prefer_blocks
 from skipwise.models.reading import continue_greedily, pinned_rope, score_endings, score_tokens
 from tests.conftest import PICO_MODELS, VOCABULARY, pico_llama
 
@@ -111,16 +112,26 @@ def reference(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     return logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
+@pytest.mark.parametrize("blocks", [False, True])
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.usefixtures("small_chunks")
-def test_in_pieces_is_as_in_one(kind: str) -> None:
+def test_in_pieces_is_as_in_one(kind: str, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with the attention that takes the place of `sdpa` on a CPU."""
     model = MODELS[kind]()
+    if blocks:
+        monkeypatch.setattr(attention, "DTYPES", {torch.float32})
+        monkeypatch.setattr(attention, "BLOCK_ROWS", 4)
+        prefer_blocks(model)
     scored = torch.rand(IDS.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     scored[:, 0] = False
     widths: list[int] = []
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: widths.append(output.shape[1]))
     scores = score_tokens(model, IDS, scored)
     assert max(widths[-7:]) == (61 if kind in IN_ONE_PIECE else 10)  # after the question whether it can be
+    if blocks and kind in PICO_MODELS:
+        assert model.config._attn_implementation == attention.NAME
+    if model.config._attn_implementation == attention.NAME:
+        model.set_attn_implementation("sdpa")
     assert scores.log_probs.double().numpy() == pytest.approx(reference(model, IDS)[scored[:, 1:]].numpy(), abs=1e-4)
 
 
@@ -167,25 +178,6 @@ def test_beginnings_are_read_once() -> None:
     assert not read
     list(score_endings(model, texts, [True, False, False, False]))
     assert sum(read) == 55
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_on_a_cpu_pieces_need_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, bool]] = []
-    kernel = attention._kernel
-
-    def noted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **keywords: Any) -> Any:
-        calls.append((key.shape[2], keywords.get("is_causal", False)))
-        return kernel(query, key, value, **keywords)
-
-    monkeypatch.setattr(attention, "_kernel", noted)
-    model = pico_llama(num_hidden_layers=1)
-    scored = torch.arange(61)[None] == 60
-    score_tokens(model, IDS[:1], scored)  # asks the model, once, whether it can be read in pieces
-    calls.clear()
-    score_tokens(model, IDS[:1, :30], scored[:, 31:])
-    assert calls == [(10, False), (10, True), (20, False), (10, True)]
-    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -134,8 +134,8 @@ def test_content_modes() -> None:
         assert (aligned.token_index == aligned.position_ids).all()
         assert uniform.token_index[0] == 0  # v_0 = 0
         # Within a chunk, text and positions run on together (Eq. 3 and 5).
-        chunk = PoSE(chunks=3)._chunk_of_token(8, example_rng(0, 0, index))
-        assert chunk.max() == 2
+        chunk = np.arange(3).repeat(PoSE(chunks=3)._chunk_sizes(8, example_rng(0, 0, index)))
+        assert len(chunk) == 8
         for shift in (uniform.token_index - np.arange(8), uniform.position_ids - np.arange(8)):
             assert [len(set(shift[chunk == i])) for i in range(3)] == [1, 1, 1]
     assert PoSE(content="aligned").tokens_needed(lengths) == 64

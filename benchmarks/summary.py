@@ -1,0 +1,174 @@
+"""One flat file of all benchmarks, and the tables of docs/performance.md, from the rows in benchmarks/results/.
+
+python benchmarks/summary.py
+"""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+from skipwise.costs import Step, step_flops, step_memory
+from skipwise.models.locate import TINY
+from skipwise.models.shape import ModelShape, read_config, shape_of
+from skipwise.planning import format_bytes
+from skipwise.runs import write_json, write_text
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
+SMOLLM2 = ModelShape(
+    layers=30, heads=9, key_heads=3, head_dim=64, hidden_size=576, intermediate_size=1536, vocabulary=49152
+)
+Row = dict[str, Any]
+
+
+def load(name: str) -> dict[str, Any]:
+    """What a benchmark wrote."""
+    loaded: dict[str, Any] = json.loads((HERE / "results" / f"{name}.json").read_text())
+    return loaded
+
+
+def step_seconds(row: Row) -> float:
+    """The median."""
+    return statistics.median(row["seconds"])
+
+
+def fastest(rows: list[Row], train_length: int, ours: bool) -> Row:
+    """The row of most tokens per second among those of a window."""
+    own = [row for row in rows if row["train_length"] == train_length and (row["side"] == "ours") == ours]
+    return max(own, key=lambda row: row["tokens_per_second"])
+
+
+def floor_seconds(row: Row, shape: ModelShape, rate: float) -> float:
+    """What a step would take if it were nothing but matrix products at full rate."""
+    return step_flops(shape, Step(row["train_length"], row["batch"])).total / rate
+
+
+def figures() -> dict[str, Any]:
+    """All ratios, flat."""
+    training, lengths, everyday = load("training-SmolLM2-135M-Instruct"), load("lengths-tiny"), load("everyday")
+    evaluation, small = (load(f"evaluation-{name}")["rows"] for name in ("SmolLM2-135M-Instruct", "tiny"))
+    rows = training["rows"]
+    result: dict[str, Any] = {}
+    for train_length in (2048, 512):
+        ours, stock = (fastest(rows, train_length, side) for side in (True, False))
+        result[f"train_speedup_{train_length}"] = ours["tokens_per_second"] / stock["tokens_per_second"]
+        result[f"train_memory_ratio_{train_length}"] = ours["peak_megabytes"] / stock["peak_megabytes"]
+    ours, stock = (fastest(rows, 1024, side) for side in (True, False))
+    result["train_memory_ratio"] = ours["peak_megabytes"] / stock["peak_megabytes"]
+    ours = fastest(rows, 2048, True)
+    rate = training["flops_per_second"]["bfloat16"]
+    result["gemm_share"] = floor_seconds(ours, SMOLLM2, rate) / step_seconds(ours)
+    pose = {row["target_length"]: row for row in lengths["rows"] if row["train_length"] == 256}
+    full = {row["target_length"]: row for row in lengths["rows"] if row["train_length"] == row["target_length"]}
+    result["pose_time_growth_x64"] = step_seconds(pose[64 * 256]) / step_seconds(pose[512])
+    result["pose_memory_growth_x64"] = pose[64 * 256]["peak_megabytes"] / pose[512]["peak_megabytes"]
+    result["full_over_pose_time_x8"] = step_seconds(full[2048]) / step_seconds(pose[2048])
+    result["full_over_pose_memory_x8"] = full[2048]["peak_megabytes"] / pose[2048]["peak_megabytes"]
+    for suffix, own in (("", evaluation), ("_tiny", small)):
+        truncated, generated, passkey, sliding = (row["ratio"] for row in own)
+        result[f"truncated_ppl_speedup{suffix}"] = truncated
+        result[f"passkey_over_generate{suffix}"] = generated
+        result[f"passkey_speedup{suffix}"] = passkey
+        result[f"sliding_ppl_speedup{suffix}"] = sliding
+    result |= {key: value for key, value in everyday.items() if key != "environment"}
+    result["time_to_quality_ratio_x16"] = None  # not measured yet
+    result["machine"] = everyday["environment"]
+    return result
+
+
+def training_table() -> list[str]:
+    """Stock and ours, by size of a step."""
+    loaded = load("training-SmolLM2-135M-Instruct")
+    lines = [
+        "| step | stock, autocast | stock, bfloat16 | ours | ours / floor |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    sizes = dict.fromkeys((row["train_length"], row["batch"]) for row in loaded["rows"])
+    for size in sizes:
+        own = {row["side"]: row for row in loaded["rows"] if (row["train_length"], row["batch"]) == size}
+        cells = [f"{row['tokens_per_second']:.0f} tokens/s, {row['peak_megabytes']:,.0f} MiB" for row in own.values()]
+        ours = own["ours"]
+        share = floor_seconds(ours, SMOLLM2, loaded["flops_per_second"]["bfloat16"]) / step_seconds(ours)
+        lines.append(f"| {size[1]} x {size[0]:,} | {' | '.join(cells)} | {share:.0%} |")
+    return lines
+
+
+def lengths_table() -> list[str]:
+    """PoSE and full length by target (the paper's Figure 3), with what the planner says."""
+    shape = shape_of(read_config(TINY))
+    lines = [
+        "| target | PoSE | full length | time | time, planned | memory | memory, planned |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    rows = load("lengths-tiny")["rows"]
+    full = {row["target_length"]: row for row in rows if row["train_length"] == row["target_length"]}
+    for row in rows:
+        target = row["target_length"]
+        if row["train_length"] == target:
+            continue
+        cells = [f"{step_seconds(row):.2f} s, {row['peak_megabytes']:,.0f} MiB"]
+        if target in full:
+            other = full[target]
+            steps = [Step(one["train_length"], one["batch"]) for one in (row, other)]
+            flops = [step_flops(shape, step).total for step in steps]
+            memory = [step_memory(shape, step, cpu=True).peak for step in steps]
+            cells += [
+                f"{step_seconds(other):.2f} s, {other['peak_megabytes']:,.0f} MiB",
+                f"{step_seconds(other) / step_seconds(row):.1f}x",
+                f"{flops[1] / flops[0]:.1f}x",
+                f"{other['peak_megabytes'] / row['peak_megabytes']:.1f}x",
+                f"{memory[1] / memory[0]:.1f}x",
+            ]
+        else:
+            cells += ["-"] * 5
+        lines.append(f"| {target:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def memory_table() -> list[str]:
+    """Measured and planned peaks."""
+    lines = ["| model | step | measured | planned | planned / measured |", "| --- | --- | ---: | ---: | ---: |"]
+    for name, file, shape in (
+        ("embedded", "lengths-tiny", shape_of(read_config(TINY))),
+        ("SmolLM2-135M", "training-SmolLM2-135M-Instruct", SMOLLM2),
+    ):
+        seen = set()
+        for row in load(file)["rows"]:
+            size = (row["batch"], row["train_length"])
+            if row["side"] == "ours" and size not in seen:
+                seen.add(size)
+                planned = step_memory(shape, Step(row["train_length"], row["batch"]), cpu=True).peak
+                peak = row["peak_megabytes"] * 2**20
+                cells = f"{format_bytes(peak)} | {format_bytes(planned)} | {planned / peak:.2f}"
+                lines.append(f"| {name} | {size[0]} x {size[1]:,} | {cells} |")
+    return lines
+
+
+def ratios_table(flat: dict[str, Any]) -> list[str]:
+    """Every number of the flat file."""
+    lines = ["| figure | value |", "| --- | ---: |"]
+    return lines + [f"| `{key}` | {value:,.4g} |" for key, value in flat.items() if isinstance(value, int | float)]
+
+
+def main() -> None:
+    """Write both."""
+    flat = figures()
+    write_json(HERE / "results.json", flat)
+    page = PAGE.read_text(encoding="utf-8")
+    tables = {
+        "training": training_table(),
+        "lengths": lengths_table(),
+        "memory": memory_table(),
+        "ratios": ratios_table(flat),
+    }
+    for name, lines in tables.items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page, count = marked.subn(lambda match, lines=lines: match[1] + "\n".join([*lines, match[2]]), page)  # type: ignore[misc]
+        assert count == 1, f"docs/performance.md has no place for {name}"
+    write_text(PAGE, page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What training costs: FLOPs, memory and time, from the sizes of a model. No torch."""
+
+from dataclasses import dataclass
+
+from skipwise.errors import UserError
+from skipwise.models.shape import ModelShape
+
+# Bytes of a number.
+FLOAT32, BFLOAT16 = 4, 2
+# Tokens whose logits exist at a time (`models/forward.py`).
+LOGIT_ROWS = 512
+# On a CPU the heap grows by more than what is kept, since temporary tensors leave holes between those that stay, and
+# libraries claim buffers when they are first used. Both fitted to what was measured (docs/performance.md).
+CPU_HEAP, CPU_BUFFERS = 1.6, 40e6
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step of one device.
+
+    Attributes:
+        window: tokens of a window.
+        windows: at a time; accumulation repeats them and needs no more memory.
+        accumulation: how often they are repeated.
+        checkpointing: whether activations of a layer are computed again in the backward pass.
+        teacher: whether an untouched copy of the model reads every window, too.
+    """
+
+    window: int
+    windows: int = 1
+    accumulation: int = 1
+    checkpointing: bool = False
+    teacher: bool = False
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of a step, in floating-point additions and multiplications.
+
+    Attributes:
+        products: of weight matrices.
+        attention: of queries with keys, and of their shares with values.
+    """
+
+    products: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.products + self.attention
+
+
+def step_flops(shape: ModelShape, step: Step) -> StepFlops:
+    """FLOPs of a step of one device.
+
+    A pass over a token multiplies and adds once per weight of a matrix (Kaplan et al., arXiv 2001.08361, Section 2.1),
+    and twice per layer, query dimension and token seen; a causal token sees half of its window. The backward pass is
+    two such passes, checkpointing and a teacher are one each.
+    """
+    passes = 3 + step.checkpointing + step.teacher
+    tokens = step.window * step.windows * step.accumulation
+    products = 2.0 * shape.product_weights * tokens * passes
+    attention = 4.0 * shape.layers * shape.query_size * (step.window / 2) * tokens * passes
+    return StepFlops(products, attention)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of one device at the height of a training step, by part.
+
+    Attributes:
+        weights: in float32.
+        copies: of the matrices in bfloat16, as autocast makes them in every step.
+        optimizer: both moments of Adam, in float32.
+        teacher: the untouched model and its bfloat16 copies.
+        gradients: in float32; they grow as activations go.
+        activations: kept for the backward pass.
+        logits: of `LOGIT_ROWS` tokens, and the gradient of the output embedding.
+        buffers: of libraries.
+    """
+
+    weights: float
+    copies: float
+    optimizer: float
+    teacher: float
+    gradients: float
+    activations: float
+    logits: float
+    buffers: float
+
+    @property
+    def peak(self) -> float:
+        """Activations are there when gradients are not yet, and the other way round."""
+        lasting = self.weights + self.copies + self.optimizer + self.teacher + self.buffers
+        return lasting + max(self.activations + self.logits, self.gradients)
+
+
+def step_memory(shape: ModelShape, step: Step, devices: int = 1, zero: int = 0, cpu: bool = False) -> StepMemory:
+    """Bytes of one device at the height of a training step with float32 weights under bfloat16 autocast.
+
+    Attention keeps queries, keys, values and its result, and never its scores. Sharding divides among devices: the
+    optimizer at ZeRO stage 1, gradients too at 2, weights too at 3 (Rajbhandari et al., arXiv 1910.02054, Figure 1).
+
+    Args:
+        shape: of the model.
+        step: what one device does.
+        devices: that share the work.
+        zero: stage, 0 to 3.
+        cpu: whether the device is one; what an accelerator's allocator holds beyond what is in use was not measured.
+    """
+    if zero not in ZERO_STAGES or devices < 1:
+        raise UserError(f"ZeRO has stages 0 to 3 on at least one device, not {zero} on {devices}. Set --zero 3.")
+    parameters = shape.parameters
+    of_weights, of_gradients, of_optimizer = (devices if zero >= stage else 1 for stage in (3, 2, 1))
+    # Stage 3 gathers one layer at a time.
+    copied = shape.layer_weights + shape.embedding_weights if zero == 3 else shape.product_weights
+    copies = BFLOAT16 * copied
+    tokens = step.window * step.windows
+    layer = activation_bytes(shape)
+    kept = FLOAT32 * shape.hidden_size
+    activations = tokens * (shape.layers * kept + layer if step.checkpointing else shape.layers * layer)
+    rows = min(LOGIT_ROWS, tokens)
+    logits = rows * shape.vocabulary * (2 * BFLOAT16 + 2 * FLOAT32) * (2 if step.teacher else 1)
+    return StepMemory(
+        weights=FLOAT32 * parameters / of_weights,
+        copies=copies,
+        optimizer=2 * FLOAT32 * parameters / of_optimizer,
+        teacher=(FLOAT32 * parameters / of_weights + copies) if step.teacher else 0.0,
+        gradients=FLOAT32 * parameters / of_gradients,
+        activations=activations * (CPU_HEAP if cpu else 1.0),
+        logits=logits + (FLOAT32 + BFLOAT16) * shape.embedding_weights,
+        buffers=CPU_BUFFERS if cpu else 0.0,
+    )
+
+
+def activation_bytes(shape: ModelShape) -> int:
+    """Bytes that one layer keeps of one token for its backward pass.
+
+    Each of the two norms keeps what it gets and what it scales, in float32; each matrix its input, in bfloat16 (those
+    that share an input have a copy each); attention keeps queries, keys and values; a gate keeps both factors and what
+    goes into its activation function.
+    """
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    norms = 2 * 2 * FLOAT32 * hidden
+    inputs = BFLOAT16 * hidden * (5 if shape.gated else 4)
+    attention = BFLOAT16 * (2 * shape.query_size + 2 * shape.key_size)
+    feed_forward = BFLOAT16 * inner * (4 if shape.gated else 2)
+    return norms + inputs + attention + feed_forward

@@ -1,0 +1,140 @@
+"""The sizes of a model, from its config alone. No torch, so that planning starts fast."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skipwise.errors import UserError
+from skipwise.models.locate import model_location
+
+# Families whose feed-forward layers have two matrices; in all others a third one gates.
+UNGATED = ("gpt_neox", "gptj", "phi", "starcoder2", "stablelm_epoch", "falcon", "nemotron")
+# Keys that say that a config is of a mixture of experts, whose sizes mean something else.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a dense decoder that its cost depends on.
+
+    Attributes:
+        layers, heads, key_heads, head_dim, hidden_size, intermediate_size, vocabulary: as in the model's config.
+        gated: whether feed-forward layers have three matrices, or two.
+        tied: whether input and output embedding are one matrix.
+    """
+
+    layers: int
+    heads: int
+    key_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+    vocabulary: int
+    gated: bool = True
+    tied: bool = True
+
+    @property
+    def query_size(self) -> int:
+        """Width of all queries of a token."""
+        return self.heads * self.head_dim
+
+    @property
+    def key_size(self) -> int:
+        """Width of all keys of a token, and of all values."""
+        return self.key_heads * self.head_dim
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of the matrices of one layer."""
+        attention = self.hidden_size * 2 * (self.query_size + self.key_size)
+        return attention + (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
+
+    @property
+    def embedding_weights(self) -> int:
+        """Weights of one embedding matrix."""
+        return self.vocabulary * self.hidden_size
+
+    @property
+    def product_weights(self) -> int:
+        """Weights that every token is multiplied with; the input embedding is looked up."""
+        return self.layers * self.layer_weights + self.embedding_weights
+
+    @property
+    def parameters(self) -> int:
+        """All weights, those of norms included; biases, well below a thousandth, are not."""
+        norms = (2 * self.layers + 1) * self.hidden_size
+        return self.product_weights + norms + (0 if self.tied else self.embedding_weights)
+
+
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
+    """The sizes that a `config.json` says.
+
+    Raises:
+        UserError: for a model that is no dense decoder.
+    """
+    config = config.get("text_config") or config
+    missing = [
+        key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size") if key not in config
+    ]
+    if missing:
+        raise UserError(f"Sizes are read from a config.json with {', '.join(missing)}, but this one has none.")
+    if any(config.get(key) for key in EXPERTS):
+        raise UserError("Costs are known for dense models, but this is a mixture of experts. Plan a dense one.")
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    kind = config.get("model_type")
+    return ModelShape(
+        layers=int(config["num_hidden_layers"]),
+        heads=heads,
+        key_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or hidden // heads),
+        hidden_size=hidden,
+        intermediate_size=int(config.get("intermediate_size") or 4 * hidden),
+        vocabulary=int(config["vocab_size"]),
+        gated=kind not in UNGATED,
+        tied=bool(config.get("tie_word_embeddings", kind in ("gemma", "gemma2", "gemma3_text"))),
+    )
+
+
+def original_window(config: Mapping[str, Any]) -> int:
+    """The window of pretraining, in tokens, that a `config.json` says.
+
+    Raises:
+        UserError: when it says none.
+    """
+    config = config.get("text_config") or config
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    window = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+    if window is None:
+        raise UserError("The config.json says no window. Set lengths.original to that of pretraining.")
+    if (rope.get("rope_type") or rope.get("type")) == "linear":
+        window = round(window / float(rope.get("factor") or 1.0))
+    return int(window)
+
+
+def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
+    """The `config.json` of a model directory or hub model.
+
+    Raises:
+        UserError: when it cannot be had, or for a .gguf file.
+    """
+    location = model_location(path)
+    if location.endswith(".gguf"):
+        raise UserError(f"A plan is made from a config.json, but {path} is a single file. Name a model directory.")
+    file = Path(location) / "config.json"
+    if not Path(location).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            file = Path(hf_hub_download(location, "config.json", revision=revision))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise UserError(f"The config of {path} cannot be had from the hub: {str(error).splitlines()[0]}") from error
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} must hold a mapping, not {type(config).__name__}.")
+    return config

@@ -1,0 +1,132 @@
+"""Attention in blocks is attention: against the textbook formula and PyTorch's, with gradients."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from skipwise.models import attention
+from skipwise.models.attention import NAME, attend, causal_attention, prefer_blocks
+from skipwise.models.forward import autocast
+from tests.conftest import VOCABULARY, pico_llama
+
+
+def tensors(n: int, m: int, groups: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Queries, keys and values of two texts; values are narrower."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 2 * groups, n, 8), (2, 2, m, 8), (2, 2, m, 5)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def textbook(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """One row at a time."""
+    before, groups = key.shape[2] - query.shape[2], query.shape[1] // key.shape[1]
+    out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype)
+    for head in range(query.shape[1]):
+        for row in range(query.shape[2]):
+            seen = before + row + 1
+            scores = torch.einsum("bd,bmd->bm", query[:, head, row], key[:, head // groups, :seen]) * scale
+            weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+            out[:, head, row] = torch.einsum("bm,bme->be", weights, value[:, head // groups, :seen])
+    return out.transpose(1, 2)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (4, 4), (11, 11), (11, 18), (1, 7), (8, 9)])
+def test_values_and_gradients(n: int, m: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK_ROWS", 4)
+    ours, theirs = (tensors(n, m, groups, torch.float64) for _ in range(2))
+    out, expected = causal_attention(*ours, 0.3), textbook(*theirs, 0.3)
+    torch.testing.assert_close(out, expected)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_as_exact_in_bfloat16_as_the_kernel() -> None:
+    """Against float64, within twice the error of PyTorch's own."""
+    n, d = 700, 64
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 2, n, d, generator=generator).bfloat16() for _ in range(3)]
+    weights = torch.randn(1, n, 2, d, generator=generator).double()
+
+    def gradients(out_of: object, dtype: torch.dtype) -> list[torch.Tensor]:
+        leaves = [one.to(dtype, copy=True).requires_grad_() for one in inputs]
+        out = out_of(*leaves)  # type: ignore[operator]
+        (out.double() * weights).sum().backward()
+        return [out.detach().double(), *(leaf.grad.double() for leaf in leaves if leaf.grad is not None)]
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+
+    exact = gradients(kernel, torch.float64)
+    theirs = gradients(kernel, torch.bfloat16)
+    ours = gradients(lambda *leaves: causal_attention(*leaves, d**-0.5), torch.bfloat16)
+    for expected, other, mine in zip(exact, theirs, ours, strict=True):
+        assert (mine - expected).norm() < 2 * (other - expected).norm()
+
+
+def test_a_model_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast and with a skip in the positions: loss and gradients within the rounding of bfloat16."""
+    ids = torch.randint(2, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(40).expand(2, 40) + 9 * (torch.arange(40) >= 17)
+    results = []
+    for blocks in (False, True):
+        model = pico_llama().train()
+        if blocks:
+            prefer_blocks(model)
+            assert model.config._attn_implementation == NAME
+        calls = 0
+        original = causal_attention
+
+        def counted(*arguments: torch.Tensor, original: object = original) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return original(*arguments)  # type: ignore[operator, no-any-return]
+
+        monkeypatch.setattr(attention, "causal_attention", counted)
+        with autocast(torch.device("cpu"), torch.bfloat16):
+            loss = model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, labels=ids, use_cache=False
+            ).loss
+        monkeypatch.undo()
+        loss.backward()
+        assert calls == (len(model.model.layers) if blocks else 0)
+        results.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (loss, gradient), (our_loss, our_gradient) = results
+    assert float(our_loss) == pytest.approx(float(loss), rel=2e-3)
+    assert (our_gradient - gradient).norm() < 0.03 * gradient.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_are_kept(dtype: torch.dtype) -> None:
+    """A mask, or a text that goes on after others in float32, is attention as ever."""
+    query, key, value = (one.detach() for one in tensors(6, 9, 1, dtype))
+    mask = torch.rand(2, 1, 6, 9, generator=torch.Generator().manual_seed(2)) < 0.7
+    mask[..., 0] = True
+    module = nn.Module()
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    torch.testing.assert_close(attend(module, query, key, value, mask)[0], expected)
+    causal = torch.ones(6, 9, dtype=torch.bool).tril(3)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=causal).transpose(1, 2)
+    torch.testing.assert_close(attend(module, query, key, value, None)[0], expected, atol=2e-2, rtol=2e-2)
+
+
+def test_padding_is_masked() -> None:
+    """Batches of other programs may be padded."""
+    ids = torch.randint(2, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(0))
+    padded = torch.ones_like(ids)
+    padded[1, :5] = 0
+    model, ours = pico_llama(), pico_llama()
+    prefer_blocks(ours)
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=padded).logits
+        torch.testing.assert_close(ours(input_ids=ids, attention_mask=padded).logits, expected)
+
+
+def test_nothing_of_it_is_saved() -> None:
+    model = pico_llama()
+    prefer_blocks(model)
+    assert NAME not in model.config.to_json_string()

@@ -1,0 +1,158 @@
+"""What training costs, by hand, against real models, and against the paper."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen3Config
+from typer.testing import CliRunner
+
+from skipwise import UserError
+from skipwise.cli import app
+from skipwise.costs import Step, activation_bytes, step_flops, step_memory
+from skipwise.models.locate import TINY
+from skipwise.models.shape import ModelShape, original_window, read_config, shape_of
+
+SMALL = ModelShape(
+    layers=2, heads=2, key_heads=1, head_dim=4, hidden_size=8, intermediate_size=16, vocabulary=10, tied=False
+)
+# Published sizes of LLaMA-7B (arXiv 2302.13971, Table 2).
+LLAMA_7B = ModelShape(
+    layers=32, heads=32, key_heads=32, head_dim=128, hidden_size=4096, intermediate_size=11008, vocabulary=32000,
+    tied=False,
+)  # fmt: skip
+
+SMOLLM2 = ModelShape(
+    layers=30, heads=9, key_heads=3, head_dim=64, hidden_size=576, intermediate_size=1536, vocabulary=49152
+)
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+CONFIGS = {
+    "llama": LlamaConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
+        vocab_size=100, tie_word_embeddings=True,
+    ),
+    "untied": LlamaConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=100,
+        tie_word_embeddings=False,
+    ),
+    "wide heads": Qwen3Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+        intermediate_size=48, vocab_size=100, tie_word_embeddings=True,
+    ),
+    "two matrices": GPTNeoXConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=100
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_weights_of_matrices_are_those_of_the_model(kind: str) -> None:
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind])
+    matrices = {id(weight): weight for weight in model.parameters() if weight.dim() == 2}
+    shape = shape_of(CONFIGS[kind].to_dict())
+    assert shape.parameters - (2 * shape.layers + 1) * shape.hidden_size == sum(w.numel() for w in matrices.values())
+
+
+def test_flops_by_hand() -> None:
+    """Two windows of ten tokens: 7 matrices a layer, and of each token with five others on average."""
+    attention_weights = 8 * 8 + 8 * 4 + 8 * 4 + 8 * 8
+    weights = 2 * (attention_weights + 3 * 8 * 16) + 10 * 8
+    flops = step_flops(SMALL, Step(window=10, windows=2))
+    assert flops.products == 3 * 2 * weights * 20
+    assert flops.attention == 3 * (2 + 2) * 2 * 8 * 5 * 20
+    both = step_flops(SMALL, Step(window=10, windows=1, accumulation=2, checkpointing=True, teacher=True))
+    assert both.total == pytest.approx(flops.total * 5 / 3)
+
+
+def test_memory_by_hand() -> None:
+    parameters = SMALL.parameters
+    memory = step_memory(SMALL, Step(window=10))
+    assert (memory.weights, memory.optimizer) == (4 * parameters, 8 * parameters)
+    layer = 4 * 4 * 8 + 5 * 2 * 8 + 2 * (8 + 4 + 4 + 8) + 4 * 2 * 16
+    assert activation_bytes(SMALL) == layer
+    assert memory.activations == 10 * 2 * layer
+    checkpointed = step_memory(SMALL, Step(window=10, checkpointing=True))
+    assert checkpointed.activations == 10 * (2 * 4 * 8 + layer)
+    assert step_memory(SMALL, Step(window=10, accumulation=8)) == memory
+
+
+@pytest.mark.parametrize(("zero", "divided"), [(1, 1), (2, 2), (3, 3)])
+def test_each_stage_divides_one_more_part(zero: int, divided: int) -> None:
+    alone = step_memory(SMALL, Step(window=10))
+    shared = step_memory(SMALL, Step(window=10), devices=4, zero=zero)
+    parts = ("optimizer", "gradients", "weights")
+    shares = [getattr(alone, part) / getattr(shared, part) for part in parts]
+    assert shares == [4.0] * divided + [1.0] * (3 - divided)
+    assert shared.activations == alone.activations
+
+
+def test_the_paper_on_eight_devices_of_32_gb() -> None:
+    """LLaMA-7B on the machine of the paper: 16k at full length does not fit, windows of 2k do."""
+    full, pose = (step_memory(LLAMA_7B, Step(window), devices=8, zero=3).peak for window in (16384, 2048))
+    assert LLAMA_7B.parameters == pytest.approx(6.74e9, rel=1e-3)
+    assert pose < 32e9 < full
+
+
+def test_memory_is_what_was_measured() -> None:
+    """On CPUs, within 15 %: two sizes of models, windows from 256 to 4,096 tokens."""
+    checked = 0
+    for name, shape in (("lengths-tiny", shape_of(read_config(TINY))), ("training-SmolLM2-135M-Instruct", SMOLLM2)):
+        rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+        for row in rows:
+            if row["side"] == "ours" and row["train_length"] * row["batch"] <= 8192:
+                planned = step_memory(shape, Step(row["train_length"], row["batch"]), cpu=True).peak
+                assert planned / 2**20 == pytest.approx(row["peak_megabytes"], rel=0.15), row
+                checked += 1
+    assert checked >= 8
+
+
+def test_windows_of_configs() -> None:
+    assert original_window({"max_position_embeddings": 2048}) == 2048
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    assert original_window({"max_position_embeddings": 8192, "rope_parameters": yarn}) == 2048
+    linear = {"type": "linear", "factor": 4.0}
+    assert original_window({"max_position_embeddings": 8192, "rope_scaling": linear}) == 2048
+    assert original_window({"text_config": {"max_position_embeddings": 512}}) == 512
+    with pytest.raises(UserError, match="no window"):
+        original_window({})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [({"hidden_size": 8}, "num_hidden_layers"), ({**CONFIGS["llama"].to_dict(), "num_experts": 8}, "mixture")],
+)
+def test_what_has_no_known_cost(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        shape_of(config)
+
+
+def test_the_command() -> None:
+    printed = (
+        CliRunner()
+        .invoke(app, ["plan", "builtin:tiny", "--target", "4k", "--flops", "1e11", "--device-memory", "0.5"])
+        .output
+    )
+    assert "pose" in printed
+    assert "full" in printed
+    row = next(line for line in printed.splitlines() if "fits into 500 MB" in line)
+    assert ("yes" in row, "no" in row) == (True, True)
+    costs = json.loads(CliRunner().invoke(app, ["plan", "builtin:tiny", "--target", "4k", "--json"]).output)
+    assert [cost["method"] for cost in costs] == ["pose", "full"]
+    assert costs[1]["step"]["window"] == 4096
+    assert costs[0]["seconds"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["builtin:tiny", "--target", "256"], "above the window of 256"),
+        (["x.gguf", "--target", "4k"], "does not exist"),
+        (["builtin:tiny", "--target", "4k", "--devices", "2", "--zero", "4"], "--zero"),
+    ],
+)
+def test_what_cannot_be_planned(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["plan", *arguments])
+    assert result.exit_code
+    assert message in (str(result.exception) if isinstance(result.exception, UserError) else result.output)
