@@ -104,22 +104,26 @@ def plan(
     zero: Annotated[int, typer.Option(help="ZeRO stage; 3 is also FSDP.", min=0, max=3)] = 0,
     cpu: Annotated[bool, typer.Option("--cpu", help="Devices are CPUs, whose heap holds more than is in use.")] = False,
     device_memory: Annotated[float | None, typer.Option(help="Of a device, in GB.", min=0.0)] = None,
-    flops: Annotated[float | None, typer.Option(help="FLOP/s a device reaches in training, e.g. 150e12.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="FLOP/s a device reaches in training, e.g. 150e12.", min=1.0)
+    ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's matrix products instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what training takes, beside training at full length. Needs no GPU and loads no model."""
+    """Say what training in mixed bfloat16 takes, beside training at full length. Needs no GPU and loads no model."""
     import json
 
-    from skipwise.models.shape import original_window, read_config, shape_of
+    from skipwise.models.shape import read_config, read_windows, shape_of
     from skipwise.planning import compare_costs, cost_rows, describe_costs, resolve_plan_lengths
 
     flags: dict[str, Any] = {"lengths": {"target": target, "train": train_length}, "train": {"max_steps": steps}}
     values = _values(model, flags, method, set_)
     values.setdefault("data", "builtin:python")  # costs do not depend on it
     config = parse_config(values)
+    if config.method == "interpolate":
+        raise UserError("The method interpolate trains nothing, so it costs nothing. Plan another --method.")
     model_config = read_config(config.model.path, config.model.revision)
-    lengths = resolve_plan_lengths(config, original_window(model_config))
+    lengths = resolve_plan_lengths(config, *read_windows(model_config))
     shape = shape_of(model_config)
     if measure:
         from skipwise.models.speed import products_per_second

@@ -21,8 +21,8 @@ class Step:
 
     Attributes:
         window: tokens of a window.
-        windows: at a time; accumulation repeats them and needs no more memory.
-        accumulation: how often they are repeated.
+        windows: at a time.
+        accumulation: how often that is repeated; gradients then add up while activations are there.
         checkpointing: whether activations of a layer are computed again in the backward pass.
         teacher: whether an untouched copy of the model reads every window, too.
     """
@@ -74,11 +74,12 @@ class StepMemory:
         weights: in float32.
         copies: of the matrices in bfloat16, as autocast makes them in every step.
         optimizer: both moments of Adam, in float32.
-        teacher: the untouched model and its bfloat16 copies.
+        teacher: the untouched model in bfloat16, whole on every device.
         gradients: in float32; they grow as activations go.
         activations: kept for the backward pass.
         logits: of `LOGIT_ROWS` tokens, and the gradient of the output embedding.
         buffers: of libraries.
+        accumulated: whether gradients of earlier windows are there beside activations.
     """
 
     weights: float
@@ -89,12 +90,14 @@ class StepMemory:
     activations: float
     logits: float
     buffers: float
+    accumulated: bool = False
 
     @property
     def peak(self) -> float:
-        """Activations are there when gradients are not yet, and the other way round."""
+        """Without accumulation gradients are there when activations are gone."""
         lasting = self.weights + self.copies + self.optimizer + self.teacher + self.buffers
-        return lasting + max(self.activations + self.logits, self.gradients)
+        forward = self.activations + self.logits
+        return lasting + (forward + self.gradients if self.accumulated else max(forward, self.gradients))
 
 
 def step_memory(shape: ModelShape, step: Step, devices: int = 1, zero: int = 0, cpu: bool = False) -> StepMemory:
@@ -127,11 +130,12 @@ def step_memory(shape: ModelShape, step: Step, devices: int = 1, zero: int = 0, 
         weights=FLOAT32 * parameters / of_weights,
         copies=copies,
         optimizer=2 * FLOAT32 * parameters / of_optimizer,
-        teacher=(FLOAT32 * parameters / of_weights + copies) if step.teacher else 0.0,
+        teacher=float(BFLOAT16 * parameters) if step.teacher else 0.0,
         gradients=FLOAT32 * parameters / of_gradients,
         activations=activations * (CPU_HEAP if cpu else 1.0),
         logits=logits + (FLOAT32 + BFLOAT16) * shape.embedding_weights,
         buffers=CPU_BUFFERS if cpu else 0.0,
+        accumulated=step.accumulation > 1,
     )
 
 

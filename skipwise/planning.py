@@ -170,18 +170,18 @@ def compare_costs(
     return costs
 
 
-def resolve_plan_lengths(config: RunConfig, original: int) -> Lengths:
-    """The three lengths of a run on a model with this window.
+def resolve_plan_lengths(config: RunConfig, first: int, current: int) -> Lengths:
+    """The three lengths of a run on a model with this first window, and this one now.
 
     Raises:
-        UserError: when the target is not above it, or the sampler cannot work with them.
+        UserError: when the target is not above them, or the sampler cannot work with them.
     """
-    original = config.lengths.original or original
+    original = config.lengths.original or first
     target = config.lengths.target
-    if target <= original:
+    if target <= max(original, current):
         raise UserError(
-            f"The target must be above the window of {original:,} tokens, but it is {target:,}. "
-            f"Raise --target, for example to {2 * original:,}."
+            f"The target must be above the window of {max(original, current):,} tokens, but it is {target:,}. "
+            f"Raise --target, for example to {2 * max(original, current):,}."
         )
     lengths = Lengths(original=original, train=config.lengths.train or original, target=target)
     config.positions.check(lengths)

@@ -12,7 +12,7 @@ from skipwise import UserError
 from skipwise.cli import app
 from skipwise.costs import Step, activation_bytes, step_flops, step_memory
 from skipwise.models.locate import TINY
-from skipwise.models.shape import ModelShape, original_window, read_config, shape_of
+from skipwise.models.shape import ModelShape, read_config, read_windows, shape_of
 
 SMALL = ModelShape(
     layers=2, heads=2, key_heads=1, head_dim=4, hidden_size=8, intermediate_size=16, vocabulary=10, tied=False
@@ -75,7 +75,10 @@ def test_memory_by_hand() -> None:
     assert memory.activations == 10 * 2 * layer
     checkpointed = step_memory(SMALL, Step(window=10, checkpointing=True))
     assert checkpointed.activations == 10 * (2 * 4 * 8 + layer)
-    assert step_memory(SMALL, Step(window=10, accumulation=8)) == memory
+    assert memory.peak == 12 * parameters + memory.copies + memory.activations + memory.logits
+    accumulated = step_memory(SMALL, Step(window=10, accumulation=8))
+    assert accumulated.peak == memory.peak + memory.gradients
+    assert step_memory(SMALL, Step(window=10, teacher=True)).teacher == 2 * parameters
 
 
 @pytest.mark.parametrize(("zero", "divided"), [(1, 1), (2, 2), (3, 3)])
@@ -109,19 +112,25 @@ def test_memory_is_what_was_measured() -> None:
 
 
 def test_windows_of_configs() -> None:
-    assert original_window({"max_position_embeddings": 2048}) == 2048
+    assert read_windows({"max_position_embeddings": 2048}) == (2048, 2048)
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
-    assert original_window({"max_position_embeddings": 8192, "rope_parameters": yarn}) == 2048
-    linear = {"type": "linear", "factor": 4.0}
-    assert original_window({"max_position_embeddings": 8192, "rope_scaling": linear}) == 2048
-    assert original_window({"text_config": {"max_position_embeddings": 512}}) == 512
+    assert read_windows({"max_position_embeddings": 8192, "rope_parameters": yarn}) == (2048, 8192)
+    linear = {"type": "linear", "factor": 4.0, "original_max_position_embeddings": 2048}
+    assert read_windows({"max_position_embeddings": 8192, "rope_scaling": linear}) == (2048, 8192)
+    above = {"max_position_embeddings": 8192, "original_max_position_embeddings": 512, "rope_scaling": None}
+    assert read_windows(above) == (512, 8192)
+    assert read_windows({"text_config": {"max_position_embeddings": 512}}) == (512, 512)
     with pytest.raises(UserError, match="no window"):
-        original_window({})
+        read_windows({})
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"hidden_size": 8}, "num_hidden_layers"), ({**CONFIGS["llama"].to_dict(), "num_experts": 8}, "mixture")],
+    [
+        ({**CONFIGS["llama"].to_dict(), "intermediate_size": [4, 8]}, "alike"),
+        ({"hidden_size": 8}, "num_hidden_layers"),
+        ({**CONFIGS["llama"].to_dict(), "num_experts": 8}, "mixture"),
+    ],
 )
 def test_what_has_no_known_cost(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -148,6 +157,7 @@ def test_the_command() -> None:
     ("arguments", "message"),
     [
         (["builtin:tiny", "--target", "256"], "above the window of 256"),
+        (["builtin:tiny", "--target", "4k", "--method", "interpolate"], "trains nothing"),
         (["x.gguf", "--target", "4k"], "does not exist"),
         (["builtin:tiny", "--target", "4k", "--devices", "2", "--zero", "4"], "--zero"),
     ],

@@ -1,9 +1,11 @@
-"""Causal attention in blocks of plain matrix products, for CPUs.
+"""Causal attention in blocks of plain matrix products, for CPUs that multiply bfloat16.
 
 There PyTorch's own kernel runs at a third of the rate of matrix products, and under a mask it computes what the mask
-hides. Whole products over a block of rows, with only the keys that these rows see, need neither a mask nor more memory.
+hides. Whole products over a block of rows, with only the keys that these rows see, need no mask, and blocks are small
+enough that memory does not grow with the text.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,15 +22,15 @@ NAME = "skipwise_blocks"
 DTYPES = {torch.bfloat16}
 # Rows of a block. Fewer make thin products, more compute above the diagonal.
 BLOCK_ROWS = 128
+# At most so many scores exist at once, unless a single row has more: 32 MiB, and three times that in training.
+MOST_SCORES = 2**24
 
 
 def prefer_blocks(model: PreTrainedModel) -> None:
     """Use it for what `sdpa` would have been used for, on a CPU; elsewhere nothing changes."""
-    if (
-        model.device.type == "cpu"
-        and model.config._attn_implementation == "sdpa"
-        and model._can_set_attn_implementation()
-    ):
+    sparse = hasattr(model.config.get_text_config(), "index_topk")  # such families ask for `sdpa` by name
+    stock = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    if stock and not sparse and model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
 
 
@@ -55,12 +57,9 @@ class _CausalAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value)
         ctx.scale = scale
         batch, heads, n, _ = query.shape
-        before = key.shape[2] - n
         out = query.new_empty(batch, n, heads, value.shape[-1])
         keys, values = key.flatten(0, 1), value.flatten(0, 1)
-        for start in range(0, n, BLOCK_ROWS):
-            rows = slice(start, start + BLOCK_ROWS)
-            seen = slice(0, before + min(start + BLOCK_ROWS, n))
+        for rows, seen in _blocks(query, key):
             block = query[:, :, rows]
             shares = _shares(_by_key(block * scale, key), keys[:, seen], block.shape[2])
             out[:, rows] = torch.bmm(shares, values[:, seen]).view(*block.shape[:3], -1).transpose(1, 2)
@@ -71,15 +70,11 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Block by block, as forward."""
         query, key, value = ctx.saved_tensors
-        n = query.shape[2]
-        before = key.shape[2] - n
         keys, values = key.flatten(0, 1), value.flatten(0, 1)
         grad_query = torch.empty_like(query)
         grad_keys = torch.zeros_like(keys, dtype=torch.float32)
         grad_values = torch.zeros_like(values, dtype=torch.float32)
-        for start in range(0, n, BLOCK_ROWS):
-            rows = slice(start, start + BLOCK_ROWS)
-            seen = slice(0, before + min(start + BLOCK_ROWS, n))
+        for rows, seen in _blocks(query, key):
             block = query[:, :, rows]
             scaled = _by_key(block * ctx.scale, key)
             grad_block = _by_key(grad_out[:, rows].transpose(1, 2), key)
@@ -92,6 +87,15 @@ class _CausalAttention(torch.autograd.Function):
         return grad_query, grad_keys.to(key.dtype).view_as(key), grad_values.to(value.dtype).view_as(value), None
 
 
+def _blocks(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Rows, and the keys that they see."""
+    n, keys = query.shape[2], key.shape[2]
+    size = max(1, min(BLOCK_ROWS, MOST_SCORES // (query.shape[0] * query.shape[1] * keys)))
+    for start in range(0, n, size):
+        end = min(start + size, n)
+        yield slice(start, end), slice(0, keys - n + end)
+
+
 def _by_key(block: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """float[batch, heads, rows, d] to float[batch * key heads, heads per key * rows, d]: one product per key head."""
     return block.reshape(key.shape[0] * key.shape[1], -1, block.shape[-1])
@@ -100,7 +104,7 @@ def _by_key(block: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 def _shares(scaled: torch.Tensor, keys: torch.Tensor, rows: int) -> torch.Tensor:
     """Softmax over the keys; the last `rows` of them are the rows' own, of which each sees those up to itself."""
     scores = torch.bmm(scaled, keys.transpose(1, 2))
-    later = torch.full((rows, rows), float("-inf"), dtype=scores.dtype).triu(1)
+    later = torch.full((rows, rows), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
     scores.view(len(keys), -1, rows, keys.shape[1])[..., -rows:] += later
     return scores.softmax(dim=-1)
 
@@ -121,25 +125,29 @@ def attend(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     plain = causal and attention_mask is None and not dropout and keywords.get("position_bias") is None
     query, key, value = for_products(query), for_products(key), for_products(value)
-    if plain and n > 1 and query.dtype in DTYPES:
+    if plain and n > 1 and query.dtype in DTYPES and query.device.type == "cpu":
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         with torch.autocast(query.device.type, enabled=False):
             return causal_attention(query, key, value, scale), None
     if causal and attention_mask is None and n > 1 and before:  # sdpa would take the first keys for a row's own
-        attention_mask = torch.ones(1, 1, n, before + n, dtype=torch.bool).tril(before)
+        attention_mask = torch.ones(1, 1, n, before + n, dtype=torch.bool, device=query.device).tril(before)
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
     )
 
 
 def make_mask(**keywords: Any) -> torch.Tensor | None:
-    """transformers' mask interface: none for plain causal attention to all keys, without padding."""
-    padding = keywords["attention_mask"]
+    """transformers' mask interface: none where blocks are used, on plain causal attention to all keys."""
+    n, keys, padding = keywords["q_length"], keywords["kv_length"], keywords["attention_mask"]
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else keywords["dtype"]
+    blocks = dtype in DTYPES and torch.device(keywords["device"]).type == "cpu"
     plain = keywords["mask_function"] is causal_mask_function and keywords["allow_is_causal_skip"]
-    all_keys = keywords["q_offset"] + keywords["q_length"] == keywords["kv_offset"] + keywords["kv_length"]
-    if plain and all_keys and (padding is None or bool(padding.all())):
+    all_keys = keywords["q_offset"] + n == keywords["kv_offset"] + keys
+    if blocks and plain and all_keys and (padding is None or bool(padding.all())):
         return None
-    mask: torch.Tensor | None = sdpa_mask(**keywords)
+    # Without a mask `sdpa` takes the first keys for the rows' own, as in a static cache; `attend` takes the last.
+    skip = keywords["allow_is_causal_skip"] and n in (1, keys)
+    mask: torch.Tensor | None = sdpa_mask(**{**keywords, "allow_is_causal_skip": skip})
     return mask
 
 

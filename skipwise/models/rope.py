@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
+from skipwise.models.shape import windows_of
 from skipwise.rope import RopeScaling
 from skipwise.rope.scaling import Frequencies
 
@@ -63,7 +64,7 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
             "Choose a model with a single table."
         )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    original, current = _windows(parameters, int(config.max_position_embeddings))
+    original, current = windows_of(parameters, int(config.max_position_embeddings))
     return RopeInfo(
         rotary_dim=int(head_dim * parameters.get("partial_rotary_factor", 1.0)),
         theta=float(parameters["rope_theta"]),
@@ -71,18 +72,6 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
         current=current,
         rope_type=str(parameters["rope_type"]),
     )
-
-
-def _windows(parameters: dict[str, Any], claimed: int) -> tuple[int, int]:
-    """The first window and the one now, from what a config says about an earlier extension."""
-    factor = float(parameters.get("factor") or 1.0)
-    first = parameters.get("original_max_position_embeddings")
-    if parameters["rope_type"] == "linear":  # knows its factor only
-        return round(claimed / factor), claimed
-    if first is None:
-        return claimed, claimed
-    # Some leave max_position_embeddings where it was before the extension.
-    return int(first), max(claimed, round(int(first) * factor))
 
 
 def length_dependent(config: PreTrainedConfig) -> str | None:

@@ -10,7 +10,9 @@ from skipwise.errors import UserError
 from skipwise.models.locate import model_location
 
 # Families whose feed-forward layers have two matrices; in all others a third one gates.
-UNGATED = ("gpt_neox", "gptj", "phi", "starcoder2", "stablelm_epoch", "falcon", "nemotron")
+UNGATED = ("gpt_neox", "phi", "starcoder2", "nemotron", "arcee", "apertus", "persimmon")
+# Families that tie their embeddings unless their config says otherwise.
+TIED = ("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "starcoder2", "smollm3", "falcon")
 # Keys that say that a config is of a mixture of experts, whose sizes mean something else.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 
@@ -82,35 +84,55 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         raise UserError(f"Sizes are read from a config.json with {', '.join(missing)}, but this one has none.")
     if any(config.get(key) for key in EXPERTS):
         raise UserError("Costs are known for dense models, but this is a mixture of experts. Plan a dense one.")
-    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     kind = config.get("model_type")
-    return ModelShape(
-        layers=int(config["num_hidden_layers"]),
-        heads=heads,
-        key_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
-        hidden_size=hidden,
-        intermediate_size=int(config.get("intermediate_size") or 4 * hidden),
-        vocabulary=int(config["vocab_size"]),
-        gated=kind not in UNGATED,
-        tied=bool(config.get("tie_word_embeddings", kind in ("gemma", "gemma2", "gemma3_text"))),
-    )
+    try:
+        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        return ModelShape(
+            layers=int(config["num_hidden_layers"]),
+            heads=heads,
+            key_heads=int(config.get("num_key_value_heads") or config.get("num_kv_heads") or heads),
+            head_dim=int(config.get("head_dim") or hidden // heads),
+            hidden_size=hidden,
+            intermediate_size=int(config.get("intermediate_size") or 4 * hidden),
+            vocabulary=int(config["vocab_size"]),
+            gated=kind not in UNGATED,
+            tied=bool(config.get("tie_word_embeddings", kind in TIED)),
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"Costs are known for models whose layers are alike, but {kind!r} has others.") from error
 
 
-def original_window(config: Mapping[str, Any]) -> int:
-    """The window of pretraining, in tokens, that a `config.json` says.
+def windows_of(parameters: Mapping[str, Any], claimed: int) -> tuple[int, int]:
+    """The first window and the one now, from what RoPE parameters say about an earlier extension.
+
+    Args:
+        parameters: with `rope_type`.
+        claimed: `max_position_embeddings`.
+    """
+    factor = float(parameters.get("factor") or 1.0)
+    first = parameters.get("original_max_position_embeddings")
+    if parameters["rope_type"] == "linear":  # knows its factor only
+        return round(claimed / factor), claimed
+    if first is None:
+        return claimed, claimed
+    # Some leave max_position_embeddings where it was before the extension.
+    return int(first), max(claimed, round(int(first) * factor))
+
+
+def read_windows(config: Mapping[str, Any]) -> tuple[int, int]:
+    """`windows_of` a `config.json`, in the layout of any version.
 
     Raises:
         UserError: when it says none.
     """
     config = config.get("text_config") or config
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    window = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings")
-    if window is None:
-        raise UserError("The config.json says no window. Set lengths.original to that of pretraining.")
-    if (rope.get("rope_type") or rope.get("type")) == "linear":
-        window = round(window / float(rope.get("factor") or 1.0))
-    return int(window)
+    if config.get("max_position_embeddings") is None:
+        raise UserError("The config.json says no window (max_position_embeddings). Choose another model.")
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    if "original_max_position_embeddings" in config:
+        rope.setdefault("original_max_position_embeddings", config["original_max_position_embeddings"])
+    return windows_of(rope, int(config["max_position_embeddings"]))
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The Hugging Face Trainer, with our windows and our loss."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from skipwise.config import TrainConfig
 from skipwise.errors import UserError
 from skipwise.models.forward import for_products, last_hidden_states
 from skipwise.models.load import vocabulary_size
-from skipwise.models.memory import keep_freed_memory
+from skipwise.models.memory import freed_memory_kept
 from skipwise.training.loss import chunked_cross_entropy, window_weights
 
 # Share by which our loss may differ from that of the model's own logits.
@@ -193,8 +193,6 @@ def train(
     Returns:
         Whether training came to its end (and was not stopped by a signal).
     """
-    if model.device.type == "cpu":
-        keep_freed_memory()
     use_cache = model.config.use_cache
     trainer = WindowTrainer(
         model=model,
@@ -206,7 +204,8 @@ def train(
         teacher=teacher,
     )
     trainer.remove_callback(PrinterCallback)  # ours shows the progress
-    trainer.train(resume_from_checkpoint=newest_checkpoint(Path(str(arguments.output_dir))))
+    with freed_memory_kept() if model.device.type == "cpu" else nullcontext():
+        trainer.train(resume_from_checkpoint=newest_checkpoint(Path(str(arguments.output_dir))))
     model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
     return trainer.state.global_step >= arguments.max_steps
 

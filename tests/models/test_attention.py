@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import StaticCache
 
 from skipwise.models import attention
 from skipwise.models.attention import NAME, attend, causal_attention, prefer_blocks
@@ -112,6 +113,39 @@ def test_masks_are_kept(dtype: torch.dtype) -> None:
     causal = torch.ones(6, 9, dtype=torch.bool).tril(3)
     expected = scaled_dot_product_attention(query, key, value, attn_mask=causal).transpose(1, 2)
     torch.testing.assert_close(attend(module, query, key, value, None)[0], expected, atol=2e-2, rtol=2e-2)
+
+
+def test_few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the keys are; a row at a time if need be."""
+    query, key, value = (one.detach() for one in tensors(11, 18, 3, torch.float64))
+    expected = causal_attention(query, key, value, 0.3)
+    sizes: list[int] = []
+    original = torch.bmm
+
+    def noted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        result = original(left, right)
+        sizes.append(result.numel() if result.shape[-1] > 5 else 0)
+        return result
+
+    monkeypatch.setattr(torch, "bmm", noted)
+    for most in (1, 2 * 12 * 18):
+        monkeypatch.setattr(attention, "MOST_SCORES", most)
+        sizes.clear()
+        torch.testing.assert_close(causal_attention(query, key, value, 0.3), expected)
+        assert max(sizes) <= max(most, 12 * 18)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_static_caches_work(dtype: torch.dtype) -> None:
+    """They hold more keys than there are tokens. Seen to fail when a mask was left out for them."""
+    ids = torch.randint(2, VOCABULARY, (1, 10), generator=torch.Generator().manual_seed(0))
+    model = pico_llama().to(dtype)
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits
+        prefer_blocks(model)
+        cache = StaticCache(config=model.config, max_cache_len=32)
+        whole = model(input_ids=ids, past_key_values=cache).logits
+    torch.testing.assert_close(whole, expected, atol=0.1 if dtype == torch.bfloat16 else 1e-4, rtol=0.05)
 
 
 def test_padding_is_masked() -> None:
