@@ -40,6 +40,16 @@ def fastest(rows: list[Row], train_length: int, ours: bool) -> Row:
     return max(own, key=lambda row: row["tokens_per_second"])
 
 
+def loss_difference(rows: list[Row], side: str) -> float:
+    """The largest relative distance of a step's loss from that of stock autocast."""
+    losses = {(row["side"], row["train_length"], row["batch"]): row["losses"] for row in rows}
+    return max(
+        abs(one - other) / other
+        for (_, *size), own in losses.items()
+        for one, other in zip(losses[side, *size], losses["stock autocast", *size], strict=True)
+    )
+
+
 def floor_seconds(row: Row, shape: ModelShape, rate: float) -> float:
     """What a step would take if it were nothing but matrix products at full rate."""
     return step_flops(shape, Step(row["train_length"], row["batch"])).total / rate
@@ -60,6 +70,8 @@ def figures() -> dict[str, Any]:
     ours = fastest(rows, 2048, True)
     rate = training["flops_per_second"]["bfloat16"]
     result["gemm_share"] = floor_seconds(ours, SMOLLM2, rate) / step_seconds(ours)
+    for side in ("ours", "stock bfloat16"):
+        result[f"loss_difference_{side.replace(' ', '_')}"] = loss_difference(rows, side)
     pose = {row["target_length"]: row for row in lengths["rows"] if row["train_length"] == 256}
     full = {row["target_length"]: row for row in lengths["rows"] if row["train_length"] == row["target_length"]}
     result["pose_time_growth_x64"] = step_seconds(pose[64 * 256]) / step_seconds(pose[512])

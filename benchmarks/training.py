@@ -26,6 +26,7 @@ from skipwise.data.builtin import python_documents
 from skipwise.environment import describe_environment
 from skipwise.lengths import Lengths
 from skipwise.models.load import load_config, load_model, load_tokenizer
+from skipwise.models.speed import products_per_second
 from skipwise.positions import PoSE
 from skipwise.positions.window import Document, example_rng
 from skipwise.runs import write_json
@@ -145,17 +146,8 @@ def measured(path: str, side: str, train_length: int, target: int, batch: int, s
 def product_rates(path: str) -> dict[str, float]:
     """FLOP/s of the model's widest product, by dtype: the floor of any step."""
     config = load_config(ModelConfig(path=path))
-    inputs, outputs = config.hidden_size, config.intermediate_size
-    rates = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        left, right = torch.randn(2048, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
-        times = []
-        for _ in range(30):
-            started = time.perf_counter()
-            left @ right.T
-            times.append(time.perf_counter() - started)
-        rates[str(dtype).removeprefix("torch.")] = 2 * 2048 * inputs * outputs / float(np.median(times))
-    return rates
+    shape = (2048, config.hidden_size, config.intermediate_size)
+    return {dtype: products_per_second(dtype, shape) for dtype in ("bfloat16", "float32")}
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from skipwise import UserError
 from skipwise.cli import app
-from skipwise.costs import Step, activation_bytes, step_flops, step_memory
+from skipwise.costs import LOGIT_ROWS, Step, activation_bytes, step_flops, step_memory
+from skipwise.models.forward import CHUNK_ROWS
 from skipwise.models.locate import TINY
 from skipwise.models.shape import ModelShape, read_config, read_windows, shape_of
 
@@ -67,6 +68,7 @@ def test_flops_by_hand() -> None:
 
 
 def test_memory_by_hand() -> None:
+    assert LOGIT_ROWS == CHUNK_ROWS  # costs.py imports no torch
     parameters = SMALL.parameters
     memory = step_memory(SMALL, Step(window=10))
     assert (memory.weights, memory.optimizer) == (4 * parameters, 8 * parameters)

@@ -148,16 +148,30 @@ def test_static_caches_work(dtype: torch.dtype) -> None:
     torch.testing.assert_close(whole, expected, atol=0.1 if dtype == torch.bfloat16 else 1e-4, rtol=0.05)
 
 
-def test_padding_is_masked() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_is_masked(dtype: torch.dtype) -> None:
     """Batches of other programs may be padded."""
     ids = torch.randint(2, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(0))
     padded = torch.ones_like(ids)
     padded[1, :5] = 0
-    model, ours = pico_llama(), pico_llama()
+    model, ours = pico_llama().to(dtype), pico_llama().to(dtype)
     prefer_blocks(ours)
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=padded).logits
         torch.testing.assert_close(ours(input_ids=ids, attention_mask=padded).logits, expected)
+
+
+def test_attention_to_everything_stays_so() -> None:
+    query, key, value = (one.detach() for one in tensors(6, 9, 1, torch.bfloat16))
+    expected = scaled_dot_product_attention(query, key, value).transpose(1, 2)
+    torch.testing.assert_close(attend(nn.Module(), query, key, value, None, is_causal=False)[0], expected)
+
+
+def test_families_that_ask_for_sdpa_by_name_keep_it() -> None:
+    model = pico_llama()
+    model.config.index_topk = 4
+    prefer_blocks(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_nothing_of_it_is_saved() -> None:
