@@ -114,7 +114,7 @@ def plan(
     import json
 
     from skipwise.models.shape import read_config, read_windows, shape_of
-    from skipwise.planning import compare_costs, cost_rows, describe_costs, resolve_plan_lengths
+    from skipwise.planning import compare_costs, cost_rows, describe_costs, resolve_target
 
     flags: dict[str, Any] = {"lengths": {"target": target, "train": train_length}, "train": {"max_steps": steps}}
     values = _values(model, flags, method, set_)
@@ -123,7 +123,7 @@ def plan(
     if config.method == "interpolate":
         raise UserError("The method interpolate trains nothing, so it costs nothing. Plan another --method.")
     model_config = read_config(config.model.path, config.model.revision)
-    lengths = resolve_plan_lengths(config, *read_windows(model_config))
+    lengths = resolve_target(config, *read_windows(model_config))
     shape = shape_of(model_config)
     if measure:
         from skipwise.models.speed import products_per_second

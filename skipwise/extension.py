@@ -20,7 +20,7 @@ from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Harness, Passk
 from skipwise.lengths import Lengths, format_length
 from skipwise.models.locate import model_location
 from skipwise.models.shape import shape_of
-from skipwise.planning import Plan, describe_plan, make_plan, step_of, window_tokens
+from skipwise.planning import Plan, describe_plan, make_plan, resolve_target, step_of, window_tokens
 from skipwise.runs import RunDir, write_json, write_text
 
 if TYPE_CHECKING:
@@ -64,23 +64,8 @@ def resolve_lengths(config: RunConfig, model_config: "PreTrainedConfig") -> Leng
     from skipwise.models.rope import check_full_attention, read_rope
 
     info = read_rope(model_config)
-    target = config.lengths.target
-    check_full_attention(model_config, target)
-    if target <= info.current:
-        raise UserError(
-            f"The target must be above the model's window of {info.current:,} tokens, but it is {target:,}. "
-            f"Raise --target, for example to {2 * info.current:,}."
-        )
-    original = info.original if config.lengths.original is None else config.lengths.original
-    if target <= original:
-        raise UserError(
-            f"The target must be above the original length, but {target:,} <= {original:,}. "
-            "Raise --target, or lower lengths.original."
-        )
-    train = min(original, target) if config.lengths.train is None else config.lengths.train
-    lengths = Lengths(original=original, train=train, target=target)
-    config.positions.check(lengths)
-    return lengths
+    check_full_attention(model_config, config.lengths.target)
+    return resolve_target(config, info.original, info.current)
 
 
 def default_evaluations(lengths: Lengths) -> tuple[EvaluationSpec, ...]:

@@ -170,7 +170,7 @@ def compare_costs(
     return costs
 
 
-def resolve_plan_lengths(config: RunConfig, first: int, current: int) -> Lengths:
+def resolve_target(config: RunConfig, first: int, current: int) -> Lengths:
     """The three lengths of a run on a model with this first window, and this one now.
 
     Raises:
@@ -178,10 +178,15 @@ def resolve_plan_lengths(config: RunConfig, first: int, current: int) -> Lengths
     """
     original = config.lengths.original or first
     target = config.lengths.target
-    if target <= max(original, current):
+    if target <= current:
         raise UserError(
-            f"The target must be above the window of {max(original, current):,} tokens, but it is {target:,}. "
-            f"Raise --target, for example to {2 * max(original, current):,}."
+            f"The target must be above the model's window of {current:,} tokens, but it is {target:,}. "
+            f"Raise --target, for example to {2 * current:,}."
+        )
+    if target <= original:
+        raise UserError(
+            f"The target must be above the original length, but {target:,} <= {original:,}. "
+            "Raise --target, or lower lengths.original."
         )
     lengths = Lengths(original=original, train=config.lengths.train or original, target=target)
     config.positions.check(lengths)

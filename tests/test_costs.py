@@ -158,7 +158,7 @@ def test_the_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["builtin:tiny", "--target", "256"], "above the window of 256"),
+        (["builtin:tiny", "--target", "256"], "above the model's window of 256"),
         (["builtin:tiny", "--target", "4k", "--method", "interpolate"], "trains nothing"),
         (["x.gguf", "--target", "4k"], "does not exist"),
         (["builtin:tiny", "--target", "4k", "--devices", "2", "--zero", "4"], "--zero"),

@@ -161,6 +161,13 @@ def test_padding_is_masked(dtype: torch.dtype) -> None:
         torch.testing.assert_close(ours(input_ids=ids, attention_mask=padded).logits, expected)
 
 
+def test_float32_keeps_the_faster_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "causal_attention", None)
+    query, key, value = (one.detach() for one in tensors(6, 6, 1, torch.float32))
+    expected = scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(attend(nn.Module(), query, key, value, None)[0], expected)
+
+
 def test_attention_to_everything_stays_so() -> None:
     query, key, value = (one.detach() for one in tensors(6, 9, 1, torch.bfloat16))
     expected = scaled_dot_product_attention(query, key, value).transpose(1, 2)
