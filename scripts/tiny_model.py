@@ -23,9 +23,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from skipwise.config import DataConfig, SourceConfig
+from skipwise.data.build import is_held_out
 from skipwise.data.builtin import PYTHON, python_documents
 from skipwise.data.retrieval import RetrievalDocuments
-from skipwise.data.store import is_held_out, open_store
+from skipwise.data.store import open_store
 from skipwise.data.windows import Source, cut_spans
 from skipwise.digests import short_digest
 from skipwise.evaluation.passkey import count_retrieved, make_trials

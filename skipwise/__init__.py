@@ -3,16 +3,26 @@
 from typing import TYPE_CHECKING, Any
 
 from skipwise.errors import UserError
-from skipwise.lengths import Lengths
-from skipwise.positions import Document, FullLength, Plain, PoSE, PositionSampler, RandPos, Window
-from skipwise.rope import NTK, AdjustedBase, Linear, NoScaling, RopeScaling, YaRN, YaRNRevised
 
 if TYPE_CHECKING:
     from skipwise.data.windows import WindowCollator
+    from skipwise.lengths import Lengths
     from skipwise.models.probe import probe_attention
     from skipwise.models.rope import set_rope_scaling
+    from skipwise.positions import Document, FullLength, Plain, PoSE, PositionSampler, RandPos, Window
+    from skipwise.rope import NTK, AdjustedBase, Linear, NoScaling, RopeScaling, YaRN, YaRNRevised
 
 __version__ = "0.1.0"
+
+# Imported when first used: numpy takes a tenth of a second, torch seconds.
+_MODULES = {
+    "skipwise.data.windows": ("WindowCollator",),
+    "skipwise.lengths": ("Lengths",),
+    "skipwise.models.probe": ("probe_attention",),
+    "skipwise.models.rope": ("set_rope_scaling",),
+    "skipwise.positions": ("Document", "FullLength", "Plain", "PoSE", "PositionSampler", "RandPos", "Window"),
+    "skipwise.rope": ("NTK", "AdjustedBase", "Linear", "NoScaling", "RopeScaling", "YaRN", "YaRNRevised"),
+}
 
 __all__ = [
     "NTK",
@@ -36,17 +46,11 @@ __all__ = [
     "set_rope_scaling",
 ]
 
-# These need torch, which takes seconds to import.
-_LAZY = {
-    "WindowCollator": "skipwise.data.windows",
-    "probe_attention": "skipwise.models.probe",
-    "set_rope_scaling": "skipwise.models.rope",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from importlib import import_module
+    for module, names in _MODULES.items():
+        if name in names:
+            from importlib import import_module
 
-        return getattr(import_module(_LAZY[name]), name)
+            return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

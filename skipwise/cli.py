@@ -7,15 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
 from skipwise import __version__
-from skipwise.config import METHODS, method_overrides
-from skipwise.config_files import merge, parse_assignment, parse_config, parse_evaluate_config, read_yaml
 from skipwise.errors import UserError
-from skipwise.evaluation.specs import EVALUATIONS
-from skipwise.positions import SAMPLERS
-from skipwise.rope import ROPE_SCALINGS
-from skipwise.sections import name_of
 
 app = typer.Typer(
     help="Extend the context window of a language model by training on short windows.",
@@ -26,6 +21,28 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
+
+
+class Command(TyperCommand):
+    """A command whose help names what there is to choose from; the list of commands then need not import it."""
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Fill in `{methods}` and the like."""
+        from skipwise.config import METHODS
+        from skipwise.evaluation.specs import EVALUATIONS
+        from skipwise.rope import ROPE_SCALINGS
+        from skipwise.sections import name_of
+
+        names = {
+            "{methods}": METHODS,
+            "{scalings}": [name_of(cls) for cls in ROPE_SCALINGS],
+            "{evaluations}": [name_of(cls) for cls in EVALUATIONS],
+        }
+        for parameter in self.params:
+            for place, choices in names.items():
+                if isinstance(parameter, typer.core.TyperOption) and parameter.help:
+                    parameter.help = parameter.help.replace(place, ", ".join(choices))
+        super().format_help(ctx, formatter)
 
 
 def _show_version(wanted: bool) -> None:
@@ -43,14 +60,14 @@ def main_options(
     """Options before the command."""
 
 
-@app.command()
+@app.command(cls=Command)
 def extend(
     model: Annotated[str, typer.Argument(help="Model directory, hub id, .gguf file, builtin:tiny, or a config.yaml.")],
     target: Annotated[str | None, typer.Option(help="Window wanted, e.g. 32k.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="File, directory, hub dataset, builtin:python.")] = None,
     output: Annotated[Path | None, typer.Option(help="Run directory.  [default: runs/MODEL-TARGET-METHOD]")] = None,
-    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
-    rope: Annotated[str | None, typer.Option(help=f"One of {', '.join(name_of(c) for c in ROPE_SCALINGS)}.")] = None,
+    method: Annotated[str | None, typer.Option(help="One of {methods}.")] = None,
+    rope: Annotated[str | None, typer.Option(help="One of {scalings}.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     train_length: Annotated[str | None, typer.Option(help="Tokens in a training window.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
@@ -59,6 +76,8 @@ def extend(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Extend a model's context window, and measure it before and after."""
+    from skipwise.config_files import parse_config
+
     flags: dict[str, Any] = {
         "lengths": {"target": target, "train": train_length},
         "data": {"sources": data or None},
@@ -92,11 +111,11 @@ def extend(
         console.print(f"Results: {run / 'results.jsonl'}", highlight=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def plan(
     model: Annotated[str, typer.Argument(help="Model directory, hub id, builtin:tiny, or a config.yaml.")],
     target: Annotated[str | None, typer.Option(help="Window wanted, e.g. 32k.")] = None,
-    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
+    method: Annotated[str | None, typer.Option(help="One of {methods}.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     train_length: Annotated[str | None, typer.Option(help="Tokens in a training window.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
@@ -113,6 +132,7 @@ def plan(
     """Say what training in mixed bfloat16 takes, beside training at full length. Needs no GPU and loads no model."""
     import json
 
+    from skipwise.config_files import parse_config
     from skipwise.models.shape import read_config, read_windows, shape_of
     from skipwise.planning import compare_costs, cost_rows, describe_costs, resolve_target
 
@@ -143,13 +163,11 @@ def plan(
         console.print(f"at {flops:.3g} FLOP/s a device{', as measured here' if measure else ''}", highlight=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models or runs: directory, hub id, .gguf file, builtin:tiny.")],
     config: Annotated[Path | None, typer.Option(help="YAML: data, evaluate, seed, chat, dtype.")] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help=f"One of {', '.join(name_of(c) for c in EVALUATIONS)}.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="One of {evaluations}.")] = None,
     lengths: Annotated[str | None, typer.Option(help="Context lengths, e.g. 4k,8k.")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Documents: file, directory, hub dataset, preset:pg19.")
@@ -165,6 +183,7 @@ def evaluate(
     from skipwise.comparison import request
     from skipwise.comparison.compare import compare
     from skipwise.comparison.side_by_side import side_by_side
+    from skipwise.config_files import merge, parse_assignment, parse_evaluate_config, read_yaml
     from skipwise.report.table import comparison_table, depth_table, difference_table, evaluation_markdown
     from skipwise.runs import RunDir, figure_of, write_text
 
@@ -206,7 +225,7 @@ def evaluate(
         raise UserError("Nothing could be measured; the reasons are above.")
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,
@@ -220,7 +239,11 @@ def demo(
 @app.command("list")
 def list_() -> None:
     """What can be chosen by name."""
+    from skipwise.evaluation.specs import EVALUATIONS
+    from skipwise.positions import SAMPLERS
     from skipwise.report.table import pairs_table
+    from skipwise.rope import ROPE_SCALINGS
+    from skipwise.sections import name_of
 
     for title, choices in (("positions", SAMPLERS), ("rope", ROPE_SCALINGS), ("evaluate", EVALUATIONS)):
         pairs = [(name_of(cls), (cls.__doc__ or "").strip().splitlines()[0]) for cls in choices]
@@ -229,6 +252,9 @@ def list_() -> None:
 
 def _values(model: str, flags: dict[str, Any], method: str | None, assignments: list[str] | None) -> dict[str, Any]:
     """The values of a run's configuration: a file's or a model's, with the flags over them."""
+    from skipwise.config import method_overrides
+    from skipwise.config_files import merge, parse_assignment, read_yaml
+
     named = model.endswith((".yaml", ".yml"))
     values: dict[str, Any] = read_yaml(Path(model)) if named else {"model": {"path": model}}
     values = merge(values, _given(flags))

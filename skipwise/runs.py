@@ -38,6 +38,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append an object to a JSONL file, in place of one that was cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as opened:
+        end = opened.seek(0, os.SEEK_END)
+        opened.seek(0)
+        whole = opened.read().rfind(b"\n") + 1 if end and not _ends_line(opened, end) else end
+        opened.truncate(whole)
+        opened.write(json.dumps(value).encode() + b"\n")
+
+
+def _ends_line(opened: Any, end: int) -> bool:
+    opened.seek(end - 1)
+    ends: bool = opened.read(1) == b"\n"
+    opened.seek(0)
+    return ends
+
+
 @dataclass(frozen=True)
 class ExampleLog:
     """What was measured on each prompt or document, one file per evaluation; a line is there as soon as it is known."""
@@ -50,24 +68,10 @@ class ExampleLog:
 
     def add(self, evaluation: str, example: Mapping[str, Any]) -> None:
         """Append one line, in place of one that was cut off."""
-        file = self._file(evaluation)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("ab+") as opened:
-            end = opened.seek(0, os.SEEK_END)
-            opened.seek(0)
-            whole = opened.read().rfind(b"\n") + 1 if end and not _ends_line(opened, end) else end
-            opened.truncate(whole)
-            opened.write(json.dumps(example).encode() + b"\n")
+        append_line(self._file(evaluation), example)
 
     def _file(self, evaluation: str) -> Path:
         return self.path / f"{evaluation}.jsonl"
-
-
-def _ends_line(opened: Any, end: int) -> bool:
-    opened.seek(end - 1)
-    ends: bool = opened.read(1) == b"\n"
-    opened.seek(0)
-    return ends
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.status import Status
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from skipwise.config import RunConfig
@@ -87,8 +87,12 @@ class Workbench:
         setting = Setting(self.held_out, self.config.seed, run.shared, ConsoleSay(self.console, status))
         return evaluate(subject, specs, setting, run.examples(stage), run.measured(stage, name))
 
-    def train(self, run: RunDir) -> bool:
+    def train(self, run: RunDir, *callbacks: TrainerCallback) -> bool:
         """Train to the end or to a signal; a model written before is loaded instead.
+
+        Args:
+            run: where checkpoints and the log go.
+            callbacks: more of them, besides progress, log and signals.
 
         Returns:
             Whether training came to its end.
@@ -117,6 +121,7 @@ class Workbench:
                 ProgressBar(self.console, windows_per_step * window_tokens(self.config.method, self.lengths)),
                 TrainLog(run.train_log),
                 StopOnSignal(),
+                *callbacks,
             ],
             teacher=self._teacher(),
         )

@@ -14,7 +14,10 @@ import yaml
 from rich.console import Console
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
-from skipwise.evaluation.specs import EvalResult
+from skipwise.evaluation.specs import EVALUATIONS, EvalResult
+from skipwise.positions import SAMPLERS
+from skipwise.rope import ROPE_SCALINGS
+from skipwise.sections import name_of
 from tests.conftest import byte_tokenizer, pico_llama
 
 EVALUATE = [
@@ -264,3 +267,25 @@ def test_mistakes_are_found_before_anything_heavy_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_list_of_commands_imports_little() -> None:
+    """What keeps it under a third of a second."""
+    heavy = ("numpy", "pydantic", "yaml", "torch")
+    code = (
+        "import sys; from skipwise.cli import app, run\n"
+        "sys.argv = ['skipwise', '--help']\n"
+        f"code = run(app); print(*(name in sys.modules for name in {heavy}), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "evaluate" in done.stdout
+    assert done.stderr.split() == ["False"] * len(heavy)
+
+
+@pytest.mark.parametrize(
+    ("command", "names"), [("extend", (*SAMPLERS, *ROPE_SCALINGS)), ("plan", SAMPLERS), ("evaluate", EVALUATIONS)]
+)
+def test_the_help_of_a_command_names_what_there_is(command: str, names: tuple[type, ...]) -> None:
+    output = " ".join(skipwise(command, "--help").replace("│", " ").split())
+    for cls in names:
+        assert name_of(cls) in output

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig, SourceConfig
-from skipwise.data.sources import RawDocument, ReadReport, describe_source, read_documents
-from skipwise.digests import short_digest
-from skipwise.errors import UserError
-from skipwise.runs import write_json
+from skipwise.data.build import Progress, build_store
+from skipwise.data.sources import describe_source
 
 # Raise it when the layout of a store changes: older ones are then built anew.
 LAYOUT = 1
-# Texts are handed to the tokenizer in batches of about this many characters.
-BATCH_CHARACTERS = 2_000_000
 # Of a source that is one single document, its last fifth is held out.
 SINGLE_DOCUMENT_HELD_OUT = 0.2
 
@@ -83,11 +77,6 @@ def fingerprint(source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrain
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def is_held_out(digest: str, share: float) -> bool:
-    """Whether a document with this hash is among the `share` kept for evaluation."""
-    return int(digest, 16) < share * 2**64
-
-
 def cache_directory() -> Path:
     """Where stores are kept: `$SKIPWISE_CACHE`, else `skipwise` in the user's cache directory."""
     own = os.environ.get("SKIPWISE_CACHE")
@@ -99,7 +88,7 @@ def open_store(
     source: SourceConfig,
     data: DocumentsConfig,
     tokenizer: PreTrainedTokenizerBase,
-    on_progress: Callable[[int, int], None] = lambda documents, tokens: None,
+    on_progress: Progress = lambda documents, tokens: None,
 ) -> TokenStore:
     """The store of a source, built first if it is not there yet.
 
@@ -111,89 +100,8 @@ def open_store(
     """
     path = cache_directory() / "stores" / fingerprint(source, data, tokenizer)
     if not path.exists():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            _build(temporary, source, data, tokenizer, on_progress)
-            if not path.exists():  # another process may have been faster
-                temporary.replace(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        build_store(path, source, data, tokenizer, on_progress)
     return _load(path, split=data.held_out_share < 1)
-
-
-class _Part:
-    """One of the two halves of a store while it is written."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any], eos: int | None) -> None:
-        self.path, self.dtype, self.eos = path, dtype, eos
-        self.file = path.open("wb")
-        self.position = 0
-        self.starts: list[int] = []
-        self.stops: list[int] = []
-        self.hashes: list[str] = []
-
-    def add(self, ids: list[int], digest: str) -> None:
-        self.file.write(np.asarray(ids if self.eos is None else [*ids, self.eos], dtype=self.dtype).tobytes())
-        self.starts.append(self.position)
-        self.stops.append(self.position + len(ids))
-        self.hashes.append(digest)
-        self.position += len(ids) + (self.eos is not None)
-
-    def close(self) -> dict[str, Any]:
-        self.file.close()
-        np.save(self.path.with_suffix(".npy"), np.array([self.starts, self.stops], dtype=np.int64).reshape(2, -1))
-        return {"documents": len(self.starts), "tokens": sum(self.stops) - sum(self.starts), "hashes": self.hashes}
-
-
-def _build(
-    path: Path,
-    source: SourceConfig,
-    data: DocumentsConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    on_progress: Callable[[int, int], None],
-) -> None:
-    report = ReadReport(data.max_malformed_share)
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-    train = _Part(path / "train.bin", dtype, tokenizer.eos_token_id)
-    held_out = _Part(path / "held_out.bin", dtype, tokenizer.eos_token_id)
-    for batch in _batches(read_documents(source, report)):
-        encoded = tokenizer([document.text for document in batch], add_special_tokens=False, verbose=False)["input_ids"]
-        for document, ids in zip(batch, encoded, strict=True):
-            digest = short_digest(document.key)
-            part = held_out if is_held_out(digest, data.held_out_share) else train
-            part.add(ids, digest)
-        on_progress(len(train.starts) + len(held_out.starts), train.position + held_out.position)
-    if not train.starts and not held_out.starts:
-        raise UserError(
-            f"{source.source} holds no text. Give --data a source with text in field {source.text_field!r}."
-        )
-    write_json(
-        path / "store.json",
-        {
-            "source": source.source,
-            "identity": describe_source(source),
-            "dtype": dtype.name,
-            "report": asdict(report),
-            "train": train.close(),
-            "held_out": held_out.close(),
-        },
-    )
-
-
-def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
-    """Lists of documents of about `BATCH_CHARACTERS` together: bounded memory, busy tokenizer."""
-    batch: list[RawDocument] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _load(path: Path, split: bool) -> TokenStore:

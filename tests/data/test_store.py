@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from skipwise import UserError
 from skipwise.config import DataConfig, SourceConfig
-from skipwise.data import store
+from skipwise.data import build, store
 from skipwise.data.store import TokenStore, open_store
 
 
@@ -62,7 +62,7 @@ def test_a_second_run_reads_nothing(
     text_file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = open_file(text_file, tokenizer)
-    monkeypatch.setattr(store, "read_documents", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(build, "read_documents", lambda *_: pytest.fail("read again"))
     again = open_file(text_file, tokenizer)
     assert (again.train.tokens == first.train.tokens).all()
     with pytest.raises(pytest.fail.Exception, match="read again"):
@@ -80,14 +80,70 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, tokenizer: PreTrainedToke
     (tmp_path / "bad.jsonl").write_text("{\n" * 20)
     with pytest.raises(UserError):
         open_file(tmp_path / "bad.jsonl", tokenizer)
-    assert list((store.cache_directory() / "stores").iterdir()) == []
+    assert left_behind() == []
+
+
+def left_behind() -> list[str]:
+    """Names in the cache, but for empty locks."""
+    return [path.name for path in (store.cache_directory() / "stores").iterdir() if not path.name.endswith(".lock")]
+
+
+def interrupted(path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The journal of a pass that was stopped after some batches."""
+
+    def stop(documents: int, tokens: int) -> None:
+        if documents >= 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 2000)
+    data = DataConfig(sources=(SourceConfig(source=str(path)),), held_out_share=0.3)
+    with pytest.raises(KeyboardInterrupt):
+        open_store(data.sources[0], data, tokenizer, stop)
+    (partial,) = left_behind()
+    assert partial.endswith(".partial")
+    return store.cache_directory() / "stores" / partial / "journal.jsonl"
+
+
+def test_an_interrupted_pass_goes_on(
+    text_file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same store as without, and no text is tokenised twice but that of the batch that was cut off."""
+    whole = open_file(text_file, tokenizer)
+    monkeypatch.setenv("SKIPWISE_CACHE", str(tmp_path / "other"))
+    journal = interrupted(text_file, tokenizer, monkeypatch)
+    written = sum(len(line["train"]) + len(line["held_out"]) for line in map(json.loads, journal.open()))
+    # The process died while it wrote the next batch.
+    (journal.parent / "train.bin").open("ab").write(b"half a document")
+    journal.open("a").write('{"train": [[12')
+    seen = []
+    real = tokenizer._encode_plus
+    monkeypatch.setattr(tokenizer, "_encode_plus", lambda text, **kwargs: seen.extend(text) or real(text, **kwargs))
+    again = open_file(text_file, tokenizer)
+    assert 4 <= written < 12
+    assert len(seen) == 12 - written
+    for part, other in ((whole.train, again.train), (whole.held_out, again.held_out)):
+        assert (part.tokens == other.tokens).all()
+        assert (part.starts == other.starts).all() and (part.stops == other.stops).all()
+    assert whole.summary == again.summary
+    assert len(left_behind()) == 1
+
+
+def test_a_journal_without_its_tokens_is_not_believed(
+    text_file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = interrupted(text_file, tokenizer, monkeypatch)
+    (journal.parent / "train.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="Start again"):
+        open_file(text_file, tokenizer)
+    assert left_behind() == []
+    assert len(open_file(text_file, tokenizer).train)
 
 
 def test_batches_bound_memory(
     monkeypatch: pytest.MonkeyPatch, text_file: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Never more text at once than a batch and the document that filled it."""
-    monkeypatch.setattr(store, "BATCH_CHARACTERS", 2000)
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 2000)
     sizes = []
     real = tokenizer._encode_plus if hasattr(tokenizer, "_encode_plus") else None
     assert real is not None

@@ -1,0 +1,207 @@
+"""What it takes until a model is good at its target length: PoSE by train length and chunks, beside full length.
+
+    python benchmarks/time_to_quality.py                      # all recipes; those that have rows are left out
+    python benchmarks/time_to_quality.py full-lr1 pose-256    # some of them, as in another process
+    python benchmarks/time_to_quality.py --seconds            # what a step of each takes, on a free machine
+
+The embedded model from 256 to 4,096 tokens. Perplexity and passkey are measured ten times over a training; the
+trainings may share the machine, since time is steps times what a step takes alone, which `--seconds` measures.
+"""
+
+import argparse
+import itertools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from skipwise.config import RunConfig
+from skipwise.config_files import merge, parse_config, read_yaml
+from skipwise.demo import DEMO
+from skipwise.environment import describe_environment
+from skipwise.evaluation.specs import EvaluationSpec, Passkey, Perplexity
+from skipwise.lengths import Lengths
+from skipwise.runs import RunDir, write_json
+from skipwise.workbench import Workbench, open_workbench
+
+ORIGINAL, TARGET = 256, 4096
+RATES = (5e-4, 1e-3, 2e-3)
+# Every PoSE step has as many tokens, whatever its windows.
+TOKENS_PER_STEP = 4096
+TIMED_STEPS = 10
+SPECS: tuple[EvaluationSpec, ...] = (
+    Perplexity(context_lengths=(ORIGINAL, TARGET), stride=512, documents=8, final_tokens=512),
+    Passkey(context_lengths=(ORIGINAL, TARGET), trials=40),
+)
+RESULTS = Path(__file__).parent / "results"
+ROWS = RESULTS / "quality"
+SECONDS = RESULTS / "quality-seconds.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train.
+
+    Attributes:
+        method: `pose` or `full`.
+        train_length: tokens of a window.
+        batch: windows of a step.
+        chunks: of PoSE.
+    """
+
+    method: str
+    train_length: int
+    batch: int
+    steps: int
+    learning_rate: float
+    chunks: int = 2
+
+    @property
+    def name(self) -> str:
+        """`"pose-256-2-300-0.001"`."""
+        parts = (self.method, self.train_length, self.chunks, self.steps, self.learning_rate)
+        return "-".join(str(part) for part in parts if part)
+
+    def config(self) -> RunConfig:
+        """The demo's, but for what the recipe says."""
+        pose = self.method == "pose"
+        positions = {"name": "pose", "chunks": self.chunks} if pose else {"name": "full"}
+        train = {
+            "max_steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "per_device_train_batch_size": self.batch,
+            "warmup_steps": self.steps // 15,
+            "save_steps": self.steps + 1,
+            **({} if pose else {"echo_share": 0.0, "untouched_share": 0.0}),
+        }
+        lengths = {"original": ORIGINAL, "target": TARGET, **({"train": self.train_length} if pose else {})}
+        return parse_config(merge(read_yaml(DEMO), {"positions": positions, "train": train, "lengths": lengths}))
+
+
+def pose(train_length: int, chunks: int, steps: int, learning_rate: float) -> Recipe:
+    """PoSE with as many tokens per step as any other."""
+    return Recipe("pose", train_length, TOKENS_PER_STEP // train_length, steps, learning_rate, chunks)
+
+
+# Full length has four windows a step: four times the tokens.
+FULL = [Recipe("full", TARGET, 4, 150, rate, chunks=0) for rate in RATES]
+# The grid of rates at the demo's train length and chunks, then each of the others at its best rate.
+POSE = [
+    *(pose(256, 2, 300, rate) for rate in RATES),
+    *(pose(train_length, 2, 300, 1e-3) for train_length in (128, 64, 32)),
+    *(pose(256, chunks, 300, 1e-3) for chunks in (3, 4)),
+]
+RECIPES = {recipe.name: recipe for recipe in [*FULL, *POSE]}
+
+
+class Watch(TrainerCallback):
+    """Measures the model ten times over a training."""
+
+    def __init__(self, bench: Workbench, recipe: Recipe, console: Console) -> None:
+        self.bench, self.recipe, self.console = bench, recipe, console
+        self.rows: list[dict[str, Any]] = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A tenth of the steps more: measure."""
+        if state.global_step % (self.recipe.steps // 10):
+            return
+        row: dict[str, Any] = {
+            "step": state.global_step,
+            "tokens": state.global_step * self.recipe.batch * self.recipe.train_length,
+        }
+        with tempfile.TemporaryDirectory() as directory, self.console.status("") as status:
+            run = RunDir(Path(directory))
+            for rows in self.bench.evaluate(run, "extended", self.recipe.name, TARGET, SPECS, status):
+                for result in rows:
+                    if result.depth is None and result.metric in ("perplexity", "accuracy"):
+                        row[f"{result.evaluation}_{result.context_length}"] = result.value
+        self.rows.append(row)
+        self.console.print(f"{self.recipe.name}: {row}")
+
+
+class Ends(TrainerCallback):
+    """When every step ended."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the time; stop when there are enough."""
+        self.seconds.append(time.perf_counter())
+        control.should_training_stop = len(self.seconds) > TIMED_STEPS
+
+
+def opened(recipe: Recipe, console: Console) -> Workbench:
+    """Model and data of a recipe, with the new RoPE."""
+    lengths = Lengths(original=ORIGINAL, train=min(recipe.train_length, ORIGINAL), target=TARGET)
+    config = recipe.config()
+    fits = recipe.method == "pose"  # the untouched model can read its windows
+    weighed = config.train.model_copy(update={"kl_weight": float(fits)})
+    bench = open_workbench(config.model_copy(update={"train": weighed}), lengths, console)
+    bench.interpolate()
+    return bench
+
+
+def trained(recipe: Recipe, console: Console, make: Any) -> Any:
+    """The callback that `make` gives for the opened workbench, after a training with it."""
+    bench = opened(recipe, console)
+    callback = make(bench)
+    with tempfile.TemporaryDirectory() as directory:
+        bench.train(RunDir(Path(directory)), callback)
+    return callback
+
+
+def measure_quality(recipe: Recipe, console: Console) -> None:
+    """Train one recipe and write its rows, at the end."""
+    watch = trained(recipe, console, lambda bench: Watch(bench, recipe, console))
+    ROWS.mkdir(parents=True, exist_ok=True)
+    content = {"recipe": asdict(recipe), "environment": describe_environment(), "rows": watch.rows}
+    write_json(ROWS / f"{recipe.name}.json", content)
+
+
+def measure_seconds(names: list[str]) -> None:
+    """What a step takes, every recipe in a process of its own; learning rates take the same."""
+    shapes = {}
+    for name in names:
+        recipe = RECIPES[name]
+        shapes.setdefault((recipe.method, recipe.train_length, recipe.chunks), name)
+    seconds = {}
+    for (method, train_length, chunks), name in shapes.items():
+        command = [sys.executable, __file__, "--only", name]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds[f"{method}-{train_length}-{chunks}"] = float(output.split()[-1])
+        print(f"{method}, {train_length} tokens, {chunks} chunks: {output.split()[-1]} s a step", flush=True)
+    write_json(SECONDS, {"environment": describe_environment(), "seconds": seconds})
+
+
+def main() -> None:
+    """All recipes, some, or their seconds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=", ".join(RECIPES))
+    parser.add_argument("--seconds", action="store_true", help="time a step of each")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    console = Console()
+    if arguments.only:
+        ends = trained(RECIPES[arguments.only], Console(stderr=True), lambda bench: Ends())
+        print(statistics.median(later - earlier for earlier, later in itertools.pairwise(ends.seconds)))
+        return
+    if arguments.seconds:
+        measure_seconds(list(RECIPES))
+        return
+    for name in arguments.recipes or RECIPES:
+        if (ROWS / f"{name}.json").exists():
+            print(f"{name}: measured already")
+        else:
+            measure_quality(RECIPES[name], console)
+
+
+if __name__ == "__main__":
+    main()
