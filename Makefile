@@ -1,6 +1,6 @@
 # make demo   the main job on the embedded model, in runs/demo
 # make test   all tests
-# make bench  all benchmarks, benchmarks/results.json and the tables of docs/performance.md
+# make bench  all benchmarks, benchmarks/results.json and the tables and plots of docs/performance.md
 # make check  formatting, lint, types, tests: what CI runs
 #
 # On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:
@@ -37,6 +37,8 @@ bench: $(SMOLLM2)
 	$(BIN)/python benchmarks/training.py builtin:tiny --full 256 4096
 	$(BIN)/python benchmarks/evaluation.py $(SMOLLM2) --length 2048
 	$(BIN)/python benchmarks/training.py $(SMOLLM2)
+	$(BIN)/python benchmarks/training.py $(SMOLLM2) --growth
+	$(BIN)/python benchmarks/time_to_quality.py --seconds
 	$(BIN)/python benchmarks/summary.py
 
 tiny-model: .venv/installed

@@ -1,6 +1,6 @@
 """What every user waits for: start-up, position sampling, tokenising.
 
-    python benchmarks/everyday.py [--megabytes 100]
+    python benchmarks/everyday.py [--megabytes 1000]
 
 Writes ratios and times to benchmarks/results/everyday.json.
 """
@@ -24,6 +24,7 @@ from rich.console import Console
 from skipwise.config import DocumentsConfig, ModelConfig, SourceConfig
 from skipwise.data.builtin import python_documents
 from skipwise.data.store import open_store
+from skipwise.data.windows import cut_spans
 from skipwise.environment import describe_environment
 from skipwise.lengths import Lengths
 from skipwise.models.load import load_tokenizer
@@ -93,23 +94,69 @@ def write_documents(path: Path, megabytes: int) -> list[str]:
     return texts
 
 
-def tokenising(megabytes: int) -> dict[str, float]:
-    """Rate of the store against the bare tokenizer, on the same text."""
+def first_step() -> dict[str, float]:
+    """Seconds until `extend` has taken its first step, with its text tokenised before and not."""
+    with tempfile.TemporaryDirectory() as directory:
+        environment = {**os.environ, "SKIPWISE_CACHE": f"{directory}/cache"}
+        result = {}
+        for name in ("first_step_new_text_seconds", "first_step_seconds"):
+            output = Path(directory) / name
+            command = [
+                *(sys.executable, "-m", "skipwise", "extend", "builtin:tiny", "--target", "4k"),
+                *("--data", "builtin:python", "--steps", "2", "--set", "stages=[]", "--output", str(output)),
+            ]
+            started = time.perf_counter()
+            process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+            while not (output / "train.jsonl").exists() and process.poll() is None:
+                time.sleep(0.02)
+            result[name] = time.perf_counter() - started
+            assert process.wait() == 0
+    return result
+
+
+def tokenising(megabytes: int, runs: int = 3) -> dict[str, float]:
+    """Rate of the store against the bare tokenizer, on the same text, by turns."""
     tokenizer = load_tokenizer(ModelConfig(path="builtin:tiny"))
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "texts.jsonl"
         texts = write_documents(file, megabytes)
         source = SourceConfig(source=str(file))
-        started = time.perf_counter()
-        for start in range(0, len(texts), 1000):
-            tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 1000], add_special_tokens=False)
-        bare = time.perf_counter() - started
-        os.environ["SKIPWISE_CACHE"] = directory
-        started = time.perf_counter()
-        open_store(source, DocumentsConfig(sources=(source,)), tokenizer)
-        ours = time.perf_counter() - started
+
+        def bare() -> None:
+            for start in range(0, len(texts), 1000):
+                tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 1000], add_special_tokens=False)
+
+        def ours() -> None:
+            with tempfile.TemporaryDirectory() as cache:
+                os.environ["SKIPWISE_CACHE"] = cache
+                open_store(source, DocumentsConfig(sources=(source,)), tokenizer)
+
+        seconds = [(median_seconds(bare, 1), median_seconds(ours, 1)) for _ in range(runs + 1)][1:]  # one to warm up
+    theirs, own = (statistics.median(side) for side in zip(*seconds, strict=True))
     size = sum(map(len, texts)) / 1e6
-    return {"tokenize_ratio": bare / ours, "tokenize_megabytes_per_second": size / ours, "tokenize_megabytes": size}
+    return {"tokenize_ratio": theirs / own, "tokenize_megabytes_per_second": size / own, "tokenize_megabytes": size}
+
+
+def many_documents(counts: tuple[int, ...] = (1_000, 10_000, 100_000)) -> list[dict[str, float]]:
+    """Seconds to build and to open a store, and to cut its documents into windows, by their number."""
+    tokenizer = load_tokenizer(ModelConfig(path="builtin:tiny"))
+    words = " ".join(text for _, text in python_documents()).split(" ")[:200_000]
+    rows = []
+    for count in counts:
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / "texts.jsonl"
+            texts = (" ".join(words[number % 1000 : number % 1000 + 60]) for number in range(count))
+            file.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+            source = SourceConfig(source=str(file))
+            data = DocumentsConfig(sources=(source,), held_out_share=0.05)
+            os.environ["SKIPWISE_CACHE"] = directory
+            row: dict[str, float] = {"documents": count}
+            row["build_seconds"] = median_seconds(lambda: open_store(source, data, tokenizer), 1)  # noqa: B023
+            row["open_seconds"] = median_seconds(lambda: open_store(source, data, tokenizer))  # noqa: B023
+            train = open_store(source, data, tokenizer).train
+            row["cut_seconds"] = median_seconds(lambda: cut_spans(train, 64, 64, False))  # noqa: B023
+            rows.append(row)
+    return rows
 
 
 def store_memory(megabytes: int) -> float:
@@ -145,17 +192,19 @@ def _status(field: str) -> int:
 def main() -> None:
     """All of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=100, help="of text for the larger store")
+    parser.add_argument("--megabytes", type=int, default=1000, help="of text for the larger store")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
         print_store_memory(arguments.memory_of)
         return
-    figures = {**start_up(), **sampling(), **tokenising(20)}
+    figures = {**start_up(), **first_step(), **sampling(), **tokenising(20)}
     for size in (10, arguments.megabytes):
         figures[f"store_memory_megabytes_at_{size}"] = store_memory(size)
     output = Path(__file__).parent / "results" / "everyday.json"
-    write_json(output, {"environment": describe_environment(), **figures})
+    rows = many_documents()
+    write_json(output, {"environment": describe_environment(), **figures, "documents": rows})
+    Console().print(rows)
     Console().print(figures)
 
 

@@ -1,13 +1,17 @@
-"""One flat file of all benchmarks, and the tables of docs/performance.md, from the rows in benchmarks/results/.
+"""One flat file of all benchmarks, and tables and plots of docs/performance.md, from the rows in benchmarks/results/.
 
 python benchmarks/summary.py
 """
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
 from typing import Any
+
+from plots import draw_lengths, draw_qualities
+from time_to_quality import RECIPES
 
 from skipwise.costs import Step, step_flops, step_memory
 from skipwise.models.locate import TINY
@@ -20,6 +24,8 @@ PAGE = HERE.parent / "docs" / "performance.md"
 SMOLLM2 = ModelShape(
     layers=30, heads=9, key_heads=3, head_dim=64, hidden_size=576, intermediate_size=1536, vocabulary=49152
 )
+# By what factor of the best perplexity of any training at full length, and with what share of passkeys, at the target.
+QUALITIES = {"time_to_quality": (1.01, 0.95), "time_to_passkey": (math.inf, 0.95)}
 Row = dict[str, Any]
 
 
@@ -84,10 +90,116 @@ def figures() -> dict[str, Any]:
         result[f"passkey_over_generate{suffix}"] = generated
         result[f"passkey_speedup{suffix}"] = passkey
         result[f"sliding_ppl_speedup{suffix}"] = sliding
-    result |= {key: value for key, value in everyday.items() if key != "environment"}
-    result["time_to_quality_ratio_x16"] = None  # not measured yet
+    result |= {key: value for key, value in everyday.items() if key not in ("environment", "documents")}
+    result |= growth_exponents()
+    result |= quality_ratios()
     result["machine"] = everyday["environment"]
     return result
+
+
+def exponent(sizes: list[float], costs: list[float]) -> float:
+    """Slope of log(cost) over log(size): 1 where cost is proportional to size."""
+    x, y = ([math.log(value) for value in values] for values in (sizes, costs))
+    return statistics.linear_regression(x, y).slope
+
+
+def growth_rows() -> tuple[list[Row], Row]:
+    """SmolLM2 by train length, and the embedded model at the shortest."""
+    rows = load("growth-SmolLM2-135M-Instruct")["rows"]
+    return [row for row in rows if "model" not in row], next(row for row in rows if row.get("model") == "tiny")
+
+
+def growth_exponents() -> dict[str, float]:
+    """By train length (of one window a step), size of the model, and number of documents."""
+    rows, small = growth_rows()
+    lengths = [row["train_length"] for row in rows]
+    documents = load("everyday")["documents"]
+    counts = [row["documents"] for row in documents]
+    sizes = [float(shape.parameters) for shape in (shape_of(read_config(TINY)), SMOLLM2)]
+    return {
+        "time_by_train_length_exponent": exponent(lengths, [step_seconds(row) for row in rows]),
+        "memory_by_train_length_exponent": exponent(lengths, [row["peak_megabytes"] for row in rows]),
+        "time_by_parameters_exponent": exponent(sizes, [step_seconds(small), step_seconds(rows[0])]),
+        "memory_by_parameters_exponent": exponent(sizes, [small["peak_megabytes"], rows[0]["peak_megabytes"]]),
+        **{f"{key}_by_documents_exponent": exponent(counts, [row[f"{key}_seconds"] for row in documents])
+           for key in ("build", "open", "cut")},
+    }  # fmt: skip
+
+
+def growth_table() -> list[str]:
+    """Seconds and memory of a step by train length, a window at a time."""
+    lines = ["| train length | step | of a token | memory |", "| ---: | ---: | ---: | ---: |"]
+    for row in growth_rows()[0]:
+        seconds = step_seconds(row)
+        cells = f"{seconds:.2f} s | {1000 * seconds / row['train_length']:.2f} ms | {row['peak_megabytes']:,.0f} MiB"
+        lines.append(f"| {row['train_length']:,} | {cells} |")
+    return lines
+
+
+def qualities() -> list[Row]:
+    """Every recipe: its settings, seconds of a step, rows, and when it was first good enough, or None."""
+    seconds = load("quality-seconds")["seconds"]
+    files = sorted((HERE / "results" / "quality").glob("*.json"))
+    found = []
+    for recipe in RECIPES.values():
+        file = HERE / "results" / "quality" / f"{recipe.name}.json"
+        if file in files:
+            found.append(
+                {"recipe": recipe, "seconds": seconds[recipe.step], "rows": json.loads(file.read_text())["rows"]}
+            )
+    best = min(row["perplexity_4096"] for one in found if one["recipe"].method == "full" for row in one["rows"])
+    for one in found:
+        for name, (perplexity, passkey) in QUALITIES.items():
+            good = (
+                row["step"] for row in one["rows"]
+                if row["perplexity_4096"] <= perplexity * best and row["passkey_4096"] >= passkey
+            )  # fmt: skip
+            step = next(good, None)
+            one[name] = None if step is None else step * one["seconds"]
+    return found
+
+
+def quality_ratios() -> dict[str, float | None]:
+    """How much sooner the quickest PoSE is there than the quickest full length; None where one never is."""
+    found = qualities()
+    ratios: dict[str, float | None] = {}
+    for name in QUALITIES:
+        sides = [
+            [one[name] for one in found if (one["recipe"].method == "full") == full and one[name] is not None]
+            for full in (True, False)
+        ]
+        ratios[f"{name}_ratio_x16"] = min(sides[0]) / min(sides[1]) if all(sides) else None
+    return ratios
+
+
+def quality_table() -> list[str]:
+    """Recipes, at their end and when they were good enough."""
+    lines = [
+        "| method | window | chunks | text | teacher | rate | step | training | perplexity at 4k, 256 | "
+        "passkey at 4k, 256 | passkey 95 % at 4k after | and perplexity within 1 % after |",
+        "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for one in qualities():
+        recipe, last = one["recipe"], one["rows"][-1]
+        pose = recipe.method == "pose"
+        cells = [
+            recipe.method,
+            f"{recipe.train_length:,}",
+            str(recipe.chunks) if pose else "-",
+            recipe.content if pose else "-",
+            "yes" if recipe.teacher and pose else "no",
+            f"{recipe.learning_rate:g}",
+            f"{one['seconds']:.2f} s",
+            f"{recipe.steps * one['seconds']:,.0f} s",
+            f"{last['perplexity_4096']:.2f}, {last['perplexity_256']:.2f}",
+            f"{last['passkey_4096']:.0%}, {last['passkey_256']:.0%}",
+            *(
+                "never" if one[name] is None else f"{one[name]:,.0f} s"
+                for name in ("time_to_passkey", "time_to_quality")
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def training_table() -> list[str]:
@@ -172,6 +284,8 @@ def main() -> None:
     tables = {
         "training": training_table(),
         "lengths": lengths_table(),
+        "quality": quality_table(),
+        "growth": growth_table(),
         "memory": memory_table(),
         "ratios": ratios_table(flat),
     }
@@ -180,6 +294,8 @@ def main() -> None:
         page, count = marked.subn(lambda match, lines=lines: match[1] + "\n".join([*lines, match[2]]), page)  # type: ignore[misc]
         assert count == 1, f"docs/performance.md has no place for {name}"
     write_text(PAGE, page)
+    draw_lengths(load("lengths-tiny")["rows"], PAGE.parent / "images" / "lengths.svg")
+    draw_qualities(qualities(), PAGE.parent / "images" / "quality.svg")
 
 
 if __name__ == "__main__":

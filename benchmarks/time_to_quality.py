@@ -54,6 +54,8 @@ class Recipe:
         train_length: tokens of a window.
         batch: windows of a step.
         chunks: of PoSE.
+        teacher: whether PoSE is held to what the untouched model says of the same windows.
+        content: where PoSE takes the text behind a skip from.
     """
 
     method: str
@@ -62,17 +64,27 @@ class Recipe:
     steps: int
     learning_rate: float
     chunks: int = 2
+    teacher: bool = True
+    content: str = "contiguous"
 
     @property
     def name(self) -> str:
         """`"pose-256-2-300-0.001"`."""
-        parts = (self.method, self.train_length, self.chunks, self.steps, self.learning_rate)
+        free = "free" if self.method == "pose" and not self.teacher else ""
+        content = "" if self.content == "contiguous" else self.content
+        parts = (self.method, self.train_length, self.chunks, content, free, self.steps, self.learning_rate)
         return "-".join(str(part) for part in parts if part)
+
+    @property
+    def step(self) -> str:
+        """What decides how long a step takes."""
+        parts = (self.method, self.train_length, self.chunks, self.content, "teacher" if self.teacher else "free")
+        return "-".join(map(str, parts))
 
     def config(self) -> RunConfig:
         """The demo's, but for what the recipe says."""
         pose = self.method == "pose"
-        positions = {"name": "pose", "chunks": self.chunks} if pose else {"name": "full"}
+        positions = {"name": "pose", "chunks": self.chunks, "content": self.content} if pose else {"name": "full"}
         train = {
             "max_steps": self.steps,
             "learning_rate": self.learning_rate,
@@ -85,18 +97,19 @@ class Recipe:
         return parse_config(merge(read_yaml(DEMO), {"positions": positions, "train": train, "lengths": lengths}))
 
 
-def pose(train_length: int, chunks: int, steps: int, learning_rate: float) -> Recipe:
+def pose(train_length: int, chunks: int, steps: int, learning_rate: float, **more: Any) -> Recipe:
     """PoSE with as many tokens per step as any other."""
-    return Recipe("pose", train_length, TOKENS_PER_STEP // train_length, steps, learning_rate, chunks)
+    return Recipe("pose", train_length, TOKENS_PER_STEP // train_length, steps, learning_rate, chunks, **more)
 
 
 # Full length has four windows a step: four times the tokens.
-FULL = [Recipe("full", TARGET, 4, 150, rate, chunks=0) for rate in RATES]
+FULL = [Recipe("full", TARGET, 4, 150, rate, chunks=0, teacher=False) for rate in RATES]
 # The grid of rates at the demo's train length and chunks, then each of the others at its best rate.
 POSE = [
     *(pose(256, 2, 300, rate) for rate in RATES),
     *(pose(train_length, 2, 300, 1e-3) for train_length in (128, 64, 32)),
     *(pose(256, chunks, 300, 1e-3) for chunks in (3, 4)),
+    *(pose(256, 2, 300, 1e-3, teacher=False, content=content) for content in ("contiguous", "aligned")),
 ]
 RECIPES = {recipe.name: recipe for recipe in [*FULL, *POSE]}
 
@@ -142,8 +155,7 @@ def opened(recipe: Recipe, console: Console) -> Workbench:
     """Model and data of a recipe, with the new RoPE."""
     lengths = Lengths(original=ORIGINAL, train=min(recipe.train_length, ORIGINAL), target=TARGET)
     config = recipe.config()
-    fits = recipe.method == "pose"  # the untouched model can read its windows
-    weighed = config.train.model_copy(update={"kl_weight": float(fits)})
+    weighed = config.train.model_copy(update={"kl_weight": float(recipe.teacher)})
     bench = open_workbench(config.model_copy(update={"train": weighed}), lengths, console)
     bench.interpolate()
     return bench
@@ -168,16 +180,13 @@ def measure_quality(recipe: Recipe, console: Console) -> None:
 
 def measure_seconds(names: list[str]) -> None:
     """What a step takes, every recipe in a process of its own; learning rates take the same."""
-    shapes = {}
-    for name in names:
-        recipe = RECIPES[name]
-        shapes.setdefault((recipe.method, recipe.train_length, recipe.chunks), name)
+    steps = {RECIPES[name].step: name for name in names}
     seconds = {}
-    for (method, train_length, chunks), name in shapes.items():
+    for step, name in steps.items():
         command = [sys.executable, __file__, "--only", name]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        seconds[f"{method}-{train_length}-{chunks}"] = float(output.split()[-1])
-        print(f"{method}, {train_length} tokens, {chunks} chunks: {output.split()[-1]} s a step", flush=True)
+        seconds[step] = float(output.split()[-1])
+        print(f"{step}: {seconds[step]:.3f} s a step", flush=True)
     write_json(SECONDS, {"environment": describe_environment(), "seconds": seconds})
 
 
@@ -188,6 +197,9 @@ def main() -> None:
     parser.add_argument("--seconds", action="store_true", help="time a step of each")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    unknown = set(arguments.recipes) - set(RECIPES)
+    if unknown:
+        parser.error(f"no recipe is called {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
     console = Console()
     if arguments.only:
         ends = trained(RECIPES[arguments.only], Console(stderr=True), lambda bench: Ends())

@@ -2,6 +2,7 @@
 
     python benchmarks/training.py runs/SmolLM2-135M-Instruct.gguf --target 32768
     python benchmarks/training.py builtin:tiny --full 256 4096
+    python benchmarks/training.py runs/SmolLM2-135M-Instruct.gguf --growth
 
 Every measurement runs in a process of its own. Prints ratios and writes them, with all times, to benchmarks/results/.
 """
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,15 +27,18 @@ from skipwise.data.builtin import python_documents
 from skipwise.environment import describe_environment
 from skipwise.lengths import Lengths
 from skipwise.models.load import load_config, load_model, load_tokenizer
+from skipwise.models.recompute import recompute_activations
 from skipwise.models.speed import products_per_second
 from skipwise.positions import PoSE
 from skipwise.positions.window import Document, example_rng
 from skipwise.runs import write_json
 from skipwise.training.trainer import train, training_arguments
 
-SIDES = ("stock autocast", "stock bfloat16", "ours")
+SIDES = ("stock autocast", "stock bfloat16", "ours", "ours, selective", "ours, all recomputed")
+CHECKPOINTING: dict[str, Literal["all", "selective"]] = {"ours, selective": "selective", "ours, all recomputed": "all"}
 # (tokens of a window, windows of a step).
 SIZES = ((2048, 1), (512, 4), (1024, 4))
+GROWTH = (512, 1024, 2048, 4096)
 STEPS = 5
 # Steps of the embedded model are short and vary more.
 SHORT_STEPS = 24
@@ -87,10 +91,13 @@ def measure(path: str, side: str, train_length: int, target: int, batch: int, st
     before = status("VmRSS")
     weights = torch.bfloat16 if side == "stock bfloat16" else torch.float32
     stock = config.model_copy(update={"attn_implementation": "sdpa"})
-    model = load_model(config if side == "ours" else stock, device, weights)
+    own = side.startswith("ours")
+    model = load_model(config if own else stock, device, weights)
+    if side in CHECKPOINTING:
+        recompute_activations(model, CHECKPOINTING[side])
     clock = Clock()
     with tempfile.TemporaryDirectory() as directory:
-        if side == "ours":
+        if own:
             ours = TrainConfig(
                 max_steps=steps, per_device_train_batch_size=batch, logging_steps=1, save_steps=steps + 1
             )
@@ -156,6 +163,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--target", type=int, default=32768)
     parser.add_argument("--full", type=int, nargs=2, metavar=("WINDOW", "LONGEST"), help="also at full length, to it")
+    parser.add_argument("--growth", action="store_true", help="by window, one at a time, and not beside anything")
     parser.add_argument("--only", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -169,11 +177,16 @@ def main() -> None:
             rows.append(measured(arguments.model, "ours", window, factor * window, 4, SHORT_STEPS))
             if factor * window <= longest:
                 rows.append(measured(arguments.model, "ours", factor * window, factor * window, 4, SHORT_STEPS))
+    elif arguments.growth:
+        for train_length in GROWTH:
+            rows.append(measured(arguments.model, "ours", train_length, arguments.target, 1))
+        rows.append(measured("builtin:tiny", "ours", GROWTH[0], arguments.target, 1, SHORT_STEPS) | {"model": "tiny"})
     else:
         for train_length, batch in SIZES:
             rows += [measured(arguments.model, side, train_length, arguments.target, batch) for side in SIDES]
     name = Path(arguments.model.rpartition(":")[2]).name.removesuffix(".gguf")
-    output = Path(__file__).parent / "results" / f"{'lengths' if arguments.full else 'training'}-{name}.json"
+    kind = "lengths" if arguments.full else "growth" if arguments.growth else "training"
+    output = Path(__file__).parent / "results" / f"{kind}-{name}.json"
     rates = product_rates(arguments.model)
     write_json(output, {"environment": describe_environment(), "flops_per_second": rates, "rows": rows})
     print(f"written: benchmarks/results/{output.name}")

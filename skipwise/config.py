@@ -186,6 +186,10 @@ class TrainConfig(Section):
             of a window. 0 switches it off (and saves a forward pass and a copy of the
             weights). None is 1 where a training window fits into the original window, and 0
             where the untouched model could not read it.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: `true` all but
+            what goes into a layer; `selective` what is cheap, and keep matrix products and attention.
+        torch_compile: compile the layers for training.
+        use_liger_kernel: train with the fused GPU kernels of `liger-kernel`.
         eval_steps: loss on held-out windows every so many steps; None for never.
         load_best_model_at_end: keep the checkpoint with the lowest such loss.
     """
@@ -199,7 +203,9 @@ class TrainConfig(Section):
     weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
     adam_beta2: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.999
     max_grad_norm: Annotated[Number, Field(gt=0.0)] = 1.0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["selective"] = False
+    torch_compile: bool = False
+    use_liger_kernel: bool = False
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     logging_steps: Annotated[int, Field(ge=1)] = 5
     save_steps: Annotated[int, Field(ge=1)] = 50
@@ -216,6 +222,15 @@ class TrainConfig(Section):
             raise UserError(
                 "load_best_model_at_end needs eval_steps, with save_steps a multiple of it, but they are "
                 f"{self.eval_steps} and {self.save_steps}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_chooses_what_is_kept(self) -> "TrainConfig":
+        if self.torch_compile and self.gradient_checkpointing == "selective":
+            raise UserError(
+                "torch_compile decides itself what to compute again, so gradient_checkpointing cannot be 'selective' "
+                "with it. Leave one of them out."
             )
         return self
 

@@ -1,6 +1,7 @@
 """What training costs: FLOPs, memory and time, from the sizes of a model. No torch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from skipwise.errors import UserError
 from skipwise.models.shape import ModelShape
@@ -23,14 +24,15 @@ class Step:
         window: tokens of a window.
         windows: at a time.
         accumulation: how often that is repeated; gradients then add up while activations are there.
-        checkpointing: whether activations of a layer are computed again in the backward pass.
+        checkpointing: whether activations of a layer are computed again in the backward pass; `selective`: all but
+            those of matrix products and attention.
         teacher: whether an untouched copy of the model reads every window, too.
     """
 
     window: int
     windows: int = 1
     accumulation: int = 1
-    checkpointing: bool = False
+    checkpointing: bool | Literal["selective"] = False
     teacher: bool = False
 
 
@@ -59,7 +61,7 @@ def step_flops(shape: ModelShape, step: Step) -> StepFlops:
     and twice per layer, query dimension and token seen; a causal token sees half of its window. The backward pass is
     two such passes, checkpointing and a teacher are one each.
     """
-    passes = 3 + step.checkpointing + step.teacher
+    passes = 3 + (step.checkpointing is True) + step.teacher
     tokens = step.window * step.windows * step.accumulation
     products = 2.0 * shape.product_weights * tokens * passes
     attention = 4.0 * shape.layers * shape.query_size * (step.window / 2) * tokens * passes
@@ -122,7 +124,7 @@ def step_memory(shape: ModelShape, step: Step, devices: int = 1, zero: int = 0, 
     copies = BFLOAT16 * copied
     tokens = step.window * step.windows
     layer = activation_bytes(shape)
-    kept = FLOAT32 * shape.hidden_size
+    kept = kept_bytes(shape, products=step.checkpointing == "selective")
     activations = tokens * (shape.layers * kept + layer if step.checkpointing else shape.layers * layer)
     rows = min(LOGIT_ROWS, tokens)
     logits = rows * shape.vocabulary * (2 * BFLOAT16 + 2 * FLOAT32) * (2 if step.teacher else 1)
@@ -137,6 +139,17 @@ def step_memory(shape: ModelShape, step: Step, devices: int = 1, zero: int = 0, 
         buffers=CPU_BUFFERS if cpu else 0.0,
         accumulated=step.accumulation > 1,
     )
+
+
+def kept_bytes(shape: ModelShape, products: bool) -> int:
+    """Bytes that one layer keeps of one token under checkpointing: what goes in, in float32, and results of products.
+
+    Those are in bfloat16: queries, keys, values, attention and its projection, a feed-forward network's inside (twice
+    with a gate) and its result.
+    """
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    results = 2 * shape.query_size + 2 * shape.key_size + 2 * hidden + inner * (2 if shape.gated else 1)
+    return FLOAT32 * hidden + (BFLOAT16 * results if products else 0)
 
 
 def activation_bytes(shape: ModelShape) -> int:

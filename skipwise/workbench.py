@@ -28,7 +28,9 @@ from skipwise.export.checkpoint import save_checkpoint
 from skipwise.lengths import Lengths
 from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model, load_tokenizer
 from skipwise.models.probe import probe_attention, probe_score_mask
+from skipwise.models.recompute import recompute_activations
 from skipwise.models.rope import read_rope, set_rope_scaling
+from skipwise.models.speedups import usable_attention, usable_speedups
 from skipwise.planning import window_tokens
 from skipwise.runs import RunDir
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
@@ -70,8 +72,6 @@ class Workbench:
             self._eval_examples()
         if self.config.method != "interpolate":
             training = self.config.train
-            if training.gradient_checkpointing:
-                self.model.activation_checkpointing_enable()
             self.model.train()
             probe_attention(self.model, self.lengths.target, training.per_device_train_batch_size, dtype=self.dtype)
             self.console.print("attention reaches across a skip, and sees how far it is: checked")
@@ -124,6 +124,7 @@ class Workbench:
                 *callbacks,
             ],
             teacher=self._teacher(),
+            compiled=config.torch_compile,
         )
         self.model.eval()
         return finished
@@ -181,9 +182,13 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     sources = _cut(config, lengths, [store.train for store in stores], len(begin))
     if config.method != "interpolate":
         _check_long_enough(config, lengths, stores, sources, len(begin), console)
+    config = _with_what_works(config, console)
     with console.status("loading the model"):
         model = load_model(config.model, default_device())
     check_vocabulary(model, tokenizer)
+    if config.train.gradient_checkpointing:
+        selective = config.train.gradient_checkpointing == "selective"
+        recompute_activations(model, "selective" if selective else "all")
     return Workbench(
         config=config,
         lengths=lengths,
@@ -200,6 +205,15 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
         ),
         data_summary={"sources": [store.summary for store in stores]},
     )
+
+
+def _with_what_works(config: RunConfig, console: Console) -> RunConfig:
+    """Without the speed-ups that this machine does not have, and a line about each."""
+    model, lines = usable_attention(config.model, default_device())
+    train, more = usable_speedups(config.train, default_device())
+    for line in lines + more:
+        console.print(line, highlight=False)
+    return config.model_copy(update={"model": model, "train": train})
 
 
 def _check_single_process() -> None:

@@ -77,6 +77,10 @@ def test_memory_by_hand() -> None:
     assert memory.activations == 10 * 2 * layer
     checkpointed = step_memory(SMALL, Step(window=10, checkpointing=True))
     assert checkpointed.activations == 10 * (2 * 4 * 8 + layer)
+    selective = step_memory(SMALL, Step(window=10, checkpointing="selective"))
+    results = 8 + 4 + 4 + 8 + 8 + 16 + 16 + 8  # queries, keys, values, attention, projected; both of the gate, result
+    assert selective.activations == 10 * (2 * (4 * 8 + 2 * results) + layer)
+    assert step_flops(SMALL, Step(window=10, checkpointing="selective")) == step_flops(SMALL, Step(window=10))
     assert memory.peak == 12 * parameters + memory.copies + memory.activations + memory.logits
     accumulated = step_memory(SMALL, Step(window=10, accumulation=8))
     assert accumulated.peak == memory.peak + memory.gradients

@@ -215,6 +215,7 @@ def _measure(run: RunDir, one: Prepared, config: EvaluateConfig, console: Consol
     from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
     from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model
     from skipwise.models.rope import read_window
+    from skipwise.models.speedups import usable_attention
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -224,7 +225,10 @@ def _measure(run: RunDir, one: Prepared, config: EvaluateConfig, console: Consol
     dtype = compute_dtype(config.dtype, device)
     with console.status(f"evaluating {compared.name}") as status:
         # In the dtype of the products, as a server would hold it.
-        model = load_model(model_config(compared, config), device, dtype)
+        located, lines = usable_attention(model_config(compared, config), device)
+        for line in lines:
+            console.print(line, highlight=False)
+        model = load_model(located, device, dtype)
         check_vocabulary(model, one.tokenizer)
         window = read_window(one.config)
         subject = Subject(model, one.tokenizer, compared.stage, compared.name, window, dtype, config.chat)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
@@ -34,10 +33,13 @@ def prefer_blocks(model: PreTrainedModel) -> None:
         model.set_attn_implementation(NAME)
 
 
+@torch.library.custom_op("skipwise::causal_attention", mutates_args=())
 def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """softmax(scale * Q K^T) V, each row over the keys up to its own; the last row sees all of them.
 
     Products and scores are in the dtype of the inputs, sums of the softmax and of gradients over blocks in float32.
+    One operator, so that compilers and selective checkpointing take it as a whole. Nothing as large as the scores is
+    kept; the backward pass computes them again.
 
     Args:
         query: float[batch, heads, n, d].
@@ -47,44 +49,60 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     Returns:
         float[batch, n, heads, e]
     """
-    return _CausalAttention.apply(query, key, value, scale)  # type: ignore[no-any-return, no-untyped-call]
+    out: torch.Tensor = _empty_out(query, key, value, scale)
+    keys, values = key.flatten(0, 1), value.flatten(0, 1)
+    for rows, seen in _blocks(query, key):
+        block = query[:, :, rows]
+        shares = _shares(_by_key(block * scale, key), keys[:, seen], block.shape[2])
+        out[:, rows] = torch.bmm(shares, values[:, seen]).view(*block.shape[:3], -1).transpose(1, 2)
+    return out
 
 
-class _CausalAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Nothing as large as the scores is kept; `backward` computes them again."""
-        ctx.save_for_backward(query, key, value)
-        ctx.scale = scale
-        batch, heads, n, _ = query.shape
-        out = query.new_empty(batch, n, heads, value.shape[-1])
-        keys, values = key.flatten(0, 1), value.flatten(0, 1)
-        for rows, seen in _blocks(query, key):
-            block = query[:, :, rows]
-            shares = _shares(_by_key(block * scale, key), keys[:, seen], block.shape[2])
-            out[:, rows] = torch.bmm(shares, values[:, seen]).view(*block.shape[:3], -1).transpose(1, 2)
-        return out
+@torch.library.custom_op("skipwise::causal_attention_backward", mutates_args=())
+def _gradients(
+    grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of queries, keys and values, block by block."""
+    keys, values = key.flatten(0, 1), value.flatten(0, 1)
+    grad_query = torch.empty_like(query)
+    grad_keys = torch.zeros_like(keys, dtype=torch.float32)
+    grad_values = torch.zeros_like(values, dtype=torch.float32)
+    for rows, seen in _blocks(query, key):
+        block = query[:, :, rows]
+        scaled = _by_key(block * scale, key)
+        grad_block = _by_key(grad_out[:, rows].transpose(1, 2), key)
+        shares = _shares(scaled, keys[:, seen], block.shape[2])
+        grad_values[:, seen] += torch.bmm(shares.transpose(1, 2), grad_block)
+        grad_shares = torch.bmm(grad_block, values[:, seen].transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
+        grad_keys[:, seen] += torch.bmm(grad_scores.transpose(1, 2), scaled)
+        grad_query[:, :, rows] = torch.bmm(grad_scores, keys[:, seen]).view_as(block) * scale
+    return grad_query, grad_keys.to(key.dtype).view_as(key), grad_values.to(value.dtype).view_as(value)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Block by block, as forward."""
-        query, key, value = ctx.saved_tensors
-        keys, values = key.flatten(0, 1), value.flatten(0, 1)
-        grad_query = torch.empty_like(query)
-        grad_keys = torch.zeros_like(keys, dtype=torch.float32)
-        grad_values = torch.zeros_like(values, dtype=torch.float32)
-        for rows, seen in _blocks(query, key):
-            block = query[:, :, rows]
-            scaled = _by_key(block * ctx.scale, key)
-            grad_block = _by_key(grad_out[:, rows].transpose(1, 2), key)
-            shares = _shares(scaled, keys[:, seen], block.shape[2])
-            grad_values[:, seen] += torch.bmm(shares.transpose(1, 2), grad_block)
-            grad_shares = torch.bmm(grad_block, values[:, seen].transpose(1, 2))
-            grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
-            grad_keys[:, seen] += torch.bmm(grad_scores.transpose(1, 2), scaled)
-            grad_query[:, :, rows] = torch.bmm(grad_scores, keys[:, seen]).view_as(block) * ctx.scale
-        return grad_query, grad_keys.to(key.dtype).view_as(key), grad_values.to(value.dtype).view_as(value), None
+
+@causal_attention.register_fake
+def _empty_out(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    batch, heads, n, _ = query.shape
+    return query.new_empty(batch, n, heads, value.shape[-1])
+
+
+@_gradients.register_fake
+def _empty_gradients(
+    grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.empty_like(query), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return *_gradients(grad_out, *ctx.saved_tensors, ctx.scale), None
+
+
+causal_attention.register_autograd(_backward, setup_context=_keep)
 
 
 def _blocks(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[slice, slice]]:

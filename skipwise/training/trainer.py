@@ -1,7 +1,7 @@
 """The Hugging Face Trainer, with our windows and our loss."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from skipwise.errors import UserError
 from skipwise.models.forward import for_products, last_hidden_states
 from skipwise.models.load import vocabulary_size
 from skipwise.models.memory import freed_memory_kept
+from skipwise.models.speedups import compiled_layers
 from skipwise.training.loss import chunked_cross_entropy, window_weights
 
 # Share by which our loss may differ from that of the model's own logits.
@@ -155,7 +156,8 @@ def training_arguments(
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        activation_checkpointing=config.gradient_checkpointing,
+        use_liger_kernel=config.use_liger_kernel,
+        liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": False},  # the loss is ours
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
@@ -187,8 +189,12 @@ def train(
     eval_dataset: Dataset[Any] | None,
     callbacks: list[TrainerCallback],
     teacher: Teacher | None,
+    compiled: bool = False,
 ) -> bool:
     """Train `model` in place, going on from the newest checkpoint in the output directory.
+
+    Args:
+        compiled: compile its layers.
 
     Returns:
         Whether training came to its end (and was not stopped by a signal).
@@ -204,7 +210,11 @@ def train(
         teacher=teacher,
     )
     trainer.remove_callback(PrinterCallback)  # ours shows the progress
-    with freed_memory_kept() if model.device.type == "cpu" else nullcontext():
+    with ExitStack() as stack:
+        if model.device.type == "cpu":
+            stack.enter_context(freed_memory_kept())
+        if compiled:
+            stack.enter_context(compiled_layers(model))
         trainer.train(resume_from_checkpoint=newest_checkpoint(Path(str(arguments.output_dir))))
     model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
     return trainer.state.global_step >= arguments.max_steps

@@ -46,6 +46,18 @@ def test_values_and_gradients(n: int, m: int, groups: int, monkeypatch: pytest.M
         torch.testing.assert_close(mine.grad, other.grad)
 
 
+@pytest.mark.parametrize("permuted", [False, True])
+def test_the_operator_is_what_it_says_to_compilers(permuted: bool) -> None:
+    """Shapes, strides and gradients; a model's heads come permuted."""
+    inputs = tensors(6, 9, 3, torch.float64)
+    if permuted:
+        inputs = [one.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for one in inputs]
+    torch.library.opcheck(causal_attention, (*inputs, 0.3))
+    grad = torch.ones(causal_attention(*inputs, 0.3).shape, dtype=torch.float64)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(attention._gradients, (grad, *(one.detach() for one in inputs), 0.3), test_utils=tests)
+
+
 def test_as_exact_in_bfloat16_as_the_kernel() -> None:
     """Against float64, within twice the error of PyTorch's own."""
     n, d = 700, 64
