@@ -110,6 +110,7 @@ POSE = [
     *(pose(train_length, 2, 300, 1e-3) for train_length in (128, 64, 32)),
     *(pose(256, chunks, 300, 1e-3) for chunks in (3, 4)),
     *(pose(256, 2, 300, 1e-3, teacher=False, content=content) for content in ("contiguous", "aligned")),
+    *(pose(128, 2, 100, rate) for rate in (5e-4, 1e-3)),
 ]
 RECIPES = {recipe.name: recipe for recipe in [*FULL, *POSE]}
 

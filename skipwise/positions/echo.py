@@ -34,9 +34,11 @@ def echo_mask(missing: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     echoing = np.repeat(rng.random(-(-n // BLOCK)) < 0.5, BLOCK)[:n]
     echoing[0] = False
     u = np.sqrt(rng.random())
-    mask = np.zeros((n, n), dtype=np.float32)
-    for query in range(n):  # row by row: whole matrices of distances would need several times the memory
-        mask[query, query + 1 :] = -np.inf
-        across = np.flatnonzero(echoing[:query] & (missing[:query] < missing[query]))
-        mask[query, across] = u * np.log1p((missing[query] - missing[across]) / max(1, len(across)))
+    mask = np.triu(np.full((n, n), -np.inf, dtype=np.float32), 1)
+    starts = np.flatnonzero(
+        np.diff(missing, prepend=-1)
+    )  # of chunks, whose tokens all have the same keys across a skip
+    for start, stop in zip(starts, [*starts[1:], n], strict=True):
+        across = np.flatnonzero(echoing[:start])
+        mask[start:stop, across] = u * np.log1p((missing[start] - missing[across]) / max(1, len(across)))
     return mask

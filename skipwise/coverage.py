@@ -1,0 +1,234 @@
+"""Which relative distances a position sampler shows to a model: exactly where there is a formula, else by sampling.
+
+A relative distance d is *seen* in a window when two of its position ids differ by d. What a model has never seen it
+cannot have learned, so a sampler is judged by how likely each d below Lt is seen, by how many pairs of tokens show it,
+and by how many windows it takes until none is left out.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skipwise.errors import UserError
+from skipwise.lengths import Lengths
+from skipwise.positions import Document, FullLength, Plain, PoSE, PositionSampler, RandPos, example_rng
+
+Floats = NDArray[np.float64]
+
+
+def seen_probability(sampler: PositionSampler, lengths: Lengths) -> Floats | None:
+    """float64[Lt]: the probability that distance d is seen in one window; None where there is no closed form.
+
+    Two chunks of c and Lw - c tokens, the second shifted by u ~ U{0, ..., Lt - Lw}, show the distances below
+    max(c, Lw - c) inside chunks, and u + 1, ..., u + Lw - 1 across the skip. Cut and skip are independent, so
+
+        P(d) = P(max(c, Lw - c) > d) + P(max(c, Lw - c) <= d) * P(d - Lw < u < d).
+
+    >>> seen_probability(PoSE(), Lengths(original=2, train=2, target=4))
+    array([1.        , 0.33333333, 0.33333333, 0.33333333])
+    """
+    distance = np.arange(lengths.target)
+    if isinstance(sampler, FullLength):
+        return np.ones(lengths.target)
+    if isinstance(sampler, Plain) or (isinstance(sampler, PoSE) and sampler.chunks == 1):
+        return (distance < lengths.train).astype(np.float64)
+    if not isinstance(sampler, PoSE) or sampler.chunks != 2:
+        return None
+    cut = np.arange(1, lengths.train)
+    longest = np.bincount(
+        np.maximum(cut, lengths.train - cut), _cut_probability(sampler, lengths), minlength=lengths.target + 1
+    )
+    inside = 1 - longest.cumsum()[: lengths.target]
+    most = lengths.target - lengths.train
+    first, last = np.maximum(0, distance - lengths.train + 1), np.minimum(most, distance - 1)
+    across = np.maximum(0, last - first + 1) / (most + 1)
+    seen: Floats = inside + (1 - inside) * across
+    seen[0] = 1.0
+    return seen
+
+
+def expected_pairs(sampler: PositionSampler, lengths: Lengths) -> Floats | None:
+    """float64[Lt]: the expected number of token pairs at distance d in one window; None where there is no formula.
+
+    RandPos takes each pair of positions with probability Lw (Lw - 1) / (Lt (Lt - 1)), and Lt - d pairs have distance d.
+
+    PoSE: a pair of tokens delta apart in the window has k cuts between its tokens; cuts are N - 1 distinct ones of
+    Lw - 1 places. Summed over all such pairs, by Vandermonde's identity,
+
+        W_k(delta) = C(delta, k) C(Lw - delta, N - k) / C(Lw - 1, N - 1)
+
+    pairs are expected in any two chunks k apart, and the difference s of those chunks' skips is independent of cuts. So
+    the number at d is the sum over k of W_k * Q_k, convolved, with Q_k(s) = sum over a of P(u_{a+k} - u_a = s).
+    """
+    train, target = lengths.train, lengths.target
+    distance = np.arange(target)
+    if isinstance(sampler, FullLength):
+        return (target - distance).astype(np.float64)
+    if isinstance(sampler, Plain):
+        return np.maximum(0, train - distance).astype(np.float64)
+    if isinstance(sampler, RandPos):
+        pairs = (target - distance) * (train * (train - 1) / max(1, target * (target - 1)))
+        return np.where(distance == 0, float(train), pairs)
+    if not isinstance(sampler, PoSE):
+        return None
+    chunks = sampler.chunks
+    delta = np.arange(train)
+    if sampler.first_chunk == "half":
+        cut = np.arange(1, train)[:, None]
+        across = np.minimum(np.minimum(cut, train - cut), np.minimum(delta, train - delta))
+        apart = [np.maximum(0, cut - delta) + np.maximum(0, train - cut - delta), across]
+        weights = [_cut_probability(sampler, lengths) @ pairs for pairs in apart]
+        weights[0] /= chunks  # Q_0 counts every chunk
+    else:
+        top = _log_choose(train - 1, chunks - 1)
+        weights = [np.exp(_log_choose(delta, k) + _log_choose(train - delta, chunks - k) - top) for k in range(chunks)]
+    result = chunks * np.pad(weights[0], (0, target - train))
+    for weight, differences in zip(weights[1:], _skip_differences(chunks, target - train), strict=True):
+        result += np.convolve(weight, differences)[:target]
+    return result
+
+
+def _cut_probability(sampler: PoSE, lengths: Lengths) -> Floats:
+    """float64[Lw - 1]: of a first chunk of 1, ..., Lw - 1 tokens, for two chunks."""
+    last = (lengths.train + 1) // 2 if sampler.first_chunk == "half" else lengths.train - 1
+    return np.where(np.arange(1, lengths.train) <= last, 1 / last, 0.0)
+
+
+def _log_choose(n: int | NDArray[np.int64], k: int) -> Floats:
+    """log C(n, k) for each n, -inf where n < k; exact but for rounding, since k is small."""
+    n = np.asarray(n)
+    steps = np.arange(k)
+    factors = np.maximum(0, n[..., None] - steps) / (steps + 1.0)
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(factors).sum(axis=-1))
+
+
+def _skip_differences(chunks: int, most: int) -> list[Floats]:
+    """For k = 1, ..., chunks - 1: Q_k, float64[most + 1], the sum over a of P(u_{a+k} - u_a = s).
+
+    With what remains of the largest skip, r_a = S - u_a, each draw is uniform on {0, ..., r}: the distribution of r_a
+    follows by one reversed cumulative sum per draw. k draws lead from r to t = r - s with probability
+
+        h_{k-1}(x_t, ..., x_r) / (r + 1),    x_j = 1 / (j + 1),
+
+    where h is the complete homogeneous symmetric polynomial. Its generating function over t..r is that over 0..r
+    divided by that over 0..t-1, which separates r from t, and leaves k correlations over r and t = r - s.
+    """
+    size = most + 1
+    inverse = 1.0 / np.arange(1, size + 1)
+    # remaining[a]: the distribution of r_a.
+    remaining = [np.eye(1, size, most)[0]]
+    for _ in range(chunks - 2):
+        remaining.append((remaining[-1] * inverse)[::-1].cumsum()[::-1])
+    # Of x_0 .. x_r complete, and of x_0 .. x_{t-1} elementary symmetric polynomials with alternating signs.
+    complete, elementary = [np.ones(size)], [np.ones(size)]
+    for _ in range(chunks - 2):
+        # The highest of the x in a product is x_j: what comes before it is of degree one less.
+        complete.append((inverse * complete[-1]).cumsum())
+        elementary.append(-np.concatenate(([0.0], (inverse * elementary[-1])[:-1])).cumsum())
+    return [
+        _correlations(sum(remaining[: chunks - k], np.zeros(size)) * inverse, complete[:k], elementary[:k])
+        for k in range(1, chunks)
+    ]
+
+
+def _correlations(start: Floats, complete: list[Floats], elementary: list[Floats]) -> Floats:
+    """sum over t of start(t + s) * sum_i complete_i(t + s) elementary_{k-1-i}(t), for each s."""
+    size = 2 * len(start)
+    spectrum = sum(
+        np.fft.rfft(start * one, size) * np.fft.rfft(other, size).conj()
+        for one, other in zip(complete, reversed(elementary), strict=True)
+    )
+    return np.asarray(np.maximum(0.0, np.fft.irfft(spectrum, size)[: len(start)]))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """A sampler's, by formulas where there are any, else as sampled.
+
+    Attributes:
+        seen: float64[Lt], probability of each distance in one window.
+        pairs: float64[Lt], expected number of pairs.
+        windows_to_cover: see the function; None where a distance is never seen, or was in no sampled window.
+        seen_exact, pairs_exact: whether they come from a formula.
+    """
+
+    seen: Floats
+    pairs: Floats
+    windows_to_cover: int | None
+    seen_exact: bool
+    pairs_exact: bool
+
+
+def coverage(sampler: PositionSampler, lengths: Lengths, windows: int, seed: int = 0) -> Coverage:
+    """Of one sampler; `windows` are drawn only for what has no formula."""
+    sampler.check(lengths)
+    seen, pairs = seen_probability(sampler, lengths), expected_pairs(sampler, lengths)
+    sampled = sample_coverage(sampler, lengths, windows, seed) if seen is None or pairs is None else None
+    if sampled is not None:
+        seen_exact, pairs_exact = seen is not None, pairs is not None
+        seen = sampled.seen if seen is None else seen
+        pairs = sampled.pairs if pairs is None else pairs
+        return Coverage(seen, pairs, windows_to_cover(seen), seen_exact, pairs_exact)
+    assert seen is not None and pairs is not None
+    return Coverage(seen, pairs, windows_to_cover(seen), True, True)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What some windows showed, by distance.
+
+    Attributes:
+        seen: float64[Lt], the share of windows with at least one pair at that distance.
+        pairs: float64[Lt], the mean number of pairs.
+        pairs_stderr: float64[Lt], its standard error.
+        windows: how many there were.
+    """
+
+    seen: Floats
+    pairs: Floats
+    pairs_stderr: Floats
+    windows: int
+
+
+def sample_coverage(sampler: PositionSampler, lengths: Lengths, windows: int, seed: int = 0) -> Sampled:
+    """Draw windows and count; any sampler. All distances of a window come from one autocorrelation of its positions."""
+    if windows < 1:
+        raise UserError(f"Coverage is sampled over at least one window, not {windows}. Raise --windows.")
+    document = Document(num_tokens=max(sampler.tokens_used(lengths), sampler.tokens_needed(lengths)))
+    size = 2 * lengths.target
+    seen, total, squares = (np.zeros(lengths.target) for _ in range(3))
+    for index in range(windows):
+        window = sampler.sample(document, lengths, example_rng(seed, 0, index), index / windows)
+        there = np.zeros(size)
+        there[window.position_ids] = 1.0
+        spectrum = np.fft.rfft(there)
+        pairs = np.rint(np.fft.irfft(spectrum * spectrum.conj(), size)[: lengths.target])
+        seen += pairs > 0
+        total += pairs
+        squares += pairs**2
+    mean = total / windows
+    variance = np.maximum(0.0, squares / windows - mean**2)
+    return Sampled(seen / windows, mean, np.sqrt(variance / windows), windows)
+
+
+def windows_to_cover(seen: Floats, confidence: float = 0.99) -> int | None:
+    """After how many windows every distance was seen with at least this probability; None if one never is.
+
+    By the union bound: the smallest n with sum over d of (1 - P(d))^n <= 1 - confidence. Distances need not be
+    independent for it, and it is close to the truth where few are rare.
+
+    >>> windows_to_cover(np.array([1.0, 0.5]))
+    7
+    """
+    missed = 1 - seen
+    if (missed >= 1).any():
+        return None
+    few, many = 0, 1
+    while (missed**many).sum() > 1 - confidence:
+        few, many = many, 2 * many
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if (missed**middle).sum() <= 1 - confidence else (middle, many)
+    return many
