@@ -164,6 +164,45 @@ def plan(
 
 
 @app.command(cls=Command)
+def coverage(
+    target: Annotated[str, typer.Option(help="Window wanted, e.g. 16k.")],
+    train_length: Annotated[str, typer.Option(help="Tokens in a training window.")],
+    positions: Annotated[
+        list[str] | None,
+        typer.Option(help='Position sampler, repeatable: pose, "{name: pose, chunks: 3}".  [default: some of each]'),
+    ] = None,
+    windows: Annotated[int, typer.Option(help="To draw where there is no formula.", min=1)] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the figures of every distance.")] = False,
+) -> None:
+    """Say which relative distances position samplers show to a model, and after how many windows all of them."""
+    import json
+
+    from skipwise.config_files import parse_assignment, parse_config
+    from skipwise.coverage import coverage as coverage_of
+    from skipwise.coverage import describe_coverages
+    from skipwise.lengths import Lengths
+    from skipwise.report.table import plain_table
+
+    found = {}
+    for text in positions or ["plain", "pose", "{name: pose, chunks: 3}", "randpos", "full"]:
+        values: dict[str, Any] = {
+            "model": {"path": "builtin:tiny"},
+            "data": "builtin:python",
+        }  # nothing depends on them
+        values |= {"lengths": {"target": target, "train": train_length}, **parse_assignment(f"positions={text}")}
+        config = parse_config(values)
+        assert config.lengths.train is not None
+        lengths = Lengths(original=config.lengths.train, train=config.lengths.train, target=config.lengths.target)
+        found[text] = coverage_of(config.positions, lengths, windows)
+    if as_json:
+        console.print_json(json.dumps({text: one.as_dict() for text, one in found.items()}))
+        return
+    title = f"Relative distances of {lengths.target:,} in windows of {lengths.train:,}"
+    console.print(plain_table(title, *describe_coverages(found)))
+    console.print("~ of a sample of windows; the rest is exact", highlight=False)
+
+
+@app.command(cls=Command)
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models or runs: directory, hub id, .gguf file, builtin:tiny.")],
     config: Annotated[Path | None, typer.Option(help="YAML: data, evaluate, seed, chat, dtype.")] = None,

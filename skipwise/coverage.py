@@ -5,7 +5,9 @@ cannot have learned, so a sampler is judged by how likely each d below Lt is see
 and by how many windows it takes until none is left out.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,19 +162,47 @@ class Coverage:
     seen_exact: bool
     pairs_exact: bool
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**asdict(self), "seen": self.seen.tolist(), "pairs": self.pairs.tolist()}
+
 
 def coverage(sampler: PositionSampler, lengths: Lengths, windows: int, seed: int = 0) -> Coverage:
     """Of one sampler; `windows` are drawn only for what has no formula."""
     sampler.check(lengths)
     seen, pairs = seen_probability(sampler, lengths), expected_pairs(sampler, lengths)
     sampled = sample_coverage(sampler, lengths, windows, seed) if seen is None or pairs is None else None
+    exact = seen is not None, pairs is not None
     if sampled is not None:
-        seen_exact, pairs_exact = seen is not None, pairs is not None
         seen = sampled.seen if seen is None else seen
         pairs = sampled.pairs if pairs is None else pairs
-        return Coverage(seen, pairs, windows_to_cover(seen), seen_exact, pairs_exact)
     assert seen is not None and pairs is not None
-    return Coverage(seen, pairs, windows_to_cover(seen), True, True)
+    return Coverage(seen, pairs, windows_to_cover(seen), *exact)
+
+
+def describe_coverages(found: Mapping[str, Coverage]) -> tuple[list[str], list[list[str]]]:
+    """Header and body of a table, a column for each sampler.
+
+    Pairs are counted by quarters of the target: what share of a window's pairs is how far apart.
+    """
+    rows = [["seen, the rarest distance", *(_mark(one.seen_exact, f"{one.seen.min():.2g}") for one in found.values())]]
+    for quarter in range(4):
+        name = f"pairs, {('first', 'second', 'third', 'last')[quarter]} quarter of distances"
+        shares = [np.array_split(one.pairs, 4)[quarter].sum() / one.pairs.sum() for one in found.values()]
+        rows.append(
+            [name, *(_mark(one.pairs_exact, f"{share:.1%}") for one, share in zip(found.values(), shares, strict=True))]
+        )
+    cover = [
+        f"{one.windows_to_cover:,}" if one.windows_to_cover else "never" if one.seen_exact else "more than drawn"
+        for one in found.values()
+    ]
+    seen = [_mark(one.seen_exact, text) for one, text in zip(found.values(), cover, strict=True)]
+    rows.append(["windows until all are seen, 99 %", *seen])
+    return ["", *found], rows
+
+
+def _mark(exact: bool, text: str) -> str:
+    return text if exact else f"~{text}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Closed forms against every possible window, and against sampling."""
 
 import itertools
+import json
 from collections import Counter
 from math import comb
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from skipwise import FullLength, Lengths, Plain, PoSE, PositionSampler, RandPos, UserError
 from skipwise.coverage import expected_pairs, sample_coverage, seen_probability, windows_to_cover
 from skipwise.positions import SAMPLERS
+from tests.test_cli import skipwise
 
 SMALL = Lengths(original=6, train=6, target=15)
 EXACT: list[PositionSampler] = [
@@ -130,3 +132,18 @@ def test_windows_until_all_is_seen() -> None:
 def test_at_least_one_window() -> None:
     with pytest.raises(UserError, match="at least one window"):
         sample_coverage(PoSE(), SMALL, windows=0)
+
+
+def test_the_command() -> None:
+    output = skipwise("coverage", "--target", "1k", "--train-length", "64", "--windows", 20)
+    assert "relative distances of 1,024" in output.lower()
+    assert "never" in output and "~" in output
+    flags = ("--target", 300, "--train-length", 64, "--json", "--positions", "{name: pose, chunks: 2}")
+    (own,) = json.loads(skipwise("coverage", *flags)).values()
+    exact = seen_probability(PoSE(), Lengths(original=64, train=64, target=300))
+    assert own["seen"] == pytest.approx(exact)
+    assert own["seen_exact"] and own["pairs_exact"]
+    assert own["windows_to_cover"] == windows_to_cover(np.array(own["seen"]))
+    assert "Did you mean 'chunks'" in skipwise(
+        "coverage", "--target", 300, "--train-length", 64, "--positions", "{name: pose, chunk: 2}", code=2
+    )
