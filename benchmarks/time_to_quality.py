@@ -1,7 +1,7 @@
 """What it takes until a model is good at its target length: PoSE by train length and chunks, beside full length.
 
     python benchmarks/time_to_quality.py                      # all recipes; those that have rows are left out
-    python benchmarks/time_to_quality.py full-lr1 pose-256    # some of them, as in another process
+    python benchmarks/time_to_quality.py pose-64-2-300-0.001   # some of them, as in another process
     python benchmarks/time_to_quality.py --seconds            # what a step of each takes, on a free machine
 
 The embedded model from 256 to 4,096 tokens. Perplexity and passkey are measured ten times over a training; the
@@ -149,7 +149,8 @@ class Ends(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note the time; stop when there are enough."""
         self.seconds.append(time.perf_counter())
-        control.should_training_stop = len(self.seconds) > TIMED_STEPS
+        if len(self.seconds) > TIMED_STEPS:
+            control.should_training_stop = True
 
 
 def opened(recipe: Recipe, console: Console) -> Workbench:

@@ -35,15 +35,19 @@ from skipwise.positions.window import Document, example_rng
 from skipwise.runs import write_json
 from skipwise.training.trainer import train, training_arguments
 
-SIDES = ("stock autocast", "stock bfloat16", "ours", "ours, selective", "ours, all recomputed")
+SIDES = ("stock autocast", "stock bfloat16", "ours")
+# With activations computed again, each beside its own kind.
+RECOMPUTED = ("stock bfloat16, recomputed", "ours, selective", "ours, all recomputed")
 CHECKPOINTING: dict[str, Literal["all", "selective"]] = {"ours, selective": "selective", "ours, all recomputed": "all"}
 # (tokens of a window, windows of a step).
 SIZES = ((2048, 1), (512, 4), (1024, 4))
+RECOMPUTED_SIZES = ((2048, 1), (1024, 4))
 GROWTH = (512, 1024, 2048, 4096)
 STEPS = 5
 # Steps of the embedded model are short and vary more.
 SHORT_STEPS = 24
-TURNS = 5
+LONG_STEPS = 8
+TURNS = 4
 
 
 class Windows(Dataset[dict[str, torch.Tensor]]):
@@ -91,7 +95,7 @@ def measure(path: str, side: str, train_length: int, target: int, batch: int, st
     ids = np.array(load_tokenizer(config)(text, verbose=False)["input_ids"])
     windows = Windows(ids, Lengths(original=train_length, train=train_length, target=target))
     before = status("VmRSS")
-    weights = torch.bfloat16 if side == "stock bfloat16" else torch.float32
+    weights = torch.bfloat16 if side.startswith("stock bfloat16") else torch.float32
     stock = config.model_copy(update={"attn_implementation": "sdpa"})
     own = side.startswith("ours")
     model = load_model(config if own else stock, device, weights)
@@ -132,6 +136,7 @@ def train_as_usual(
         lr_scheduler_type="constant_with_warmup", warmup_steps=10, weight_decay=0.0, bf16=side == "stock autocast",
         use_cpu=True, report_to="none", disable_tqdm=True, remove_unused_columns=False, save_strategy="no",
         logging_steps=1, logging_first_step=True, train_sampling_strategy="sequential",
+        activation_checkpointing=side.endswith("recomputed"),
     )  # fmt: skip
     Trainer(model=model, args=arguments, train_dataset=windows, callbacks=[clock]).train()
 
@@ -188,21 +193,23 @@ def main() -> None:
         window, longest = arguments.full
         targets = [factor * window for factor in (2, 4, 8, 16, 32, 64)]
         # By turns: what the machine does meanwhile falls on all of them.
+        steps = [(window, target) for target in targets] + [(target, target) for target in targets if target <= longest]
         turns = [
-            [measured(arguments.model, "ours", window, target, 4, SHORT_STEPS) for target in targets]
+            [
+                measured(arguments.model, "ours", *step, 4, SHORT_STEPS if step[0] == window else LONG_STEPS)
+                for step in steps
+            ]
             for _ in range(TURNS)
         ]
         rows += [pooled(own) for own in zip(*turns, strict=True)]
-        rows += [
-            measured(arguments.model, "ours", target, target, 4, SHORT_STEPS) for target in targets if target <= longest
-        ]
     elif arguments.growth:
         for train_length in GROWTH:
             rows.append(measured(arguments.model, "ours", train_length, arguments.target, 1))
         rows.append(measured("builtin:tiny", "ours", GROWTH[0], arguments.target, 1, SHORT_STEPS) | {"model": "tiny"})
     else:
         for train_length, batch in SIZES:
-            rows += [measured(arguments.model, side, train_length, arguments.target, batch) for side in SIDES]
+            sides = (*SIDES, *(RECOMPUTED if (train_length, batch) in RECOMPUTED_SIZES else ()))
+            rows += [measured(arguments.model, side, train_length, arguments.target, batch) for side in sides]
     name = Path(arguments.model.rpartition(":")[2]).name.removesuffix(".gguf")
     kind = "lengths" if arguments.full else "growth" if arguments.growth else "training"
     output = Path(__file__).parent / "results" / f"{kind}-{name}.json"

@@ -48,9 +48,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     for module, names in _MODULES.items():
         if name in names:
-            from importlib import import_module
-
-            return getattr(import_module(module), name)
+            globals()[name] = getattr(import_module(module), name)
+            return globals()[name]
+    if name in ("lengths", "positions", "rope"):
+        return import_module(f"skipwise.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -203,7 +203,7 @@ class TrainConfig(Section):
     weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
     adam_beta2: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.999
     max_grad_norm: Annotated[Number, Field(gt=0.0)] = 1.0
-    gradient_checkpointing: bool | Literal["selective"] = False
+    gradient_checkpointing: Literal[False, True, "selective"] = False
     torch_compile: bool = False
     use_liger_kernel: bool = False
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0

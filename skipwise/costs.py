@@ -59,7 +59,7 @@ def step_flops(shape: ModelShape, step: Step) -> StepFlops:
 
     A pass over a token multiplies and adds once per weight of a matrix (Kaplan et al., arXiv 2001.08361, Section 2.1),
     and twice per layer, query dimension and token seen; a causal token sees half of its window. The backward pass is
-    two such passes, checkpointing and a teacher are one each.
+    two such passes, checkpointing (of all, not selective) and a teacher are one each.
     """
     passes = 3 + (step.checkpointing is True) + step.teacher
     tokens = step.window * step.windows * step.accumulation

@@ -13,7 +13,7 @@ from rich.status import Status
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from skipwise.config import RunConfig
+from skipwise.config import RunConfig, TrainConfig
 from skipwise.data.held_out import HeldOut, held_out_documents
 from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.store import Documents, TokenStore
@@ -30,7 +30,7 @@ from skipwise.models.load import check_vocabulary, compute_dtype, default_device
 from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.recompute import recompute_activations
 from skipwise.models.rope import read_rope, set_rope_scaling
-from skipwise.models.speedups import usable_attention, usable_speedups
+from skipwise.models.speedups import usable_attention, usable_speedups, use_liger
 from skipwise.planning import window_tokens
 from skipwise.runs import RunDir
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
@@ -182,13 +182,18 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     sources = _cut(config, lengths, [store.train for store in stores], len(begin))
     if config.method != "interpolate":
         _check_long_enough(config, lengths, stores, sources, len(begin), console)
-    config = _with_what_works(config, console)
+    model_config, lines = usable_attention(config.model, default_device())
+    config = config.model_copy(update={"model": model_config})
     with console.status("loading the model"):
         model = load_model(config.model, default_device())
     check_vocabulary(model, tokenizer)
-    if config.train.gradient_checkpointing:
-        selective = config.train.gradient_checkpointing == "selective"
-        recompute_activations(model, "selective" if selective else "all")
+    if config.method != "interpolate":
+        train_config, more = usable_speedups(config.train, model, model.device)
+        config = config.model_copy(update={"train": train_config})
+        lines += more
+        _speed_up(model, config.train)
+    for line in lines:
+        console.print(line, highlight=False)
     return Workbench(
         config=config,
         lengths=lengths,
@@ -207,13 +212,12 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     )
 
 
-def _with_what_works(config: RunConfig, console: Console) -> RunConfig:
-    """Without the speed-ups that this machine does not have, and a line about each."""
-    model, lines = usable_attention(config.model, default_device())
-    train, more = usable_speedups(config.train, default_device())
-    for line in lines + more:
-        console.print(line, highlight=False)
-    return config.model_copy(update={"model": model, "train": train})
+def _speed_up(model: PreTrainedModel, config: TrainConfig) -> None:
+    """What is done to the model itself, before the probe looks at it."""
+    if config.use_liger_kernel:
+        use_liger(model)
+    if config.gradient_checkpointing:
+        recompute_activations(model, "selective" if config.gradient_checkpointing == "selective" else "all")
 
 
 def _check_single_process() -> None:

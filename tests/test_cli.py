@@ -1,11 +1,13 @@
 """The real command, end to end, and what it says to wrong input."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,28 @@ def test_a_model_whose_attention_is_cut_is_not_trained(
     with pytest.raises(UserError, match="attention is cut"):
         extend(config, tmp_path / "run", given="", console=Console(quiet=True))
     assert not (tmp_path / "run").exists()
+
+
+def test_options_reach_the_model(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them was seen to fail without the line that hands it on."""
+    from skipwise import workbench
+    from skipwise.config_files import merge, parse_config, read_yaml
+    from skipwise.extension import extend
+    from skipwise.training import trainer
+
+    done = []
+    monkeypatch.setattr(workbench, "recompute_activations", lambda model, mode: done.append(mode))
+    monkeypatch.setattr(workbench, "use_liger", lambda model: done.append("liger"))
+    monkeypatch.setattr(workbench, "usable_speedups", lambda config, model, device: (config, ["a line"]))
+    monkeypatch.setattr(trainer, "compiled_layers", lambda model: nullcontext(done.append("compiled")))
+    console = Console(record=True, quiet=False, file=io.StringIO())
+    for options in ({"gradient_checkpointing": "selective", "use_liger_kernel": True}, {"torch_compile": True}):
+        values = merge(read_yaml(config_file), {"train": {**options, "max_steps": 1}, "stages": []})
+        values = merge(values, {"model": {"attn_implementation": "flash_attention_2"}})
+        extend(parse_config(values), tmp_path / "-".join(options), given="", console=console)
+    assert done == ["liger", "selective", "compiled"]
+    said = console.export_text()
+    assert said.count("a line") == said.count("needs a GPU") == 2
 
 
 def test_echoes(config_file: Path, tmp_path: Path) -> None:

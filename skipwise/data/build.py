@@ -1,8 +1,10 @@
 """Building a token store, batch after batch, so that an interrupted pass goes on where it stopped."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -20,6 +22,8 @@ from skipwise.runs import append_line, read_lines, write_json
 
 # Texts are handed to the tokenizer in batches of about this many characters.
 BATCH_CHARACTERS = 2_000_000
+# One line per batch: (tokens, hash) of its documents, by part.
+JOURNAL = "journal.jsonl"
 
 Progress = Callable[[int, int], None]
 
@@ -33,10 +37,11 @@ def build_store(
 ) -> None:
     """Write the store of a source to `path`, unless it is there.
 
-    One process builds, others that want the same store wait for it. What an interrupted one has written is taken over.
+    One process builds, others that want the same store wait for it. What an interrupted one has written is taken over,
+    if the source still begins with the same documents.
 
     Raises:
-        UserError: when the source cannot be read or holds no text; nothing is then left behind.
+        UserError: when the source cannot be read or holds no text. What was tokenised before is kept for the next try.
     """
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,42 +52,66 @@ def build_store(
         try:
             _write(partial, source, data, tokenizer, on_progress)
         except UserError:
-            shutil.rmtree(partial)
+            if not (partial / JOURNAL).exists():
+                shutil.rmtree(partial)
             raise
         partial.replace(path)
+        (path / JOURNAL).unlink()
 
 
 def _write(
     path: Path, source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, on_progress: Progress
 ) -> None:
-    report = ReadReport(data.max_malformed_share)
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-    journal = path / "journal.jsonl"
-    parts = {name: _Part(path / f"{name}.bin", dtype, tokenizer.eos_token_id) for name in ("train", "held_out")}
-    before = read_lines(journal)
-    if not all(part.take_over([entry for line in before for entry in line[name]]) for name, part in parts.items()):
-        raise UserError(f"{path} lost what it held, and was removed. Start again.")
-    done = sum(len(part.lengths) for part in parts.values())
-    batches = _batches(islice(read_documents(source, report), done, None))
-    for batch, encoded in _encoded(batches, tokenizer):
-        line: dict[str, list[tuple[int, str]]] = {name: [] for name in parts}
-        for document, ids in zip(batch, encoded, strict=True):
-            digest = short_digest(document.key)
-            name = "held_out" if is_held_out(digest, data.held_out_share) else "train"
-            parts[name].add(ids, digest)
-            line[name].append((len(ids), digest))
-        for part in parts.values():
-            part.file.flush()
-        append_line(journal, line)  # after the tokens it speaks of
-        on_progress(sum(len(part.lengths) for part in parts.values()), sum(part.position for part in parts.values()))
-    if not any(part.lengths for part in parts.values()):
-        raise UserError(
-            f"{source.source} holds no text. Give --data a source with text in field {source.text_field!r}."
-        )
-    content = {"source": source.source, "identity": describe_source(source), "dtype": dtype.name}
-    closed = {name: part.close() for name, part in parts.items()}
-    write_json(path / "store.json", {**content, "report": asdict(report), **closed})
-    journal.unlink()
+    with ExitStack() as stack:
+        parts = {
+            name: stack.enter_context(_Part(path / f"{name}.bin", dtype, tokenizer.eos_token_id))
+            for name in ("train", "held_out")
+        }
+        report = ReadReport(data.max_malformed_share)
+        documents = read_documents(source, report)
+        if not _take_over(path / JOURNAL, parts, documents, data.held_out_share):
+            (path / JOURNAL).unlink()
+            for part in parts.values():
+                part.take_over([])
+            report = ReadReport(data.max_malformed_share)
+            documents = read_documents(source, report)
+        for batch, encoded in _encoded(_batches(documents), tokenizer):
+            line: dict[str, list[tuple[int, str]]] = {name: [] for name in parts}
+            for document, ids in zip(batch, encoded, strict=True):
+                digest = short_digest(document.key)
+                name = _part_of(digest, data.held_out_share)
+                parts[name].add(ids, digest)
+                line[name].append((len(ids), digest))
+            for part in parts.values():
+                part.sync()
+            append_line(path / JOURNAL, line)  # after the tokens it speaks of
+            on_progress(
+                sum(len(part.lengths) for part in parts.values()), sum(part.position for part in parts.values())
+            )
+        if not any(part.lengths for part in parts.values()):
+            raise UserError(
+                f"{source.source} holds no text. Give --data a source with text in field {source.text_field!r}."
+            )
+        content = {"source": source.source, "identity": describe_source(source), "dtype": dtype.name}
+        finished = {name: part.finish() for name, part in parts.items()}
+        write_json(path / "store.json", {**content, "report": asdict(report), **finished})
+
+
+def _take_over(journal: Path, parts: dict[str, "_Part"], documents: Iterator[RawDocument], share: float) -> bool:
+    """Go on after what a journal speaks of: False where tokens are lost, or the source begins with other documents."""
+    try:
+        lines = read_lines(journal)
+    except UserError:  # damaged
+        return False
+    if not all(part.take_over([entry for line in lines for entry in line[name]]) for name, part in parts.items()):
+        return False
+    expected = {name: iter(part.hashes) for name, part in parts.items()}
+    for document in islice(documents, sum(len(part.hashes) for part in parts.values())):
+        digest = short_digest(document.key)
+        if next(expected[_part_of(digest, share)], None) != digest:
+            return False
+    return all(next(rest, None) is None for rest in expected.values())
 
 
 class _Part:
@@ -95,11 +124,15 @@ class _Part:
         self.lengths: list[int] = []
         self.hashes: list[str] = []
 
-    def take_over(self, entries: list[tuple[int, str]]) -> bool:
-        """Keep these documents of an interrupted pass, and nothing that was written after them; False if they are lost.
+    def __enter__(self) -> "_Part":
+        return self
 
-        A machine that went down may have kept the journal and not the tokens.
-        """
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def take_over(self, entries: list[tuple[int, str]]) -> bool:
+        """Hold these documents of an interrupted pass, and nothing written after them; False if they are lost."""
+        self.position, self.lengths, self.hashes = 0, [], []
         for length, digest in entries:
             self._count(length, digest)
         size = self.position * self.dtype.itemsize
@@ -111,8 +144,13 @@ class _Part:
         self.file.write(np.asarray(ids if self.eos is None else [*ids, self.eos], dtype=self.dtype).tobytes())
         self._count(len(ids), digest)
 
-    def close(self) -> dict[str, Any]:
-        self.file.close()
+    def sync(self) -> None:
+        """Have it on the disk, whatever happens to the machine."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def finish(self) -> dict[str, Any]:
+        """Write where documents begin and end; what to say of them."""
         lengths = np.array(self.lengths, dtype=np.int64)
         stops = (lengths + (self.eos is not None)).cumsum() - (self.eos is not None)
         np.save(self.path.with_suffix(".npy"), np.array([stops - lengths, stops], dtype=np.int64).reshape(2, -1))
@@ -127,6 +165,10 @@ class _Part:
 def is_held_out(digest: str, share: float) -> bool:
     """Whether a document with this hash is among the `share` kept for evaluation."""
     return int(digest, 16) < share * 2**64
+
+
+def _part_of(digest: str, share: float) -> str:
+    return "held_out" if is_held_out(digest, share) else "train"
 
 
 def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
@@ -146,7 +188,7 @@ def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
 def _encoded(
     batches: Iterable[list[RawDocument]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[list[RawDocument], list[list[int]]]]:
-    """Batches with the ids of their documents; the next is tokenised while one is written."""
+    """Batches with the ids of their documents; one is written while the next is tokenised and a third is read."""
 
     def encode(batch: list[RawDocument]) -> list[list[int]]:
         # Lists that nobody reads take as long as tokenising.

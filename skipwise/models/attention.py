@@ -65,8 +65,9 @@ def _gradients(
     """Of queries, keys and values, block by block."""
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
     grad_query = torch.empty_like(query)
-    grad_keys = torch.zeros_like(keys, dtype=torch.float32)
-    grad_values = torch.zeros_like(values, dtype=torch.float32)
+    # By shape: copies of permuted heads would be permuted, too, and compilers are told otherwise.
+    grad_keys = torch.zeros(keys.shape, dtype=torch.float32, device=key.device)
+    grad_values = torch.zeros(values.shape, dtype=torch.float32, device=key.device)
     for rows, seen in _blocks(query, key):
         block = query[:, :, rows]
         scaled = _by_key(block * scale, key)

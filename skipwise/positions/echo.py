@@ -35,9 +35,8 @@ def echo_mask(missing: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     echoing[0] = False
     u = np.sqrt(rng.random())
     mask = np.triu(np.full((n, n), -np.inf, dtype=np.float32), 1)
-    starts = np.flatnonzero(
-        np.diff(missing, prepend=-1)
-    )  # of chunks, whose tokens all have the same keys across a skip
+    # Of chunks, whose tokens all have the same keys across a skip.
+    starts = np.flatnonzero(np.diff(missing, prepend=-1))
     for start, stop in zip(starts, [*starts[1:], n], strict=True):
         across = np.flatnonzero(echoing[:start])
         mask[start:stop, across] = u * np.log1p((missing[start] - missing[across]) / max(1, len(across)))

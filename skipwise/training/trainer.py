@@ -145,7 +145,7 @@ def check_loss(model: PreTrainedModel) -> None:
 def training_arguments(
     config: TrainConfig, checkpoints: Path, seed: int, dtype: torch.dtype, device: torch.device
 ) -> TrainingArguments:
-    """`TrainingArguments` for a section of ours."""
+    """`TrainingArguments` for a section of ours, but for what is done to the model itself before (see `models/`)."""
     evaluated = config.eval_steps is not None
     return TrainingArguments(
         output_dir=str(checkpoints),
@@ -156,8 +156,6 @@ def training_arguments(
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        use_liger_kernel=config.use_liger_kernel,
-        liger_kernel_config={"cross_entropy": False, "fused_linear_cross_entropy": False},  # the loss is ours
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,

@@ -1,7 +1,10 @@
 """Tokenised stores: content, split, reuse."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from skipwise import UserError
 from skipwise.config import DataConfig, SourceConfig
 from skipwise.data import build, store
+from skipwise.data.sources import RawDocument
 from skipwise.data.store import TokenStore, open_store
 
 
@@ -128,21 +132,52 @@ def test_an_interrupted_pass_goes_on(
     assert len(left_behind()) == 1
 
 
-def test_a_journal_without_its_tokens_is_not_believed(
+@pytest.mark.parametrize("damage", ["tokens lost", "journal damaged", "other documents"])
+def test_what_cannot_be_taken_over_is_tokenised_again(
+    damage: str, text_file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = open_file(text_file, tokenizer)
+    monkeypatch.setenv("SKIPWISE_CACHE", str(tmp_path / "other"))
+    journal = interrupted(text_file, tokenizer, monkeypatch)
+    if damage == "tokens lost":
+        (journal.parent / "train.bin").write_bytes(b"")
+    elif damage == "journal damaged":
+        journal.write_text("\0\0\n" + journal.read_text())
+    else:  # a source that has the same name and another order
+        journal.write_text(
+            journal.read_text().replace(json.loads(journal.read_text().split("\n")[0])["train"][0][1], "0" * 16)
+        )
+    again = open_file(text_file, tokenizer)
+    assert (whole.train.tokens == again.train.tokens).all()
+    assert whole.summary == again.summary
+
+
+def test_a_source_that_breaks_off_keeps_what_was_tokenised(
     text_file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = interrupted(text_file, tokenizer, monkeypatch)
-    (journal.parent / "train.bin").write_bytes(b"")
-    with pytest.raises(UserError, match="Start again"):
+    """A connection that is lost; the next try goes on."""
+    real = build.read_documents
+
+    def broken(*arguments: Any) -> Iterator[RawDocument]:
+        yield from itertools.islice(real(*arguments), 9)
+        raise UserError("the connection was lost")
+
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 2000)
+    monkeypatch.setattr(build, "read_documents", broken)
+    with pytest.raises(UserError, match="connection"):
         open_file(text_file, tokenizer)
-    assert left_behind() == []
-    assert len(open_file(text_file, tokenizer).train)
+    monkeypatch.setattr(build, "read_documents", real)
+    seen: list[str] = []
+    encode = tokenizer._encode_plus
+    monkeypatch.setattr(tokenizer, "_encode_plus", lambda text, **kwargs: seen.extend(text) or encode(text, **kwargs))
+    open_file(text_file, tokenizer)
+    assert 0 < len(seen) < 12
 
 
 def test_batches_bound_memory(
     monkeypatch: pytest.MonkeyPatch, text_file: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Never more text at once than a batch and the document that filled it."""
+    """No call of the tokenizer gets more text than a batch and the document that filled it."""
     monkeypatch.setattr(build, "BATCH_CHARACTERS", 2000)
     sizes = []
     real = tokenizer._encode_plus if hasattr(tokenizer, "_encode_plus") else None
