@@ -164,11 +164,13 @@ def opened(recipe: Recipe, console: Console) -> Workbench:
 
 
 def trained(recipe: Recipe, console: Console, make: Any) -> Any:
-    """The callback that `make` gives for the opened workbench, after a training with it."""
+    """The callback that `make` gives for the opened workbench, after a training with it; a signal ends it all."""
     bench = opened(recipe, console)
     callback = make(bench)
     with tempfile.TemporaryDirectory() as directory:
-        bench.train(RunDir(Path(directory)), callback)
+        finished = bench.train(RunDir(Path(directory)), callback)
+    if not finished and isinstance(callback, Watch):
+        raise SystemExit(f"{recipe.name} was stopped; nothing is written.")
     return callback
 
 

@@ -47,7 +47,7 @@ STEPS = 5
 # Steps of the embedded model are short and vary more.
 SHORT_STEPS = 24
 LONG_STEPS = 8
-TURNS = 4
+TURNS = 3
 
 
 class Windows(Dataset[dict[str, torch.Tensor]]):
