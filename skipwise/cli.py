@@ -133,8 +133,13 @@ def plan(
     import json
 
     from skipwise.config_files import parse_config
-    from skipwise.models.shape import read_config, read_windows, shape_of
-    from skipwise.planning import compare_costs, cost_rows, describe_costs, resolve_target
+    from skipwise.models.shape import has_windowed_layers, read_config, read_windows, shape_of
+    from skipwise.planning import compare_costs, cost_rows, describe_costs, explain_costs, resolve_target
+
+    if measure and flops:
+        raise UserError(f"--measure finds the rate itself, so --flops {flops:g} cannot be kept. Leave one of them out.")
+    if steps == 0:
+        raise UserError("--steps 0 trains nothing, which costs nothing. Plan at least one step.")
 
     flags: dict[str, Any] = {"lengths": {"target": target, "train": train_length}, "train": {"max_steps": steps}}
     values = _values(model, flags, method, set_)
@@ -151,16 +156,20 @@ def plan(
         flops = products_per_second(config.model.dtype)
     costs = compare_costs(config, lengths, shape, devices=devices, zero=zero, cpu=cpu, flops_per_second=flops)
     if as_json:
-        console.print_json(json.dumps(cost_rows(costs)))
+        about = {"model": config.model.path, "parameters": shape.parameters, "original_length": lengths.original}
+        about |= {"target_length": lengths.target, "steps": config.train.max_steps, "devices": devices, "zero": zero}
+        console.print_json(json.dumps({**about, "flops_per_second": flops, "costs": cost_rows(costs)}))
         return
     from skipwise.report.table import plain_table
 
     of = f"{config.model.path}, {shape.parameters / 1e6:,.1f} M parameters, {lengths.original:,} -> {lengths.target:,}"
-    sharing = "" if devices == 1 else f", each of {devices} devices, ZeRO stage {zero}"
+    sharing = "" if (devices, zero) == (1, 0) else f", each of {devices} devices, ZeRO stage {zero}"
     memory = None if device_memory is None else device_memory * 1e9
     console.print(plain_table(f"{of}{sharing}", *describe_costs(costs, config.train.max_steps, memory)))
     if flops:
         console.print(f"at {flops:.3g} FLOP/s a device{', as measured here' if measure else ''}", highlight=False)
+    for line in explain_costs(config, costs, devices, has_windowed_layers(model_config), memory):
+        console.print(line, highlight=False)
 
 
 @app.command(cls=Command)

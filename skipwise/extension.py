@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # A fall of passkey accuracy inside the original window by more than this is worth a warning.
 RETRIEVAL_FALL = 0.1
+# Share of a model's parameters by which our count of them may differ for its FLOPs to be believed.
+COUNTED_ALIKE = 0.02
 
 
 class PreemptedError(Exception):
@@ -115,6 +117,8 @@ def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Length
     shape = None
     with suppress(UserError):  # mixtures of experts and the like are trained without knowing the cost
         shape = shape_of(model_config.to_dict())
+    if shape is not None and abs(shape.parameters - parameters) > COUNTED_ALIKE * parameters:
+        shape = None  # a layout that we do not know
     return make_plan(
         model=config.model.path,
         method=config.method,

@@ -193,6 +193,38 @@ def resolve_target(config: RunConfig, first: int, current: int) -> Lengths:
     return lengths
 
 
+def explain_costs(
+    config: RunConfig, costs: list[Cost], devices: int, windowed: bool, device_memory: float | None
+) -> list[str]:
+    """What the table leaves unsaid, a line each.
+
+    Args:
+        windowed: whether some of the model's layers see only the last tokens.
+    """
+    lines = ["Peak: gradients come as activations go, so only the larger of both counts, but both with accumulation."]
+    if any(cost.step.teacher for cost in costs):
+        lines.append("Teacher: the untouched model, to which short windows are held; train.kl_weight=0 does without.")
+    if any(cost.seconds is not None for cost in costs):
+        lines.append("Seconds: as if all ran at that rate; a whole step takes about half as long again.")
+    uncounted = [name for name in ("torch_compile", "use_liger_kernel") if getattr(config.train, name)]
+    if config.model.attn_implementation == "eager":
+        uncounted.append("the scores that eager attention keeps")
+    if windowed:
+        uncounted.append("that layers of this model see only the last tokens (extend does not take such models yet)")
+    if uncounted:
+        lines.append(f"Not counted: {', '.join(uncounted)}.")
+    if devices > 1:
+        lines.append("extend itself runs on one device so far.")
+    if device_memory is not None:
+        lines.append("Drivers and fragments take some memory more, which is not counted.")
+        if any(cost.memory.peak > device_memory for cost in costs):
+            lines.append(
+                "What does not fit may with train.gradient_checkpointing=true, a smaller "
+                "train.per_device_train_batch_size, a shorter --train-length, or --zero 3 on more --devices."
+            )
+    return lines
+
+
 def cost_rows(costs: list[Cost]) -> list[dict[str, Any]]:
     """The costs as plain dictionaries, ready for JSON; bytes and seconds of a step."""
     return [{**asdict(cost), "peak_bytes": cost.memory.peak, "total_flops": cost.flops.total} for cost in costs]

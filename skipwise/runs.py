@@ -56,6 +56,11 @@ def _ends_line(opened: Any, end: int) -> bool:
     return ends
 
 
+def _only_in(text: str, other: str) -> list[str]:
+    """Lines of one text that the other does not have."""
+    return [line.strip() for line in text.splitlines() if line not in other.splitlines()]
+
+
 @dataclass(frozen=True)
 class ExampleLog:
     """What was measured on each prompt or document, one file per evaluation; a line is there as soon as it is known."""
@@ -180,10 +185,12 @@ class RunDir:
                 raise UserError(
                     f"{self.path} holds a run already. Add --resume to go on with it, or choose another --output."
                 )
-            if self.resolved.read_text(encoding="utf-8") != resolved:
+            before = self.resolved.read_text(encoding="utf-8")
+            if before != resolved:
+                old, new = (", ".join(_only_in(*both)) for both in ((before, resolved), (resolved, before)))
                 raise UserError(
-                    f"{self.path} was started with another configuration (see {self.resolved}). "
-                    "Resume with the same one, or choose another --output."
+                    f"{self.path} was started with another configuration: it has {old or 'no more'}, not "
+                    f"{new or 'less'}. Resume with the same one, or choose another --output."
                 )
         elif self.path.exists() and not self._only_begun():
             raise UserError(f"{self.path} exists and is no Skipwise run. Choose another --output.")

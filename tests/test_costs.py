@@ -13,7 +13,7 @@ from skipwise.cli import app
 from skipwise.costs import LOGIT_ROWS, Step, activation_bytes, step_flops, step_memory
 from skipwise.models.forward import CHUNK_ROWS
 from skipwise.models.locate import TINY
-from skipwise.models.shape import ModelShape, read_config, read_windows, shape_of
+from skipwise.models.shape import ModelShape, has_windowed_layers, read_config, read_windows, shape_of
 
 SMALL = ModelShape(
     layers=2, heads=2, key_heads=1, head_dim=4, hidden_size=8, intermediate_size=16, vocabulary=10, tied=False
@@ -153,7 +153,9 @@ def test_the_command() -> None:
     assert "full" in printed
     row = next(line for line in printed.splitlines() if "fits into 500 MB" in line)
     assert ("yes" in row, "no" in row) == (True, True)
-    costs = json.loads(CliRunner().invoke(app, ["plan", "builtin:tiny", "--target", "4k", "--json"]).output)
+    plan = json.loads(CliRunner().invoke(app, ["plan", "builtin:tiny", "--target", "4k", "--json"]).output)
+    costs = plan["costs"]
+    assert (plan["target_length"], plan["devices"]) == (4096, 1)
     assert [cost["method"] for cost in costs] == ["pose", "full"]
     assert costs[1]["step"]["window"] == 4096
     assert costs[0]["seconds"] is None
@@ -166,9 +168,33 @@ def test_the_command() -> None:
         (["builtin:tiny", "--target", "4k", "--method", "interpolate"], "trains nothing"),
         (["x.gguf", "--target", "4k"], "does not exist"),
         (["builtin:tiny", "--target", "4k", "--devices", "2", "--zero", "4"], "--zero"),
+        (["builtin:tiny", "--target", "4k", "--measure", "--flops", "1e12"], "Leave one of them out"),
+        (["builtin:tiny", "--target", "4k", "--steps", "0"], "at least one step"),
     ],
 )
 def test_what_cannot_be_planned(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["plan", *arguments])
     assert result.exit_code
     assert message in (str(result.exception) if isinstance(result.exception, UserError) else result.output)
+
+
+def test_what_the_table_leaves_unsaid() -> None:
+    flags = ["--set", "train.torch_compile=true", "--set", "model.attn_implementation=eager", "--devices", "2"]
+    arguments = ["plan", "builtin:tiny", "--target", "4k", "--device-memory", "0.5", "--flops", "1e12", *flags]
+    said = " ".join(CliRunner().invoke(app, arguments).output.split())
+    for words in ("train.kl_weight=0", "half as long again", "torch_compile, the scores", "on one device", "may with"):
+        assert words in said
+    quiet = CliRunner().invoke(app, ["plan", "builtin:tiny", "--target", "4k", "--set", "train.kl_weight=0"]).output
+    assert "Teacher" not in quiet and "Not counted" not in quiet
+
+
+def test_windowed_layers() -> None:
+    assert has_windowed_layers({"sliding_window": 4096})
+    assert not has_windowed_layers({"sliding_window": 4096, "use_sliding_window": False})
+    assert not has_windowed_layers({"sliding_window": None})
+
+
+def test_sizes_are_not_guessed() -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 100}
+    with pytest.raises(UserError, match="no intermediate_size"):
+        shape_of(sizes)

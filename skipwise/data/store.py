@@ -84,6 +84,15 @@ def cache_directory() -> Path:
     return Path(own or f"{shared}/skipwise").expanduser()
 
 
+def _place(source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase) -> Path:
+    return cache_directory() / "stores" / fingerprint(source, data, tokenizer)
+
+
+def is_stored(source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether nothing needs to be tokenised."""
+    return _place(source, data, tokenizer).exists()
+
+
 def open_store(
     source: SourceConfig,
     data: DocumentsConfig,
@@ -98,7 +107,7 @@ def open_store(
     Raises:
         UserError: when the source cannot be read or holds no text.
     """
-    path = cache_directory() / "stores" / fingerprint(source, data, tokenizer)
+    path = _place(source, data, tokenizer)
     if not path.exists():
         build_store(path, source, data, tokenizer, on_progress)
     return _load(path, split=data.held_out_share < 1)

@@ -4,7 +4,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig
-from skipwise.data.store import TokenStore, open_store
+from skipwise.data.store import TokenStore, is_stored, open_store
 
 
 def open_sources(data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, console: Console) -> list[TokenStore]:
@@ -19,6 +19,8 @@ def _open(data: DocumentsConfig, index: int, tokenizer: PreTrainedTokenizerBase,
         def progress(documents: int, tokens: int) -> None:
             status.update(f"tokenising {source.source}: {documents:,} documents, {tokens:,} tokens")
 
+        if not console.is_terminal and not is_stored(source, data, tokenizer):
+            console.print(f"tokenising {source.source}", highlight=False)
         store = open_store(source, data, tokenizer, progress)
     report = store.summary["report"]
     train, held_out = store.summary["train"], store.summary["held_out"]

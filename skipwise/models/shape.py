@@ -77,14 +77,19 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         UserError: for a model that is no dense decoder.
     """
     config = config.get("text_config") or config
-    missing = [
-        key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size") if key not in config
-    ]
-    if missing:
-        raise UserError(f"Sizes are read from a config.json with {', '.join(missing)}, but this one has none.")
-    if any(config.get(key) for key in EXPERTS):
-        raise UserError("Costs are known for dense models, but this is a mixture of experts. Plan a dense one.")
     kind = config.get("model_type")
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    missing = [key for key in needed if not config.get(key)]
+    if missing:
+        raise UserError(
+            f"Costs are known for models in the layout of Llama, but the config.json of this one ({kind!r}) has no "
+            f"{', '.join(missing)}. Plan another model; extend may take it, without knowing the cost."
+        )
+    if any(config.get(key) for key in EXPERTS):
+        raise UserError(
+            "Costs are known for dense models, but this is a mixture of experts. Plan a dense model; extend may take "
+            "it, without knowing the cost."
+        )
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         return ModelShape(
@@ -93,13 +98,22 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
             key_heads=int(config.get("num_key_value_heads") or config.get("num_kv_heads") or heads),
             head_dim=int(config.get("head_dim") or hidden // heads),
             hidden_size=hidden,
-            intermediate_size=int(config.get("intermediate_size") or 4 * hidden),
+            intermediate_size=int(config["intermediate_size"]),
             vocabulary=int(config["vocab_size"]),
             gated=kind not in UNGATED,
             tied=bool(config.get("tie_word_embeddings", kind in TIED)),
         )
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"Costs are known for models whose layers are alike, but {kind!r} has others.") from error
+        raise UserError(
+            f"Costs are known for models whose layers are alike, but the sizes of {kind!r} are no whole numbers. "
+            "Plan another model."
+        ) from error
+
+
+def has_windowed_layers(config: Mapping[str, Any]) -> bool:
+    """Whether some layers see only the last tokens, which costs less than is counted."""
+    config = config.get("text_config") or config
+    return bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", True))
 
 
 def windows_of(parameters: Mapping[str, Any], claimed: int) -> tuple[int, int]:
