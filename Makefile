@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded model, in runs/demo
 # make test   all tests
-# make bench  all benchmarks, benchmarks/results.json and the tables and plots of docs/performance.md
+# make bench  all benchmarks but the trainings of time_to_quality.py (hours; their rows are kept), benchmarks/results.json
+#             and the tables and plots of docs/performance.md
 # make check  formatting, lint, types, tests: what CI runs
 #
 # On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:

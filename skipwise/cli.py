@@ -26,8 +26,8 @@ INTERRUPTED = 130  # what Typer makes of Ctrl-C
 class Command(TyperCommand):
     """A command whose help names what there is to choose from; the list of commands then need not import it."""
 
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
-        """Fill in `{methods}` and the like."""
+    def get_params(self, ctx: Any) -> list[Any]:
+        """With `{methods}` and the like filled in."""
         from skipwise.config import METHODS
         from skipwise.evaluation.specs import EVALUATIONS
         from skipwise.rope import ROPE_SCALINGS
@@ -42,7 +42,7 @@ class Command(TyperCommand):
             for place, choices in names.items():
                 if isinstance(parameter, typer.core.TyperOption) and parameter.help:
                     parameter.help = parameter.help.replace(place, ", ".join(choices))
-        super().format_help(ctx, formatter)
+        return super().get_params(ctx)
 
 
 def _show_version(wanted: bool) -> None:
