@@ -104,7 +104,7 @@ def pose(train_length: int, chunks: int, steps: int, learning_rate: float, **mor
 
 # Full length has four windows a step: four times the tokens.
 FULL = [Recipe("full", TARGET, 4, 150, rate, chunks=0, teacher=False) for rate in RATES]
-# The grid of rates at the demo's train length and chunks, then each of the others at its best rate.
+# The same rates at the demo's train length and chunks, then train lengths, chunks and more at the demo's rate.
 POSE = [
     *(pose(256, 2, 300, rate) for rate in RATES),
     *(pose(train_length, 2, 300, 1e-3) for train_length in (128, 64, 32)),

@@ -194,10 +194,8 @@ def coverage(
 
     found = {}
     for text in positions or ["plain", "pose", "{name: pose, chunks: 3}", "randpos", "full"]:
-        values: dict[str, Any] = {
-            "model": {"path": "builtin:tiny"},
-            "data": "builtin:python",
-        }  # nothing depends on them
+        # A configuration needs a model and data; nothing here depends on them.
+        values: dict[str, Any] = {"model": {"path": "builtin:tiny"}, "data": "builtin:python"}
         values |= {"lengths": {"target": target, "train": train_length}, **parse_assignment(f"positions={text}")}
         config = parse_config(values)
         assert config.lengths.train is not None

@@ -185,27 +185,26 @@ def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
         yield batch
 
 
+def _ids(batch: list[RawDocument], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    encoded = tokenizer(
+        [document.text for document in batch],
+        add_special_tokens=False,
+        return_attention_mask=False,  # lists that nobody reads take as long as tokenising
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
 def _encoded(
     batches: Iterable[list[RawDocument]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[list[RawDocument], list[list[int]]]]:
     """Batches with the ids of their documents; one is written while the next is tokenised and a third is read."""
-
-    def encode(batch: list[RawDocument]) -> list[list[int]]:
-        # Lists that nobody reads take as long as tokenising.
-        encoded = tokenizer(
-            [document.text for document in batch],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
-
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting = None
         for batch in batches:
-            following = batch, pool.submit(encode, batch)
+            following = batch, pool.submit(_ids, batch, tokenizer)
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
             waiting = following

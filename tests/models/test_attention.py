@@ -53,10 +53,12 @@ def test_the_operator_is_what_it_says_to_compilers(permuted: bool, batch: int) -
     inputs = [one.detach()[:batch].requires_grad_() for one in tensors(6, 9, 3, torch.float64)]
     if permuted:
         inputs = [one.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for one in inputs]
-    torch.library.opcheck(causal_attention, (*inputs, 0.3))
+    checks = torch.library.opcheck(causal_attention, (*inputs, 0.3))
     grad = torch.ones(causal_attention(*inputs, 0.3).shape, dtype=torch.float64)
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(attention._gradients, (grad, *(one.detach() for one in inputs), 0.3), test_utils=tests)
+    arguments = (grad, *(one.detach() for one in inputs), 0.3)
+    checks |= torch.library.opcheck(attention._gradients, arguments, test_utils=tests)
+    assert set(checks.values()) == {"SUCCESS"}
 
 
 def test_as_exact_in_bfloat16_as_the_kernel() -> None:
