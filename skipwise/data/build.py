@@ -2,8 +2,9 @@
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig, SourceConfig
@@ -26,6 +28,7 @@ BATCH_CHARACTERS = 2_000_000
 JOURNAL = "journal.jsonl"
 
 Progress = Callable[[int, int], None]
+Ids = NDArray[np.unsignedinteger[Any]]
 
 
 def build_store(
@@ -76,7 +79,7 @@ def _write(
                 part.take_over([])
             report = ReadReport(data.max_malformed_share)
             documents = read_documents(source, report)
-        for batch, encoded in _encoded(_batches(documents), tokenizer):
+        for batch, encoded in _encoded(_batches(documents), tokenizer, dtype):
             line: dict[str, list[tuple[int, str]]] = {name: [] for name in parts}
             for document, ids in zip(batch, encoded, strict=True):
                 digest = short_digest(document.key)
@@ -140,8 +143,10 @@ class _Part:
         self.file.truncate(size)
         return there
 
-    def add(self, ids: list[int], digest: str) -> None:
-        self.file.write(np.asarray(ids if self.eos is None else [*ids, self.eos], dtype=self.dtype).tobytes())
+    def add(self, ids: Ids, digest: str) -> None:
+        self.file.write(ids.data)
+        if self.eos is not None:
+            self.file.write(self.dtype.type(self.eos).tobytes())
         self._count(len(ids), digest)
 
     def sync(self) -> None:
@@ -185,28 +190,36 @@ def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
         yield batch
 
 
-def _ids(batch: list[RawDocument], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    encoded = tokenizer(
-        [document.text for document in batch],
-        add_special_tokens=False,
-        return_attention_mask=False,  # lists that nobody reads take as long as tokenising
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
+def _ids(batch: list[RawDocument], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Any]) -> list[Ids]:
+    """The ids of each document, without those of the beginning and the end of a text."""
+    texts = [document.text for document in batch]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        lists = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    else:
+        # Called itself, the tokenizer makes lists that nobody reads, which takes as long as tokenising.
+        lists = (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
+    return [np.fromiter(ids, dtype, len(ids)) for ids in lists]
 
 
 def _encoded(
-    batches: Iterable[list[RawDocument]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[list[RawDocument], list[list[int]]]]:
-    """Batches with the ids of their documents; one is written while the next is tokenised and a third is read."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = None
+    batches: Iterable[list[RawDocument]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Any]
+) -> Iterator[tuple[list[RawDocument], list[Ids]]]:
+    """Batches with the ids of their documents, in order.
+
+    Two at a time: while Python makes lists of ids, which keeps its other threads waiting, the next batch is tokenised.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # A tokenizer's file may ask for both; only a call of the tokenizer itself would take them back.
+        backend.no_truncation()
+        backend.no_padding()
+    waiting = deque[tuple[list[RawDocument], Future[list[Ids]]]]()
+    with ThreadPoolExecutor(max_workers=1 if backend is None else 2) as pool:
         for batch in batches:
-            following = batch, pool.submit(_ids, batch, tokenizer)
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = following
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+            waiting.append((batch, pool.submit(_ids, batch, tokenizer, dtype)))
+            if len(waiting) > 2:
+                first, ids = waiting.popleft()
+                yield first, ids.result()
+        for last, ids in waiting:
+            yield last, ids.result()

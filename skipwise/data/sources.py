@@ -264,10 +264,19 @@ def _text_of(record: object, text_field: str, where: str, report: ReadReport) ->
     text = record.get(text_field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         report.reject(where, f"no text in field {text_field!r}")
-    elif any("\ud800" <= character <= "\udfff" for character in text):
+    elif not _is_unicode(text):
         report.reject(where, "half of a surrogate pair, which is no Unicode text")
     else:
         yield RawDocument(text, text)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be encoded, which halves of surrogate pairs cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def describe_source(config: SourceConfig) -> dict[str, Any]:

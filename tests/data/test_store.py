@@ -108,6 +108,19 @@ def interrupted(path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pyt
     return store.cache_directory() / "stores" / partial / "journal.jsonl"
 
 
+def watch_batches(monkeypatch: pytest.MonkeyPatch) -> list[list[RawDocument]]:
+    """What the tokenizer is given from now on."""
+    batches: list[list[RawDocument]] = []
+    real = build._ids
+
+    def watch(batch: list[RawDocument], *rest: Any) -> list[Any]:
+        batches.append(batch)
+        return real(batch, *rest)
+
+    monkeypatch.setattr(build, "_ids", watch)
+    return batches
+
+
 def test_an_interrupted_pass_goes_on(
     text_file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -119,12 +132,10 @@ def test_an_interrupted_pass_goes_on(
     # The process died while it wrote the next batch.
     (journal.parent / "train.bin").open("ab").write(b"half a document")
     journal.open("a").write('{"train": [[12')
-    seen = []
-    real = tokenizer._encode_plus
-    monkeypatch.setattr(tokenizer, "_encode_plus", lambda text, **kwargs: seen.extend(text) or real(text, **kwargs))
+    batches = watch_batches(monkeypatch)
     again = open_file(text_file, tokenizer)
     assert 4 <= written < 12
-    assert len(seen) == 12 - written
+    assert sum(map(len, batches)) == 12 - written
     for part, other in ((whole.train, again.train), (whole.held_out, again.held_out)):
         assert (part.tokens == other.tokens).all()
         assert (part.starts == other.starts).all() and (part.stops == other.stops).all()
@@ -168,11 +179,9 @@ def test_a_source_that_breaks_off_keeps_what_was_tokenised(
     with pytest.raises(UserError, match="connection"):
         open_file(text_file, tokenizer)
     monkeypatch.setattr(build, "read_documents", real)
-    seen: list[str] = []
-    encode = tokenizer._encode_plus
-    monkeypatch.setattr(tokenizer, "_encode_plus", lambda text, **kwargs: seen.extend(text) or encode(text, **kwargs))
+    batches = watch_batches(monkeypatch)
     open_file(text_file, tokenizer)
-    assert 0 < len(seen) < 12
+    assert 0 < sum(map(len, batches)) < 12
 
 
 def test_batches_bound_memory(
@@ -180,15 +189,36 @@ def test_batches_bound_memory(
 ) -> None:
     """No call of the tokenizer gets more text than a batch and the document that filled it."""
     monkeypatch.setattr(build, "BATCH_CHARACTERS", 2000)
-    sizes = []
-    real = tokenizer._encode_plus if hasattr(tokenizer, "_encode_plus") else None
-    assert real is not None
-
-    def watch(text: list[str], **keywords: object) -> object:
-        sizes.append(sum(map(len, text)))
-        return real(text, **keywords)
-
-    monkeypatch.setattr(tokenizer, "_encode_plus", watch)
+    batches = watch_batches(monkeypatch)
     open_file(text_file, tokenizer)
+    sizes = [sum(len(document.text) for document in batch) for batch in batches]
     assert len(sizes) >= 4
     assert max(sizes) < 2000 + 2000
+
+
+def test_documents_are_whole_whatever_the_tokenizer_asks_for(
+    text_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Its file may cut texts short or fill them up."""
+    texts = text_file.read_text().splitlines()
+    expected = sum(len(ids) for ids in tokenizer([json.loads(text)["text"] for text in texts])["input_ids"])
+    tokenizer.backend_tokenizer.enable_truncation(50)
+    tokenizer.backend_tokenizer.enable_padding(length=5000)
+    store = open_file(text_file, tokenizer)
+    assert store.train.lengths.sum() + store.held_out.lengths.sum() == expected
+
+
+def test_a_tokenizer_in_python_will_do(text_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    class Slow:
+        """Without the compiled one behind it."""
+
+        eos_token_id = tokenizer.eos_token_id
+        get_vocab = tokenizer.get_vocab
+        __call__ = staticmethod(tokenizer.__call__)
+
+        def __len__(self) -> int:
+            return len(tokenizer)
+
+    fast, slow = open_file(text_file, tokenizer), open_file(text_file, Slow())  # type: ignore[arg-type]
+    assert (fast.train.tokens == slow.train.tokens).all()
+    assert (fast.held_out.tokens == slow.held_out.tokens).all()
