@@ -9,8 +9,19 @@ if TYPE_CHECKING:
     from skipwise.lengths import Lengths
     from skipwise.models.probe import probe_attention
     from skipwise.models.rope import set_rope_scaling
-    from skipwise.positions import Document, FullLength, Plain, PoSE, PositionSampler, RandPos, Window
-    from skipwise.rope import NTK, AdjustedBase, Linear, NoScaling, RopeScaling, YaRN, YaRNRevised
+    from skipwise.positions import (
+        CREAM,
+        Document,
+        FullLength,
+        LongRecipe,
+        Matched,
+        Plain,
+        PoSE,
+        PositionSampler,
+        RandPos,
+        Window,
+    )
+    from skipwise.rope import NTK, AdjustedBase, Linear, Mixed, NoScaling, RopeScaling, YaRN, YaRNRevised
 
 __version__ = "0.1.0"
 
@@ -20,17 +31,24 @@ _MODULES = {
     "skipwise.lengths": ("Lengths",),
     "skipwise.models.probe": ("probe_attention",),
     "skipwise.models.rope": ("set_rope_scaling",),
-    "skipwise.positions": ("Document", "FullLength", "Plain", "PoSE", "PositionSampler", "RandPos", "Window"),
-    "skipwise.rope": ("NTK", "AdjustedBase", "Linear", "NoScaling", "RopeScaling", "YaRN", "YaRNRevised"),
+    "skipwise.positions": (
+        *("CREAM", "Document", "FullLength", "LongRecipe", "Matched"),
+        *("Plain", "PoSE", "PositionSampler", "RandPos", "Window"),
+    ),
+    "skipwise.rope": ("NTK", "AdjustedBase", "Linear", "Mixed", "NoScaling", "RopeScaling", "YaRN", "YaRNRevised"),
 }
 
 __all__ = [
+    "CREAM",
     "NTK",
     "AdjustedBase",
     "Document",
     "FullLength",
     "Lengths",
     "Linear",
+    "LongRecipe",
+    "Matched",
+    "Mixed",
     "NoScaling",
     "Plain",
     "PoSE",

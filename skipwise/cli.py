@@ -272,6 +272,45 @@ def evaluate(
 
 
 @app.command(cls=Command)
+def study(
+    file: Annotated[Path, typer.Argument(help="Study file (YAML): base, methods, seeds, domains.")],
+    output: Annotated[Path | None, typer.Option(help="Where cells, tables and plots are kept.")] = None,
+    jobs: Annotated[int, typer.Option(help="Cells at a time, each with its share of cores or GPUs.", min=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what all of it costs, and stop.")] = False,
+    print_commands: Annotated[
+        bool, typer.Option("--print-commands", help="Print a command per cell that is not there yet, and stop.")
+    ] = False,
+    cell: Annotated[str | None, typer.Option(help="Run this cell only, in this process.")] = None,
+) -> None:
+    """Compare methods side by side: same budget, several seeds, tuned alike. Goes on where it was interrupted."""
+    from skipwise.report.study import draw_study, study_markdown
+    from skipwise.report.table import plain_table
+    from skipwise.runs import write_text
+    from skipwise.study import run as study_run
+
+    opened = study_run.open_study(file, output or Path("runs") / file.stem)
+    if print_commands:
+        for line in study_run.print_commands(opened):
+            print(line)
+        return
+    if dry_run:
+        header = ["", "cells", "finished", "steps", "tokens", "FLOPs"]
+        console.print(plain_table(f"Study {file}", header, study_run.cost_rows(opened)))
+        return
+    if cell is not None:
+        study_run.run_one(opened, cell, console)
+        return
+    study_run.run_study(opened, jobs, console)
+    summary, losses = study_run.write_summary(opened)
+    directory = opened.directory
+    text = study_markdown(summary)
+    write_text(directory.table, text)
+    draw_study(summary, losses, directory.path / "plots")
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Tables and plots: {directory.path}", highlight=False)
+
+
+@app.command(cls=Command)
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,

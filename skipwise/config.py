@@ -179,6 +179,8 @@ class TrainConfig(Section):
 
     Attributes:
         untouched_share: share of windows with ordinary positions, to protect the original range.
+        target_growth: share of the training over which the target grows from the train length to its own; 0 for the
+            whole target from the beginning.
         echo_share: share of the windows with skips in which tokens weigh as if the skipped text repeated
             them, so that the model learns to choose among as many as it will meet. Needs sdpa or eager attention.
         kl_weight: weight of a Kullback-Leibler term to the untouched model, which reads the same
@@ -213,6 +215,7 @@ class TrainConfig(Section):
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     load_best_model_at_end: bool = False
     untouched_share: Share = 0.25
+    target_growth: Share = 0.0
     echo_share: Share = 0.0
     kl_weight: Annotated[Number, Field(ge=0.0)] | None = None
 
@@ -278,12 +281,14 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _echoes_need_skips(self) -> "RunConfig":
+    def _for_skips_only(self) -> "RunConfig":
         one_chunk = isinstance(self.positions, PoSE) and self.positions.chunks == 1
-        if self.train.echo_share and (one_chunk or self.method in ("plain", "full")):
-            raise UserError(
-                f"train.echo_share is for windows with skips, but those of {self.positions} have none. Set it to 0."
-            )
+        if one_chunk or self.method in ("plain", "full"):
+            for key in ("echo_share", "target_growth"):
+                if getattr(self.train, key):
+                    raise UserError(
+                        f"train.{key} is for windows with skips, but those of {self.positions} have none. Set it to 0."
+                    )
         return self
 
     @property

@@ -78,18 +78,19 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: one message that lists every mistake with its path.
     """
-    return _parse(RunConfig, values)
+    return parse_section(RunConfig, values)
 
 
 def parse_evaluate_config(values: Mapping[str, Any]) -> EvaluateConfig:
     """`parse_config` for `skipwise evaluate`."""
-    return _parse(EvaluateConfig, values)
+    return parse_section(EvaluateConfig, values)
 
 
-Config = TypeVar("Config", RunConfig, EvaluateConfig)
+Parsed = TypeVar("Parsed", bound=Section)
 
 
-def _parse(cls: type[Config], values: Mapping[str, Any]) -> Config:
+def parse_section(cls: type[Parsed], values: Mapping[str, Any]) -> Parsed:
+    """`parse_config` for any section."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:

@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.positions import Document, FullLength, Plain, PoSE, PositionSampler, RandPos, example_rng
+from skipwise.positions import Document, FullLength, Matched, Plain, PoSE, PositionSampler, RandPos, example_rng
+from skipwise.positions.pose import END_SHARE
 
 Floats = NDArray[np.float64]
+# Of a sentence, in a text of which nothing is known.
+SENTENCE_TOKENS = 25
 
 
 def seen_probability(sampler: PositionSampler, lengths: Lengths) -> Floats | None:
     """float64[Lt]: the probability that distance d is seen in one window; None where there is no closed form.
 
-    Two chunks of c and Lw - c tokens, the second shifted by u ~ U{0, ..., Lt - Lw}, show the distances below
-    max(c, Lw - c) inside chunks, and u + 1, ..., u + Lw - 1 across the skip. Cut and skip are independent, so
+    Two chunks of c and Lw - c tokens, the second shifted by u, show the distances below max(c, Lw - c) inside chunks,
+    and u + 1, ..., u + Lw - 1 across the skip. Where cut and skip are independent,
 
         P(d) = P(max(c, Lw - c) > d) + P(max(c, Lw - c) <= d) * P(d - Lw < u < d).
 
@@ -35,16 +38,16 @@ def seen_probability(sampler: PositionSampler, lengths: Lengths) -> Floats | Non
         return np.ones(lengths.target)
     if isinstance(sampler, Plain) or (isinstance(sampler, PoSE) and sampler.chunks == 1):
         return (distance < lengths.train).astype(np.float64)
-    if not isinstance(sampler, PoSE) or sampler.chunks != 2:
+    policy = _two_chunks(sampler, lengths)
+    if policy is None:
         return None
+    cuts, skips = policy
     cut = np.arange(1, lengths.train)
-    longest = np.bincount(
-        np.maximum(cut, lengths.train - cut), _cut_probability(sampler, lengths), minlength=lengths.target + 1
-    )
+    longest = np.bincount(np.maximum(cut, lengths.train - cut), cuts, minlength=lengths.target + 1)
     inside = 1 - longest.cumsum()[: lengths.target]
-    most = lengths.target - lengths.train
-    first, last = np.maximum(0, distance - lengths.train + 1), np.minimum(most, distance - 1)
-    across = np.maximum(0, last - first + 1) / (most + 1)
+    # P(u < d) for d = 0, ..., Lt, and of that what is left when u <= d - Lw is taken away.
+    below = np.concatenate(([0.0], skips.cumsum(), np.ones(lengths.train)))
+    across = below[distance] - below[np.maximum(0, distance - lengths.train + 1)]
     seen: Floats = inside + (1 - inside) * across
     seen[0] = 1.0
     return seen
@@ -55,8 +58,11 @@ def expected_pairs(sampler: PositionSampler, lengths: Lengths) -> Floats | None:
 
     RandPos takes each pair of positions with probability Lw (Lw - 1) / (Lt (Lt - 1)), and Lt - d pairs have distance d.
 
-    PoSE: a pair of tokens delta apart in the window has k cuts between its tokens; cuts are N - 1 distinct ones of
-    Lw - 1 places. Summed over all such pairs, by Vandermonde's identity,
+    Two chunks, whose cut c and skip u are independent: of the Lw - delta pairs that are delta apart in the window
+    min(c, Lw - c, delta, Lw - delta) lie across the cut, and their distance is delta + u: a convolution.
+
+    PoSE with N chunks: a pair of tokens delta apart in the window has k cuts between its tokens; cuts are N - 1
+    distinct ones of Lw - 1 places. Summed over all such pairs, by Vandermonde's identity,
 
         W_k(delta) = C(delta, k) C(Lw - delta, N - k) / C(Lw - 1, N - 1)
 
@@ -72,29 +78,45 @@ def expected_pairs(sampler: PositionSampler, lengths: Lengths) -> Floats | None:
     if isinstance(sampler, RandPos):
         pairs = (target - distance) * (train * (train - 1) / max(1, target * (target - 1)))
         return np.where(distance == 0, float(train), pairs)
-    if not isinstance(sampler, PoSE):
+    policy = _two_chunks(sampler, lengths)
+    if policy is not None:
+        return _pairs_of_two(*policy, target)
+    if not isinstance(sampler, PoSE) or sampler.skips != "sequential":
         return None
     chunks = sampler.chunks
     delta = np.arange(train)
-    if sampler.first_chunk == "half":
-        cut = np.arange(1, train)[:, None]
-        across = np.minimum(np.minimum(cut, train - cut), np.minimum(delta, train - delta))
-        apart = [np.maximum(0, cut - delta) + np.maximum(0, train - cut - delta), across]
-        weights = [_cut_probability(sampler, lengths) @ pairs for pairs in apart]
-        weights[0] /= chunks  # Q_0 counts every chunk
-    else:
-        top = _log_choose(train - 1, chunks - 1)
-        weights = [np.exp(_log_choose(delta, k) + _log_choose(train - delta, chunks - k) - top) for k in range(chunks)]
+    top = _log_choose(train - 1, chunks - 1)
+    weights = [np.exp(_log_choose(delta, k) + _log_choose(train - delta, chunks - k) - top) for k in range(chunks)]
     result = chunks * np.pad(weights[0], (0, target - train))
     for weight, differences in zip(weights[1:], _skip_differences(chunks, target - train), strict=True):
         result += np.convolve(weight, differences)[:target]
     return result
 
 
-def _cut_probability(sampler: PoSE, lengths: Lengths) -> Floats:
-    """float64[Lw - 1]: of a first chunk of 1, ..., Lw - 1 tokens, for two chunks."""
+def _two_chunks(sampler: PositionSampler, lengths: Lengths) -> tuple[Floats, Floats] | None:
+    """Probabilities of the cuts 1, ..., Lw - 1 and of the skips 0, ..., Lt - Lw of a sampler with two chunks."""
+    if isinstance(sampler, Matched):
+        return sampler.policy(lengths)
+    if not isinstance(sampler, PoSE) or sampler.chunks != 2:
+        return None
     last = (lengths.train + 1) // 2 if sampler.first_chunk == "half" else lengths.train - 1
-    return np.where(np.arange(1, lengths.train) <= last, 1 / last, 0.0)
+    cuts = np.where(np.arange(1, lengths.train) <= last, 1 / last, 0.0)
+    skips = np.full(lengths.target - lengths.train + 1, 1 / (lengths.target - lengths.train + 1))
+    if sampler.skips == "ends":
+        skips *= 1 - 2 * END_SHARE
+        skips[0] += END_SHARE
+        skips[-1] += END_SHARE
+    return cuts, skips
+
+
+def _pairs_of_two(cuts: Floats, skips: Floats, target: int) -> Floats:
+    """float64[Lt]: expected pairs of two chunks."""
+    train = len(cuts) + 1
+    cut, delta = np.arange(1, train)[:, None], np.arange(train)
+    across = cuts @ np.minimum(np.minimum(cut, train - cut), np.minimum(delta, train - delta)).astype(np.float64)
+    result = np.convolve(across, skips)[:target]
+    result[:train] += train - delta - across
+    return result
 
 
 def _log_choose(n: int | NDArray[np.int64], k: int) -> Floats:
@@ -223,14 +245,19 @@ class Sampled:
 
 
 def sample_coverage(sampler: PositionSampler, lengths: Lengths, windows: int, seed: int = 0) -> Sampled:
-    """Draw windows and count; any sampler. All distances of a window come from one autocorrelation of its positions."""
+    """Draw windows and count; any sampler. All distances of a window come from one autocorrelation of its positions.
+
+    Samplers that look at sentences see a text in which each token begins one with probability 1 / `SENTENCE_TOKENS`.
+    """
     if windows < 1:
         raise UserError(f"Coverage is sampled over at least one window, not {windows}. Raise --windows.")
-    document = Document(num_tokens=max(sampler.tokens_used(lengths), sampler.tokens_needed(lengths)))
+    tokens = max(sampler.tokens_used(lengths), sampler.tokens_needed(lengths))
     size = 2 * lengths.target
     seen, total, squares = (np.zeros(lengths.target) for _ in range(3))
     for index in range(windows):
-        window = sampler.sample(document, lengths, example_rng(seed, 0, index), index / windows)
+        rng = example_rng(seed, 0, index)
+        document = Document(tokens, np.flatnonzero(rng.random(tokens) < 1 / SENTENCE_TOKENS))
+        window = sampler.sample(document, lengths, rng, index / windows)
         there = np.zeros(size)
         there[window.position_ids] = 1.0
         spectrum = np.fft.rfft(there)

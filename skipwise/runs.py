@@ -19,9 +19,9 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`write_text` of an indented JSON object."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Mapping[str, Any], indent: int | None = 2) -> None:
+    """`write_text` of a JSON object, indented unless nobody is to read it."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

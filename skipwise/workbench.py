@@ -17,7 +17,7 @@ from skipwise.config import RunConfig, TrainConfig
 from skipwise.data.held_out import HeldOut, held_out_documents
 from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.store import Documents, TokenStore
-from skipwise.data.tokenised import begin_of_text, open_sources
+from skipwise.data.tokenised import begin_of_text, open_sources, sentence_ends
 from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans
 from skipwise.errors import UserError
 from skipwise.evaluation.runner import evaluate
@@ -32,6 +32,8 @@ from skipwise.models.recompute import recompute_activations
 from skipwise.models.rope import read_rope, set_rope_scaling
 from skipwise.models.speedups import usable_attention, usable_speedups, use_liger
 from skipwise.planning import window_tokens
+from skipwise.positions import LongRecipe
+from skipwise.rope import Mixed
 from skipwise.runs import RunDir
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
 from skipwise.training.trainer import Teacher, check_loss, train, training_arguments
@@ -110,6 +112,9 @@ class Workbench:
             config.untouched_share,
             config.echo_share,
             mark_text=True,
+            whole_batches=isinstance(self.config.rope, Mixed),
+            sentence_ends=sentence_ends(self.tokenizer) if isinstance(self.config.positions, LongRecipe) else None,
+            target_growth=config.target_growth,
         )
         finished = train(
             model=self.model,

@@ -94,6 +94,7 @@ def test_all_errors_at_once_with_path_and_nearest_match() -> None:
         ({"seed": -1}, "seed"),
         ({"positions": "plain", "train": {"echo_share": 0.5}}, "echo_share is for windows with skips"),
         ({"positions": {"name": "pose", "chunks": 1}, "train": {"echo_share": 0.5}}, "echo_share is for windows"),
+        ({"positions": "full", "train": {"target_growth": 0.5}}, "target_growth is for windows with skips"),
         ({"lengths": {"train": 0}}, "lengths.train"),
         ({"lengths": 32768}, "lengths"),
         (

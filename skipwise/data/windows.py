@@ -18,6 +18,8 @@ from skipwise.positions import Document, Plain, PoSE, PositionSampler, echo_mask
 Spans = NDArray[np.int64]
 # Streams of randomness of one example that must not be the same one.
 _ORDER, _RETRIEVAL = 2**31, 2**31 + 1
+# A target that grows does so in few steps, since some samplers prepare tables for each.
+GROWTH_STEPS = 16
 
 
 def cut_spans(documents: Documents, needed: int, used: int, join: bool, shortest: int = 0) -> Spans:
@@ -130,6 +132,22 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         return order
 
 
+def grown(lengths: Lengths, progress: float, growth: float) -> Lengths:
+    """The lengths at a point of the training, while the target grows from Lw to Lt in `GROWTH_STEPS` equal steps.
+
+    Args:
+        progress: share of the training done, in [0, 1].
+        growth: share of the training after which the target is reached; 0 for all of it at once.
+
+    >>> [grown(Lengths(256, 256, 4352), progress, 0.5).target for progress in (0.0, 0.25, 0.5, 1.0)]
+    [512, 2560, 4352, 4352]
+    """
+    if progress >= growth:
+        return lengths
+    share = (int(GROWTH_STEPS * progress / growth) + 1) / GROWTH_STEPS
+    return replace(lengths, target=lengths.train + round(share * (lengths.target - lengths.train)))
+
+
 @dataclass(frozen=True)
 class WindowCollator:
     """Draws a window from each document and makes a batch: fresh positions at every visit.
@@ -147,8 +165,12 @@ class WindowCollator:
         lengths: original, train and target length.
         seed: of the windows of features with a `visit`.
         untouched_share: share of windows that keep ordinary positions.
+        whole_batches: all windows of a batch keep ordinary positions, or none, for models that take other frequencies
+            where the largest position of a batch is beyond the original window.
         echo_share: share of the windows with skips in which tokens echo (see `echo_mask`). Then the mask is
             one of scores, which sdpa and eager attention take, but not flash and flex attention.
+        sentence_ends: bool[vocabulary], the tokens that end a sentence, for samplers that look at sentences.
+        target_growth: share of the training over which the target grows from the train length to its own.
         mark_text: add `text_runs_on`, bool[batch, window]: whether the text up to a token has no gap. For
             `WindowTrainer`; a model's own forward pass does not take it.
     """
@@ -159,13 +181,20 @@ class WindowCollator:
     untouched_share: float = 0.0
     echo_share: float = 0.0
     mark_text: bool = False
+    whole_batches: bool = False
+    sentence_ends: NDArray[np.bool_] | None = None
+    target_growth: float = 0.0
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors `input_ids`, `attention_mask`, `position_ids`, `labels`, each int64[batch, window].
 
         In a batch with echoes the mask is float32[batch, 1, window, window], added to the attention scores.
         """
-        rows, echoes = zip(*(self._row(feature) for feature in features), strict=True)
+        streams = [self._rng(feature) for feature in features]
+        untouched = [rng.random() < self.untouched_share for rng in streams]
+        if self.whole_batches:
+            untouched = [untouched[0]] * len(features)
+        rows, echoes = zip(*map(self._row, features, streams, untouched), strict=True)
         batch = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
         if any(echo is not None for echo in echoes):
             size = batch["input_ids"].shape[1]
@@ -175,23 +204,25 @@ class WindowCollator:
             mask = torch.ones_like(batch["input_ids"])
         return {**batch, "attention_mask": mask}
 
-    def _row(self, feature: dict[str, Any]) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32] | None]:
+    def _row(
+        self, feature: dict[str, Any], rng: np.random.Generator, untouched: bool
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32] | None]:
         """Ids, positions and labels of one window, and its mask if it echoes."""
         tokens = np.asarray(feature["input_ids"], dtype=np.int64)
-        rng = self._rng(feature)
-        sampler = self._untouched if rng.random() < self.untouched_share else self.sampler
+        sampler = self._untouched if untouched else self.sampler
         if "scored" in feature and isinstance(sampler, PoSE):
             # Such a document is one window long, and cutting pieces out would cut out what is asked for.
             sampler = replace(sampler, content="contiguous")
-        needed = sampler.tokens_needed(self.lengths)
+        progress = float(feature.get("progress", 0.0))
+        lengths = grown(self.lengths, progress, self.target_growth)
+        needed = sampler.tokens_needed(lengths)
         if len(tokens) < needed:
             raise UserError(
                 f"{sampler.name} needs documents of at least {needed:,} tokens, but one has {len(tokens):,}. "
                 "Filter them out, or lower the train length."
             )
-        window = sampler.sample(
-            Document(num_tokens=len(tokens)), self.lengths, rng, float(feature.get("progress", 0.0))
-        )
+        boundaries = () if self.sentence_ends is None else np.flatnonzero(self.sentence_ends[tokens[:-1]]) + 1
+        window = sampler.sample(Document(len(tokens), boundaries), lengths, rng, progress)
         ids = tokens[window.token_index]
         scored = np.asarray(feature.get("scored", np.ones(len(tokens), dtype=bool)))
         labels = np.where(scored[window.token_index], ids, -100)

@@ -72,7 +72,7 @@ def _check_written(path: Path, model: PreTrainedModel, lengths: Lengths) -> None
     config = text_config(type(model.config).from_pretrained(path))
     for table in (module for module in model.modules() if is_rotary_table(module)):
         read = type(table)(config=config)
-        if not same_table(read, table):
+        if not same_table(read, table, lengths):
             raise UserError(
                 f"The written config must give back the rotary table of the model, but that of {config.model_type!r} "
                 "does not: this family keeps its RoPE in another form. Choose another --rope."

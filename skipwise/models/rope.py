@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.shape import windows_of
-from skipwise.rope import RopeScaling
+from skipwise.rope import Mixed, RopeScaling
 from skipwise.rope.scaling import Frequencies
 
 # Stock models compute frequencies in float32; ours are float64.
@@ -161,16 +161,20 @@ def is_rotary_table(module: nn.Module) -> bool:
     return isinstance(getattr(module, "inv_freq", None), torch.Tensor) and hasattr(module, "attention_scaling")
 
 
-def table_of(module: nn.Module) -> tuple[NDArray[np.float64], float]:
-    """Inverse frequencies and attention factor of a rotary table."""
+def table_of(module: nn.Module, length: int) -> tuple[NDArray[np.float64], float]:
+    """Inverse frequencies and attention factor of a rotary table, for an input of so many tokens."""
+    device = next(module.buffers()).device
+    position = torch.full((1, 1), length - 1, device=device)
+    with torch.no_grad():
+        module(torch.zeros(1, 1, 1, device=device), position)  # some take other frequencies for long inputs
     frequencies, factor = module.inv_freq, module.attention_scaling
     assert isinstance(frequencies, torch.Tensor)
     return frequencies.double().cpu().numpy(), float(factor)  # type: ignore[arg-type]
 
 
-def same_table(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two rotary tables are equal but for rounding."""
-    return _close(table_of(one), table_of(other))
+def same_table(one: nn.Module, other: nn.Module, lengths: Lengths) -> bool:
+    """Whether two rotary tables are equal but for rounding, inside the original window and at the target."""
+    return all(_close(table_of(one, length), table_of(other, length)) for length in (lengths.target, lengths.original))
 
 
 def _close(one: Frequencies, other: Frequencies) -> bool:
@@ -182,8 +186,11 @@ def _check_tables(
     tables: dict[str, nn.Module], scaling: RopeScaling, info: RopeInfo, lengths: Lengths, model_type: str
 ) -> None:
     """Raise `UserError` unless there are tables, each with the scaling's frequencies and attention factor."""
-    wanted = scaling.frequencies(info.rotary_dim, info.theta, lengths)
-    if not tables or not all(_close(table_of(table), wanted) for table in tables.values()):
+    wanted = {lengths.target: scaling.frequencies(info.rotary_dim, info.theta, lengths)}
+    if isinstance(scaling, Mixed):
+        wanted[lengths.original] = scaling.short_frequencies(info.rotary_dim, info.theta, lengths)
+    same = all(_close(table_of(table, length), own) for table in tables.values() for length, own in wanted.items())
+    if not tables or not same:
         raise UserError(
             f"The rotary table of a model must follow its config, but that of {model_type!r} does not take "
             f"{scaling.name!r} from it. Choose another --rope, or a model of the Llama kind."

@@ -12,6 +12,9 @@ from skipwise.sections import section
 
 CONTENT_MODES = ("contiguous", "uniform", "aligned")
 FIRST_CHUNKS = ("any", "half")
+SKIPS = ("sequential", "sorted", "ends")
+# With skips "ends", the share of windows without a skip, and that with the largest.
+END_SHARE = 0.25
 
 
 @section
@@ -40,18 +43,20 @@ class PoSE:
     chunks: int = 2
     content: Literal["contiguous", "uniform", "aligned"] = "contiguous"
     first_chunk: Literal["any", "half"] = "any"
+    skips: Literal["sequential", "sorted", "ends"] = "sequential"
 
     def __post_init__(self) -> None:
         if self.chunks < 1:
             raise UserError(f"PoSE needs at least one chunk, not {self.chunks}. Set positions.chunks to 2.")
-        for key, known in (("content", CONTENT_MODES), ("first_chunk", FIRST_CHUNKS)):
+        for key, known in (("content", CONTENT_MODES), ("first_chunk", FIRST_CHUNKS), ("skips", SKIPS)):
             if getattr(self, key) not in known:
                 raise UserError(f"PoSE's {key} is one of {', '.join(known)}, not {getattr(self, key)!r}.")
-        if self.first_chunk == "half" and self.chunks != 2:
-            raise UserError(
-                f"first_chunk 'half' is defined for two chunks, not {self.chunks}. "
-                "Set positions.chunks to 2 or positions.first_chunk to 'any'."
-            )
+        for key, choice, other in (("first_chunk", "half", "any"), ("skips", "ends", "sorted")):
+            if getattr(self, key) == choice and self.chunks != 2:
+                raise UserError(
+                    f"{key} {choice!r} is defined for two chunks, not {self.chunks}. "
+                    f"Set positions.chunks to 2 or positions.{key} to {other!r}."
+                )
 
     def check(self, lengths: Lengths) -> None:
         """Raise `UserError` when the window is too short to be cut into that many chunks."""
@@ -72,7 +77,7 @@ class PoSE:
     def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator, progress: float) -> Window:
         """Draw cuts, skips and content, and lay them out (Eq. 3-5)."""
         sizes = self._chunk_sizes(lengths.train, rng)
-        u = sequential_uniform(self.chunks, lengths.target - lengths.train, rng)
+        u = self._skips(lengths.target - lengths.train, rng)
         token = np.arange(lengths.train, dtype=np.int64)
         if self.content == "aligned":
             v = u
@@ -81,6 +86,17 @@ class PoSE:
         else:
             return Window(token_index=token, position_ids=token + u.repeat(sizes))
         return Window(token_index=token + v.repeat(sizes), position_ids=token + u.repeat(sizes))
+
+    def _skips(self, maximum: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """int64[chunks], non-decreasing from 0: the skip of each chunk."""
+        match self.skips:
+            case "sequential":
+                return sequential_uniform(self.chunks, maximum, rng)
+            case "sorted":
+                return sorted_uniform(self.chunks, maximum, rng)
+            case "ends":
+                skip = rng.choice([0, maximum]) if rng.random() < 2 * END_SHARE else rng.integers(maximum + 1)
+                return np.array([0, skip])
 
     def _chunk_sizes(self, train: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """int64[chunks]: the tokens of each chunk."""
@@ -99,3 +115,9 @@ def sequential_uniform(count: int, maximum: int, rng: np.random.Generator) -> ND
     for i in range(1, count):
         values[i] = rng.integers(values[i - 1], maximum, endpoint=True)
     return values
+
+
+def sorted_uniform(count: int, maximum: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """int64[count], non-decreasing: first 0, the others independent and uniform on {0, ..., maximum}, in order."""
+    drawn = np.sort(rng.integers(maximum, size=count - 1, endpoint=True))
+    return np.concatenate(([0], drawn))

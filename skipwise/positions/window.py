@@ -20,7 +20,7 @@ class Document:
     """
 
     num_tokens: int
-    boundaries: Sequence[int] = ()
+    boundaries: Sequence[int] | NDArray[np.int64] = ()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class RopeScaling(Protocol):
         ...
 
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
-        """Inverse frequencies and attention factor.
+        """Inverse frequencies and attention factor at the target.
 
         Args:
             rotary_dim: d, how many dimensions of a head are rotated; even.

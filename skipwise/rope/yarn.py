@@ -38,7 +38,8 @@ def yarn_attention_factor(alpha: float) -> float:
     return 0.1 * math.log(alpha) + 1.0 if alpha > 1 else 1.0
 
 
-def _check_betas(beta_fast: float, beta_slow: float) -> None:
+def check_betas(beta_fast: float, beta_slow: float) -> None:
+    """Raise `UserError` for a ramp that does not run from fast to slow."""
     if not beta_fast > beta_slow > 0:
         raise UserError(
             f"YaRN needs beta_fast > beta_slow > 0, but they are {beta_fast} and {beta_slow}. The paper uses 32 and 1."
@@ -61,7 +62,7 @@ class YaRN:
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        _check_betas(self.beta_fast, self.beta_slow)
+        check_betas(self.beta_fast, self.beta_slow)
         if self.attention_factor is not None and not self.attention_factor > 0:
             raise UserError(
                 f"YaRN's attention_factor must be above 0, not {self.attention_factor}. Leave it out for the paper's."
@@ -106,7 +107,7 @@ class YaRNRevised:
     beta_slow: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_betas(self.beta_fast, self.beta_slow)
+        check_betas(self.beta_fast, self.beta_slow)
 
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """theta_j divided by the factor of its dimension."""

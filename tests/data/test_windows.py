@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from skipwise import Document, FullLength, Lengths, Plain, PoSE, UserError, WindowCollator
+from skipwise import Document, FullLength, Lengths, LongRecipe, Plain, PoSE, UserError, WindowCollator
 from skipwise.data.retrieval import RetrievalDocuments, near_miss
 from skipwise.data.store import Documents
-from skipwise.data.windows import Source, TrainingExamples, cut_spans
+from skipwise.data.tokenised import sentence_ends
+from skipwise.data.windows import GROWTH_STEPS, Source, TrainingExamples, cut_spans
 from skipwise.evaluation.passkey import FILLER, NEEDLE, QUESTION, TASK
 from skipwise.positions import PositionSampler, example_rng
 
@@ -242,3 +243,43 @@ def test_the_evaluated_wording_is_never_trained_on(tokenizer: PreTrainedTokenize
 
 def test_documents_know_their_tokens() -> None:
     assert Document(num_tokens=5).boundaries == ()
+
+
+def test_sentences_end_where_they_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    ends = sentence_ends(tokenizer)
+    assert len(ends) == len(tokenizer)
+    text = 'It rains. Why?\nNo, it (3.5 mm) "does"! Yes'
+    marked = ends[tokenizer(text)["input_ids"]]
+    assert [text[: place + 1][-1] for place in np.flatnonzero(marked)] == [".", "?", "\n", ".", "!"]
+
+
+def test_skips_fall_between_the_sentences_of_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = np.array(tokenizer("One two. Three four! Five six seven")["input_ids"][:32])
+    collator = WindowCollator(LongRecipe(), LENGTHS, sentence_ends=sentence_ends(tokenizer))
+    batch = collator([{"input_ids": ids, "visit": (0, index, 0)} for index in range(100)])
+    places = (batch["position_ids"].diff() > 1).any(dim=0).nonzero()[:, 0] + 1
+    assert places.tolist() == [8, 20]
+
+
+def test_the_target_grows_over_the_training() -> None:
+    """By steps, and never beyond what its share of the training has earned; then all of it."""
+    collator = WindowCollator(PoSE(), LENGTHS, target_growth=0.5)
+    tokens = np.arange(32)
+    step = (LENGTHS.target - LENGTHS.train) / GROWTH_STEPS
+    for progress in (0.0, 0.2, 0.45, 0.5, 0.9):
+        features = [{"input_ids": tokens, "visit": (0, index, 0), "progress": progress} for index in range(500)]
+        most = int(collator(features)["position_ids"].max())
+        share = min(1.0, progress / 0.5 + 1 / GROWTH_STEPS)
+        assert most < LENGTHS.train + share * (LENGTHS.target - LENGTHS.train) + 1
+        assert most > LENGTHS.train + (share - 2 / GROWTH_STEPS) * (LENGTHS.target - LENGTHS.train) - step
+
+
+def test_whole_batches_are_untouched_or_none_of_their_windows_is() -> None:
+    collator = WindowCollator(PoSE(), LENGTHS, untouched_share=0.5, whole_batches=True)
+    kinds = []
+    for number in range(100):
+        features = [{"input_ids": np.arange(32), "visit": (0, 8 * number + i, 0)} for i in range(8)]
+        skipped = (collator(features)["position_ids"][:, -1] > 31).sum().item()
+        kinds.append(skipped)
+    assert 30 < sum(kind == 0 for kind in kinds) < 70
+    assert all(kind == 0 or kind >= 6 for kind in kinds)  # a skip may be 0, but rarely is

@@ -13,6 +13,7 @@ from skipwise import (
     AdjustedBase,
     Lengths,
     Linear,
+    Mixed,
     NoScaling,
     RopeScaling,
     UserError,
@@ -26,7 +27,7 @@ from skipwise.models.rope import read_rope
 from tests.conftest import PICO_MODELS, WINDOW
 
 LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=512)
-SCALINGS = [YaRN(), YaRNRevised(), Linear(), NTK(), AdjustedBase(theta=5e5), NoScaling()]
+SCALINGS = [YaRN(), YaRNRevised(), Linear(), NTK(), AdjustedBase(theta=5e5), NoScaling(), Mixed(beta_fast=4)]
 
 
 def written(

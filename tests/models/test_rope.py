@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Gemma3TextConfig, GPT2Config, MistralConfig, PreTrainedModel, Qwen2Config
 
-from skipwise import Lengths, Linear, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
+from skipwise import Lengths, Linear, Mixed, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
 from skipwise.config_files import parse_config
 from skipwise.models.rope import check_full_attention, read_rope
 from skipwise.rope import RopeScaling
@@ -139,3 +139,20 @@ def test_an_extension_stays_relative() -> None:
     near = model(ids, attention_mask=mask, position_ids=positions).logits
     far = model(ids, attention_mask=mask, position_ids=positions + 900).logits
     torch.testing.assert_close(near, far, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", PICO_MODELS)
+def test_mixed_leaves_what_fits_the_original_window_as_it_was(kind: str) -> None:
+    """By stock code: short inputs as by the untouched model, also after a long one; long ones as by YaRN."""
+    untouched, mixed, yarn = (PICO_MODELS[kind]() for _ in range(3))
+    for model in (mixed, yarn):
+        model.load_state_dict(untouched.state_dict())
+    set_rope_scaling(mixed, Mixed(beta_fast=4), LENGTHS)
+    set_rope_scaling(yarn, YaRN(beta_fast=4, attention_factor=1.0), LENGTHS)
+    short = torch.arange(2, 2 + WINDOW)[None] % 250
+    long = torch.arange(2, 2 + 2 * WINDOW)[None] % 250
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.allclose(mixed(short).logits, untouched(short).logits, atol=1e-5)
+            assert torch.allclose(mixed(long).logits, yarn(long).logits, atol=1e-5)
+            assert not torch.allclose(mixed(long).logits, untouched(long).logits, atol=1e-3)

@@ -7,15 +7,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipwise import Document, FullLength, Lengths, Plain, PoSE, PositionSampler, RandPos, UserError
+from skipwise import (
+    CREAM,
+    Document,
+    FullLength,
+    Lengths,
+    LongRecipe,
+    Matched,
+    Plain,
+    PoSE,
+    PositionSampler,
+    RandPos,
+    UserError,
+)
 from skipwise.positions import SAMPLERS, example_rng
 
 VARIANTS: list[PositionSampler] = [
     *(PoSE(chunks=n, content=content) for n in (1, 2, 3, 7) for content in ("contiguous", "uniform", "aligned")),
     PoSE(first_chunk="half"),
+    PoSE(chunks=3, skips="sorted"),
+    PoSE(skips="ends"),
     RandPos(),
     FullLength(),
     Plain(),
+    CREAM(edge=2),
+    LongRecipe(),
+    Matched(),
+    Matched(cut="any"),
 ]
 
 
@@ -31,7 +49,8 @@ def cases(draw: st.DrawFn) -> tuple[PositionSampler, Lengths, Document, tuple[in
     lengths = Lengths(original=draw(st.integers(1, 64)), train=train, target=target)
     tokens = sampler.tokens_needed(lengths) + draw(st.integers(0, 300))
     visit = draw(st.tuples(st.integers(0, 2**31), st.integers(0, 50), st.integers(0, 10**6)))
-    return sampler, lengths, Document(num_tokens=tokens), visit
+    boundaries = sorted(draw(st.sets(st.integers(0, tokens - 1), max_size=12)))
+    return sampler, lengths, Document(tokens, boundaries), visit
 
 
 @given(cases())
@@ -121,6 +140,115 @@ def test_later_skips_are_uniform_from_the_one_before() -> None:
             share = 1 / 5 * 1 / (5 - first)
             assert abs(skips[first, second] / draws - share) < 5 * (share / draws) ** 0.5
     assert all(first <= second for first, second in skips)
+
+
+def test_sorted_skips_are_spread_evenly() -> None:
+    """Each pair of skips in order is twice as likely as two equal ones, and none leans to the right."""
+    lengths = Lengths(original=3, train=3, target=7)
+    sampler, draws = PoSE(chunks=3, skips="sorted"), 30_000
+    skips = Counter()
+    for i in range(draws):
+        ids = sampler.sample(Document(3), lengths, example_rng(2, 0, i), 0.0).position_ids
+        skips[int(ids[1] - 1), int(ids[2] - 2)] += 1
+    for first in range(5):
+        for second in range(first, 5):
+            share = (1 if first == second else 2) / 25
+            assert abs(skips[first, second] / draws - share) < 5 * (share / draws) ** 0.5
+    assert sum(skips.values()) == sum(n for pair, n in skips.items() if pair[0] <= pair[1])
+
+
+def test_more_windows_have_no_skip_or_the_largest() -> None:
+    lengths, draws = Lengths(original=4, train=4, target=14), 20_000
+    skips = Counter(
+        int(PoSE(skips="ends").sample(Document(4), lengths, example_rng(4, 0, i), 0.0).position_ids[-1]) - 3
+        for i in range(draws)
+    )
+    for skip in range(11):
+        share = 0.5 / 11 + (0.25 if skip in (0, 10) else 0)
+        assert abs(skips[skip] / draws - share) < 5 * (share / draws) ** 0.5
+
+
+def test_cream_moves_its_middle_between_head_and_tail() -> None:
+    """Head and tail keep their places; where the middle ends has the moments of a Gaussian that is cut off."""
+    lengths, sampler = Lengths(original=30, train=30, target=430), CREAM(edge=4, spread=0.3)
+    skips: dict[int, list[int]] = {4: [], 10: []}
+    for i in range(8000):
+        ids = sampler.sample(Document(30), lengths, example_rng(5, 0, i), 0.0).position_ids
+        edge = 10 if ids[9] == 9 and ids[-10] == 420 else 4
+        assert (ids[:edge] == np.arange(edge)).all()
+        assert (ids[-edge:] == np.arange(430 - edge, 430)).all()
+        middle = ids[edge:-edge]
+        assert (np.diff(middle) == 1).all()
+        skips[edge].append(int(middle[0]) - edge)
+    assert 0.45 < len(skips[10]) / 8000 < 0.55
+    # Independent reference: the density on a fine grid.
+    grid = np.linspace(0, 1, 10_001)
+    density = np.exp(-0.5 * ((grid - 0.5) / 0.3) ** 2)
+    deviation = 401 * np.sqrt((density * (grid - 0.5) ** 2).sum() / density.sum())
+    for own in skips.values():
+        assert np.mean(own) == pytest.approx(200, abs=8)
+        assert np.std(own) == pytest.approx(deviation, rel=0.05)
+
+
+def test_longrecipe_skips_at_sentences_only() -> None:
+    lengths, boundaries = Lengths(original=40, train=40, target=400), [0, 7, 19, 33, 60]
+    seen: set[int] = set()
+    for i in range(300):
+        ids = LongRecipe().sample(Document(80, boundaries), lengths, example_rng(6, 0, i), 0.0).position_ids
+        seen |= set((np.flatnonzero(np.diff(ids) > 1) + 1).tolist())
+    assert seen == {7, 19, 33}
+
+
+def distances_of(policy: tuple[np.ndarray, np.ndarray], train: int, target: int) -> np.ndarray:
+    """Share of a window's pairs at each distance, window by window."""
+    pairs = np.zeros(target)
+    for cut, cut_share in enumerate(policy[0], start=1):
+        for skip, skip_share in enumerate(policy[1]):
+            ids = np.concatenate([np.arange(cut), np.arange(cut, train) + skip])
+            distances = (ids[:, None] - ids[None, :])[np.tril_indices(train, -1)]
+            pairs += cut_share * skip_share * np.bincount(distances, minlength=target)
+    return pairs / pairs.sum()
+
+
+@pytest.mark.parametrize("cut", ["matched", "any"])
+def test_the_matched_policy_fits_better_than_any_nearby(cut: str) -> None:
+    """Nearer to what is left to learn than PoSE's, and no small change of its weights is nearer still."""
+    lengths = Lengths(original=8, train=8, target=32)
+    distance = np.arange(1, 32)
+    wanted = (1 - distance / 32) - np.maximum(0, 1 - distance / 8)
+    wanted /= wanted.sum()
+
+    def likelihood(policy: tuple[np.ndarray, np.ndarray]) -> float:
+        return float(wanted @ np.log(distances_of(policy, 8, 32)[1:]))
+
+    policy = Matched(cut=cut).policy(lengths)
+    found = likelihood(policy)
+    uniform = (np.full(7, 1 / 7), np.full(25, 1 / 25))
+    assert found > likelihood(uniform) + 0.05
+    assert [float(part.sum()) for part in policy] == pytest.approx([1, 1])
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        cuts = 0.99 * policy[0] + 0.01 * draw.dirichlet(np.ones(7)) if cut == "matched" else policy[0]
+        skips = 0.99 * policy[1] + 0.01 * draw.dirichlet(np.ones(25))
+        assert likelihood((cuts, skips)) < found + 1e-4
+    if cut == "any":
+        assert (policy[0] == uniform[0]).all()
+
+
+def test_matched_draws_from_its_policy() -> None:
+    lengths, draws = Lengths(original=6, train=6, target=14), 20_000
+    cuts, skips = Matched().policy(lengths)
+    seen = Counter(
+        tuple(Matched().sample(Document(6), lengths, example_rng(7, 0, i), 0.0).position_ids.tolist())
+        for i in range(draws)
+    )
+    expected: Counter[tuple[int, ...]] = Counter()
+    for cut, cut_share in enumerate(cuts, start=1):
+        for skip, share in enumerate(skips):
+            expected[(*range(cut), *range(cut + skip, 6 + skip))] += cut_share * share
+    assert set(seen) <= set(expected)
+    for ids, share in expected.items():
+        assert abs(seen[ids] / draws - share) < 5 * (share / draws) ** 0.5 + 1e-4
 
 
 def test_content_modes() -> None:

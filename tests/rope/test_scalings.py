@@ -7,7 +7,18 @@ import pytest
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from skipwise import NTK, AdjustedBase, Lengths, Linear, NoScaling, RopeScaling, UserError, YaRN, YaRNRevised
+from skipwise import (
+    NTK,
+    AdjustedBase,
+    Lengths,
+    Linear,
+    Mixed,
+    NoScaling,
+    RopeScaling,
+    UserError,
+    YaRN,
+    YaRNRevised,
+)
 from skipwise.rope import ROPE_SCALINGS
 
 SCALINGS: list[RopeScaling] = [
@@ -19,6 +30,8 @@ SCALINGS: list[RopeScaling] = [
     YaRN(attention_factor=1.5),
     YaRNRevised(),
     AdjustedBase(theta=500_000.0),
+    Mixed(),
+    Mixed(beta_fast=4.0),
 ]
 LENGTHS = [Lengths(2048, 2048, 16384), Lengths(8192, 1024, 32768), Lengths(256, 256, 4096), Lengths(4096, 512, 100_000)]
 
@@ -42,7 +55,9 @@ def transformers_frequencies(
 
         inv_freq, factor = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
     else:
-        inv_freq, factor = ROPE_INIT_FUNCTIONS[str(parameters["rope_type"])](config, "cpu")
+        # Of an input as long as the target, for those that make a difference.
+        initialise = ROPE_INIT_FUNCTIONS[str(parameters["rope_type"])]
+        inv_freq, factor = initialise(config, "cpu", seq_len=lengths.target)
     return inv_freq.double().numpy(), factor
 
 
@@ -143,3 +158,26 @@ def test_impossible_attention_factor() -> None:
 def test_impossible_theta() -> None:
     with pytest.raises(UserError, match="above 1"):
         AdjustedBase(theta=1.0)
+
+
+def test_mixed_has_pretrainings_frequencies_for_what_fits_the_original_window() -> None:
+    """As transformers reads it; beyond, YaRN's frequencies without its attention factor."""
+    lengths = Lengths(2048, 2048, 16384)
+    parameters = Mixed(beta_fast=8).hf_parameters(64, 10_000.0, lengths)
+    config = LlamaConfig(head_dim=64, max_position_embeddings=16384, rope_parameters=parameters)
+    short, factor = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu", seq_len=2048)
+    np.testing.assert_allclose(short.double().numpy(), NoScaling().frequencies(64, 10_000.0, lengths)[0], rtol=1e-6)
+    assert factor == 1.0
+    assert Mixed().short_frequencies(64, 10_000.0, lengths)[1] == 1.0
+    yarn, _ = YaRN(beta_fast=8).frequencies(64, 10_000.0, lengths)
+    np.testing.assert_allclose(Mixed(beta_fast=8).frequencies(64, 10_000.0, lengths)[0], yarn, rtol=1e-12)
+
+
+def test_mixed_takes_factors_of_ones_own() -> None:
+    lengths = Lengths(2, 2, 16)
+    frequencies, _ = Mixed(long_factors=(1.0, 5.0)).frequencies(4, 10_000.0, lengths)
+    assert frequencies.tolist() == [1.0, 0.002]
+    with pytest.raises(UserError, match="one factor for each of the 2 pairs of dimensions, but has 3"):
+        Mixed(long_factors=(1.0, 1.0, 2.0)).frequencies(4, 10_000.0, lengths)
+    with pytest.raises(UserError, match="above 0"):
+        Mixed(long_factors=(1.0, 0.0))

@@ -1,0 +1,53 @@
+"""Long texts as documents for experiments: a development part and a reported part of each source.
+
+    python scripts/long_texts.py OUTPUT TEXTS.jsonl...
+
+Every file is a domain; its lines have a `title` and a `text`. A text is cut at line ends into documents of about
+20,000 characters; the first third of them goes to OUTPUT/<domain>-development.jsonl, the others to
+OUTPUT/<domain>.jsonl, and a document where the two meet to neither. Titles and hashes of the texts are printed.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+DOCUMENT = 20_000
+
+
+def documents_of(text: str) -> list[str]:
+    """Pieces of about `DOCUMENT` characters that end with a line; a short rest is left out."""
+    documents, current, size = [], list[str](), 0
+    for line in text.splitlines(keepends=True):
+        current.append(line)
+        size += len(line)
+        if size >= DOCUMENT:
+            documents.append("".join(current))
+            current, size = [], 0
+    return documents
+
+
+def main() -> None:
+    """Write both parts of every file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("texts", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for path in arguments.texts:
+        parts: dict[str, list[str]] = {"-development": [], "": []}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            documents = documents_of(record["text"])
+            third = len(documents) // 3
+            parts["-development"] += documents[:third]
+            parts[""] += documents[third + 1 :]
+            digest = hashlib.sha256(record["text"].encode()).hexdigest()
+            print(f"{path.stem}: {record['title']}, {len(documents)} documents, sha256 {digest}")
+        for suffix, own in parts.items():
+            lines = "".join(json.dumps({"text": text}) + "\n" for text in own)
+            (arguments.output / f"{path.stem}{suffix}.jsonl").write_text(lines, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

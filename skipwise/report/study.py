@@ -1,0 +1,193 @@
+"""A study's summary as tables and pictures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skipwise.lengths import format_length
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Summary = Mapping[str, Any]
+Row = Mapping[str, Any]
+LOSSES = ("perplexity", "truncated_perplexity", "longppl")
+
+
+def study_markdown(summary: Summary) -> str:
+    """Every figure, a table for each evaluation and domain; then the differences from the reference."""
+    parts = [_heading(summary)]
+    for (evaluation, domain), rows in _grouped(summary["figures"], "evaluation", "domain").items():
+        lengths = sorted({row["context_length"] for row in rows})
+        header = ["method", *map(format_length, lengths)]
+        body = []
+        for arm, own in _by_arm(rows).items():
+            cells = {row["context_length"]: row for row in own}
+            body.append([arm, *(_cell(cells.get(length)) for length in lengths)])
+        parts.append(f"## {evaluation.replace('_', ' ')}, {domain}\n\n{_table(header, body)}")
+    compared = [row for row in summary["figures"] if row.get("over_reference")]
+    if compared:
+        parts.append(_differences(compared, summary))
+    if summary["learning_rates"]:
+        parts.append(_rates(summary["learning_rates"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(summary: Summary) -> str:
+    lengths = [f"{summary[key]:,}" for key in ("original_length", "train_length", "target_length")]
+    return (
+        f"# {summary['model']}: {lengths[0]} to {lengths[2]} tokens in windows of {lengths[1]}\n\n"
+        f"Seeds {', '.join(map(str, summary['seeds']))}. Brackets are 95 % intervals over seeds and documents."
+    )
+
+
+def _differences(rows: Sequence[Row], summary: Summary) -> str:
+    header = ["evaluation", "domain", "length", "method", f"over {summary['reference']}", "p", "p, Holm"]
+    body = [
+        [
+            row["evaluation"].replace("_", " "),
+            row["domain"],
+            format_length(row["context_length"]),
+            arm_name(row),
+            _value(row["over_reference"], row["evaluation"] in LOSSES, difference=True),
+            *(_p(row.get(key)) for key in ("p_value", "p_value_holm")),
+        ]
+        for row in rows
+    ]
+    return (
+        f"## Beside {summary['reference']}\n\nPerplexities as ratios (below 1 is better), scores as differences.\n\n"
+        f"{_table(header, body)}"
+    )
+
+
+def _rates(rates: Sequence[Row]) -> str:
+    body = [
+        [arm_name(row), f"{row['learning_rate']:g}{' (end of the grid)' if row['at_edge'] else ''}",
+         ", ".join(f"{rate:g}: {value:.4g}" for rate, value in row["tried"])]
+        for row in rates
+    ]  # fmt: skip
+    return f"## Learning rates, chosen in development\n\n{_table(['method', 'chosen', 'tried'], body)}"
+
+
+def arm_name(row: Row) -> str:
+    """`full, yarn, equal tokens`."""
+    budget = row["budget"] and f"equal {row['budget']}"
+    return ", ".join(part for part in (row["method"], row["scaling"], budget) if part)
+
+
+def _by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    arms: dict[str, list[Row]] = {}
+    for row in rows:
+        arms.setdefault(arm_name(row), []).append(row)
+    return arms
+
+
+def _grouped(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def _cell(row: Row | None) -> str:
+    return "-" if row is None else _value(row, row["evaluation"] in LOSSES)
+
+
+def _value(row: Row, loss: bool, difference: bool = False) -> str:
+    def shown(value: float) -> str:
+        if loss:
+            return f"{value:.3f}" if difference else f"{value:,.2f}" if value < 1e4 else f"{value:.1e}"
+        return f"{100 * value:+.1f}" if difference else f"{100 * value:.1f} %"
+
+    text = shown(row["value"])
+    if row["interval"] is None:
+        return text
+    low, high = (shown(bound).removesuffix(" %") for bound in row["interval"])
+    return f"{text} [{low}, {high}]"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw_study(summary: Summary, losses: Mapping[str, Sequence[tuple[int, float]]], directory: Path) -> list[Path]:
+    """Pictures: each evaluation by length with a panel for each domain, and the training loss by step.
+
+    Args:
+        summary: of a study.
+        losses: by arm, mean training loss by step.
+        directory: where the SVG files go.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "skipwise"  # the same file every time
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for (evaluation,), rows in _grouped(summary["figures"], "evaluation").items():
+        domains = _grouped(rows, "domain")
+        figure = Figure(figsize=(4.6 * len(domains) + 2.2, 4.2), layout="constrained")
+        for number, ((domain,), own) in enumerate(domains.items(), start=1):
+            axes = figure.add_subplot(1, len(domains), number)
+            axes.set_title(domain)
+            _lines(axes, own, evaluation, summary)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+        written.append(_save(figure, directory / f"{evaluation}.svg"))
+    if losses:
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for (arm, points), style in zip(losses.items(), _styles(), strict=False):
+            axes.plot(*zip(*points, strict=True), label=arm, **{**style, "marker": None})
+        axes.set(xlabel="training step", ylabel="training loss (nats per token)")
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right upper", fontsize=8)
+        written.append(_save(figure, directory / "loss.svg"))
+    return written
+
+
+def _lines(axes: "Axes", rows: Sequence[Row], evaluation: str, summary: Summary) -> None:
+    """One line per arm over the context lengths, with its intervals."""
+    for (arm, own), style in zip(_by_arm(rows).items(), _styles(), strict=False):
+        points = sorted(own, key=lambda row: row["context_length"])
+        x = [row["context_length"] for row in points]
+        y = [row["value"] for row in points]
+        axes.plot(x, y, label=arm, **style)
+        if all(row["interval"] for row in points):
+            low, high = zip(*(row["interval"] for row in points), strict=True)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
+    axes.axvline(summary["original_length"], color="grey", linewidth=0.8, linestyle=":")
+    lengths = sorted({row["context_length"] for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [format_length(length) for length in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("context length (tokens)")
+    axes.grid(alpha=0.3)
+    if evaluation in LOSSES:
+        # What explodes would press all else together.
+        best = min(row["value"] for row in rows)
+        axes.set_ylim(bottom=0.95 * best, top=min(3 * best, 1.05 * max(row["value"] for row in rows)))
+        axes.set_ylabel("perplexity")
+    else:
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylabel(evaluation.replace("_", " "))
+
+
+def _styles() -> Iterator[dict[str, Any]]:
+    """Colours and line styles that stay apart, without end."""
+    number = 0
+    while True:
+        line = ("-", "--", "-.", ":")[number // 10 % 4]
+        yield {"color": f"C{number % 10}", "linestyle": line, "marker": "osD^v"[number % 5], "markersize": 3.5}
+        number += 1
+
+
+def _save(figure: Any, path: Path) -> Path:
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="svg", metadata={"Date": None})
+    temporary.replace(path)
+    return path

@@ -1,0 +1,220 @@
+"""A study from file to figures: development cells, learning rates, all other cells, one summary."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from skipwise.errors import UserError
+from skipwise.lengths import Lengths
+from skipwise.models.shape import read_config, shape_of
+from skipwise.planning import window_tokens
+from skipwise.runs import write_json, write_text
+from skipwise.study.cell import Finished, StudyDir, read_cell, run_cell
+from skipwise.study.config import Cell, Choice, StudyConfig, development_cells, final_cells, lengths_of, parse_study
+from skipwise.study.summary import choose_rates, mean_losses, summarise
+
+Done = list[tuple[Cell, Finished]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file with its directory."""
+
+    file: Path
+    config: StudyConfig
+    lengths: Lengths
+    directory: StudyDir
+
+    def finished(self, cells: Sequence[Cell]) -> Done:
+        """Those of the cells that are there."""
+        read = [(cell, read_cell(self.directory, cell)) for cell in cells]
+        return [(cell, own) for cell, own in read if own is not None]
+
+    def rates(self) -> list[dict[str, Any]] | None:
+        """The chosen learning rates; None while development is not finished."""
+        cells = list(development_cells(self.config))
+        done = self.finished(cells)
+        if self.config.development is None:
+            return []
+        if len(done) < len(cells):
+            return None
+        return choose_rates(self.config.development, done, self.lengths.target)
+
+    def cells(self) -> list[Cell]:
+        """What can be run now: development, and when that is finished all that is reported."""
+        rates = self.rates()
+        if rates is None:
+            return list(development_cells(self.config))
+        return list(final_cells(self.config, _by_choice(rates)))
+
+
+def _by_choice(rates: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
+    return {(row["method"], row["scaling"], row["budget"]): row["learning_rate"] for row in rates}
+
+
+def open_study(file: Path, output: Path) -> Study:
+    """Check a study file and where its cells are kept.
+
+    Raises:
+        UserError: for a file that is wrong, or a directory that holds something else.
+    """
+    config = parse_study(file)
+    directory = StudyDir(output)
+    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not directory.config.exists())):
+        raise UserError(f"{output} exists and is no study. Choose another --output.")
+    return Study(file, config, lengths_of(config), directory)
+
+
+def run_one(study: Study, name: str, console: Console) -> None:
+    """One cell, in this process.
+
+    Raises:
+        UserError: for a cell that does not exist, or not before development is finished.
+    """
+    cell = next((cell for cell in study.cells() if cell.name == name), None)
+    if cell is None:
+        cell = next((cell for cell in development_cells(study.config) if cell.name == name), None)
+    if cell is None:
+        raise UserError(
+            f"There is no cell {name!r} to be run now. --print-commands lists them; those that are reported come after "
+            "development."
+        )
+    write_text(study.directory.config, study.file.read_text(encoding="utf-8"))
+    run_cell(study.config, cell, study.directory, console)
+
+
+def run_study(study: Study, jobs: int, console: Console) -> None:
+    """All cells, `jobs` at a time, each in a process of its own.
+
+    Raises:
+        UserError: when cells failed; all others are finished first.
+        KeyboardInterrupt: when the user stopped it; the same call goes on.
+    """
+    write_text(study.directory.config, study.file.read_text(encoding="utf-8"))
+    for _ in range(2):  # development, then what is reported
+        cells = study.cells()
+        _run_all(study, [cell for cell in cells if read_cell(study.directory, cell) is None], jobs, console)
+
+
+def write_summary(study: Study) -> tuple[dict[str, Any], dict[str, list[tuple[int, float]]]]:
+    """Write the summary of the cells that are there; it, and by arm the mean training loss by step."""
+    rates = study.rates() or []
+    done = study.finished(list(final_cells(study.config, _by_choice(rates))))
+    summary = summarise(study.config, study.lengths, done, rates)
+    write_json(study.directory.summary, summary)
+    return summary, mean_losses(done)
+
+
+def command_of(study: Study, cell: Cell) -> list[str]:
+    """The arguments after `skipwise` that run one cell."""
+    return ["study", str(study.file), "--output", str(study.directory.path), "--cell", cell.name]
+
+
+def print_commands(study: Study) -> Iterator[str]:
+    """A line for each cell that can be run now and is not there yet."""
+    for cell in study.cells():
+        if read_cell(study.directory, cell) is None:
+            yield shlex.join(["skipwise", *command_of(study, cell)])
+
+
+def _run_all(study: Study, cells: list[Cell], jobs: int, console: Console) -> None:
+    """Run cells in processes of their own; a failed one does not stop the others."""
+    waiting, running, failed = list(cells), dict[int, tuple[Cell, subprocess.Popen[bytes], float]](), []
+    finished, started = 0, time.monotonic()
+    try:
+        while waiting or running:
+            for slot in range(jobs):
+                if waiting and slot not in running:
+                    cell = waiting.pop(0)
+                    console.print(f"{cell.name}: started", highlight=False)
+                    running[slot] = cell, _start(study, cell, slot, jobs), time.monotonic()
+            time.sleep(0.2)
+            for slot, (cell, process, since) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[slot]
+                finished += 1
+                left = (time.monotonic() - started) / finished * (len(cells) - finished)
+                console.print(
+                    f"{cell.name}: {_outcome(process.returncode)} after {time.monotonic() - since:,.0f} s; {finished} "
+                    f"of {len(cells)}, about {left / 60:,.0f} min left",
+                    highlight=False,
+                )
+                if process.returncode:
+                    failed.append(cell.name)
+    except KeyboardInterrupt:
+        for _, process, _ in running.values():  # the terminal has told them as well, and they save
+            process.wait()
+        raise
+    if failed:
+        log = study.directory.work(failed[0]) / "log.txt"
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["nothing was logged"]
+        raise UserError(
+            f"{len(failed)} of {len(cells)} cells failed ({', '.join(failed)}); all others are finished. The log of "
+            f"the first, {log}, ends: {last[0]}"
+        )
+
+
+def _outcome(code: int) -> str:
+    return "finished" if code == 0 else f"failed (exit code {code})"
+
+
+def _start(study: Study, cell: Cell, slot: int, jobs: int) -> subprocess.Popen[bytes]:
+    """A cell's process, with its share of the cores, and an accelerator of its own where there are enough."""
+    import torch
+
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    log = study.directory.work(cell.name) / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as opened:
+        return subprocess.Popen(
+            [sys.executable, "-m", "skipwise", *command_of(study, cell)],
+            env=environment,
+            stdout=opened,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def cost_rows(study: Study) -> list[list[str]]:
+    """For each method: cells, steps, tokens and FLOPs of all of them, and how many are finished."""
+    development = list(development_cells(study.config))
+    rates = study.rates() or []
+    final = list(final_cells(study.config, _by_choice(rates)))
+    shape = shape_of(read_config(str(study.config.base["model"]["path"])))
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for part, cells in (("development", development), ("reported", final)):
+        for cell in cells:
+            groups.setdefault((part, f"{cell.method}{f', {cell.scaling}' if cell.scaling else ''}"), []).append(cell)
+    rows = []
+    for (part, name), cells in groups.items():
+        costs = [_cost(study, cell, shape) for cell in cells]
+        steps, tokens, flops = (sum(cost[i] for cost in costs) for i in range(3))
+        finished = len(study.finished(cells))
+        rows.append([f"{part}: {name}", *(f"{n:,}" for n in (len(cells), finished, steps, tokens)), f"{flops:.2g}"])
+    return rows
+
+
+def _cost(study: Study, cell: Cell, shape: Any) -> tuple[int, int, float]:
+    """Steps, tokens and FLOPs of a cell's training."""
+    from skipwise.costs import step_flops
+    from skipwise.planning import step_of
+
+    if cell.run is None or cell.run.method == "interpolate":
+        return 0, 0, 0.0
+    window = window_tokens(cell.run.method, study.lengths)
+    teacher = cell.run.train.kl_weight
+    step = step_of(cell.run, window, window <= study.lengths.original if teacher is None else bool(teacher))
+    steps = cell.run.train.max_steps
+    return steps, steps * step.windows * step.accumulation * window, steps * step_flops(shape, step).total

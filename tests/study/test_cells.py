@@ -1,0 +1,112 @@
+"""What cells a study file makes, and what it must not say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from skipwise import UserError
+from skipwise.config_files import merge
+from skipwise.study.config import development_cells, final_cells, parse_study
+
+PERPLEXITY = {"name": "perplexity", "context_lengths": [256, 1024], "stride": 64, "documents": 2, "final_tokens": 64}
+STUDY: dict[str, Any] = {
+    "base": {
+        "model": {"path": "builtin:tiny"},
+        "lengths": {"target": 1024},
+        "data": "builtin:python",
+        "train": {"max_steps": 40, "warmup_steps": 8},
+    },
+    "methods": {
+        "untouched": "untouched",
+        "interpolate": "interpolate",
+        "full": "full",
+        "pose": "pose",
+        "three": {"positions": {"chunks": 3}, "train": {"echo_share": 0.5}},
+    },
+    "scalings": {"yarn": {"name": "yarn", "beta_fast": 4}, "linear": "linear"},
+    "seeds": [1, 2],
+    "development": {"learning_rates": [1e-3, 2e-3], "seeds": [0], "domain": "dev"},
+    "domains": {
+        "dev": {"data": "builtin:python", "evaluate": [PERPLEXITY]},
+        "books": {"data": "builtin:python", "evaluate": [PERPLEXITY]},
+    },
+}
+
+
+def write(path: Path, **changes: Any) -> Path:
+    file = path / "study.yaml"
+    values = {key: value for key, value in merge(STUDY, changes).items() if value is not None}
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def test_every_combination_is_a_cell_once(tmp_path: Path) -> None:
+    study = parse_study(write(tmp_path))
+    final = list(final_cells(study, {}))
+    names = [cell.name for cell in final]
+    assert len(set(names)) == len(names)
+    expected = {"untouched", "interpolate-yarn", "interpolate-linear"}
+    for scaling in ("yarn", "linear"):
+        for seed in (1, 2):
+            expected |= {f"{method}-{scaling}-seed{seed}" for method in ("pose", "three")}
+            expected |= {f"full-{scaling}-{budget}-seed{seed}" for budget in ("steps", "tokens")}
+    assert set(names) == expected
+    development = [cell.name for cell in development_cells(study)]
+    assert len(development) == 2 * 4 * 2  # rates, trained methods and budgets, scalings
+    assert "development-full-yarn-tokens-rate0.002-seed0" in development
+    assert all(set(cell.domains) == {"books"} for cell in final)
+    assert all(set(cell.domains) == {"dev"} for cell in development_cells(study))
+
+
+def test_what_is_in_a_cell(tmp_path: Path) -> None:
+    study = parse_study(write(tmp_path))
+    rates: Any = {("full", "yarn", "tokens"): 0.5, ("three", "linear", None): 0.25}
+    cells = {cell.name: cell for cell in final_cells(study, rates)}
+    starved = cells["full-yarn-tokens-seed2"].run
+    assert starved is not None
+    # A window of 1,024 tokens instead of 256: a quarter of the steps for as many tokens.
+    assert (starved.train.max_steps, starved.train.warmup_steps, starved.train.learning_rate) == (10, 2, 0.5)
+    assert (starved.seed, starved.rope.name, starved.method) == (2, "yarn", "full")
+    three = cells["three-linear-seed1"].run
+    assert three is not None
+    assert (three.positions.chunks, three.train.echo_share, three.rope.name) == (3, 0.5, "linear")  # type: ignore[union-attr]
+    assert (three.train.max_steps, three.train.learning_rate) == (40, 0.25)
+    assert (three.stages, three.evaluate) == ((), ())
+    assert cells["untouched"].run is None
+    untrained = cells["interpolate-linear"].run
+    assert untrained is not None and untrained.train.max_steps == 0
+    digests = {cell.digest for cell in cells.values()}
+    assert len(digests) == len(cells)
+
+
+def test_without_development_nothing_is_tuned(tmp_path: Path) -> None:
+    study = parse_study(write(tmp_path, development=None))
+    assert list(development_cells(study)) == []
+    assert set(next(final_cells(study, {})).domains) == {"dev", "books"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "posé"}, "no method is called 'posé'"),
+        ({"methods": {"bad": {"train": {"max_step": 3}}}}, r"methods.bad: .*Did you mean 'max_steps'"),
+        ({"methods": {"bad": "pse"}}, "known method, not 'pse'.*Did you mean 'pose'"),
+        ({"base": {"lengths": {"target": 128}}}, "target must be above"),
+        ({"base": {"seed": 3}}, "base: seed is set by the study"),
+        ({"development": {"seeds": [2]}}, "seeds and development.seeds must differ"),
+        ({"development": {"domain": "none"}}, "no domain is called 'none'"),
+        ({"domains": {"books": {"evaluate": None}}}, "domains.books: says not what to measure"),
+        (
+            {"methods": {"Pose": {"train": {"max_steps": 5}}}},
+            "two are called 'development-pose-linear-rate0.001-seed0'",
+        ),
+        ({"seeds": []}, "seeds"),
+        ({"equal": ["hours"]}, "equal"),
+        ({"method": {}}, "Did you mean 'methods'"),
+    ],
+)
+def test_wrong_files(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        parse_study(write(tmp_path, **changes))

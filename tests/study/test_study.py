@@ -1,0 +1,137 @@
+"""`skipwise study`, end to end."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from skipwise import UserError
+from skipwise.study.run import open_study, run_one, write_summary
+from tests.test_cli import skipwise
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
+    evaluate = [
+        {"name": "perplexity", "context_lengths": [64, 256], "stride": 32, "documents": 2, "final_tokens": 32},
+        {"name": "passkey", "context_lengths": [256], "trials": 2},
+    ]
+    domain = {"data": str(text_file), "dtype": "float32", "evaluate": evaluate}
+    values = {
+        "base": {
+            "model": {"path": str(pico_directory), "dtype": "float32"},
+            "lengths": {"target": 256},
+            "data": {"source": str(text_file), "held_out_share": 0.3},
+            "train": {"max_steps": 4, "per_device_train_batch_size": 1, "save_steps": 2},
+        },
+        "methods": {"untouched": "untouched", "pose": "pose", "full": "full"},
+        "seeds": [1],
+        "equal": ["tokens"],
+        "development": {"learning_rates": [1e-3, 1e-2], "domain": "dev"},
+        "domains": {"dev": domain, "test": domain},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
+    """Development first, then the rest with what it chose; a cell is one command; a finished one is not run again."""
+    output = tmp_path / "out"
+    costs = skipwise("study", study_file, "--output", output, "--dry-run")
+    assert "development: full" in costs and "reported: pose" in costs
+    assert not output.exists()
+    commands = skipwise("study", study_file, "--output", output, "--print-commands").splitlines()
+    assert len(commands) == 4
+    study = open_study(study_file, output)
+    console = Console(quiet=True)
+    for line in commands[1:]:
+        run_one(study, shlex.split(line)[-1], console)
+    # One is left, and it runs in a process of its own.
+    whole = skipwise("study", study_file, "--output", output, "--jobs", 2)
+    assert whole.count("started") == 1 + 3
+    assert "2 of 3" in whole
+    cells = {path.stem: json.loads(path.read_text()) for path in (output / "cells").glob("*.json")}
+    assert len(cells) == 4 + 3
+    summary = json.loads((output / "summary.json").read_text())
+    rates = {row["method"]: row["learning_rate"] for row in summary["learning_rates"]}
+    tried = {
+        rate: cells[f"development-pose-rate{rate:g}-seed0"]["units"]["dev"]["perplexity/256"]["nll"]
+        for rate in (1e-3, 1e-2)
+    }
+    assert rates["pose"] == min(tried, key=lambda rate: sum(tried[rate]))
+    assert cells["pose-seed1"]["learning_rate"] == rates["pose"]
+    assert cells["pose-seed1"]["tokens"] == 4 * 64
+    assert cells["full-tokens-seed1"]["tokens"] == 256  # one step
+    assert {row["method"] for row in summary["figures"]} == {"untouched", "pose", "full"}
+    assert str(tmp_path) not in json.dumps([cell["rows"] for cell in cells.values()])
+    assert "| pose |" in (output / "table.md").read_text()
+    assert (output / "plots" / "perplexity.svg").exists()
+    assert not list((output / "work").rglob("*.safetensors"))
+    # What is finished needs neither its work nor its model.
+    shutil.rmtree(output / "work")
+    again = skipwise("study", study_file, "--output", output)
+    assert "started" not in again
+    assert json.loads((output / "summary.json").read_text()) == summary
+
+
+def test_an_interrupted_cell_goes_on(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same figures as without."""
+    import skipwise.comparison.compare as compare_module
+
+    names = "development-pose-rate0.01-seed0"
+    study_file.write_text(study_file.read_text() + "keep_models: true\n")
+    whole = open_study(study_file, tmp_path / "whole")
+    run_one(whole, names, Console(quiet=True))
+    halved = open_study(study_file, tmp_path / "halved")
+    real, measured = compare_module._measure, []
+
+    def stop(*arguments: Any) -> None:
+        measured.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_module, "_measure", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_one(halved, names, Console(quiet=True))
+    assert len(measured) == 1
+    model = halved.directory.work(names) / "run" / "model" / "model.safetensors"
+    written = model.stat().st_mtime_ns
+    monkeypatch.setattr(compare_module, "_measure", real)
+    run_one(halved, names, Console(quiet=True))
+    assert model.stat().st_mtime_ns == written  # not trained twice
+    both = [json.loads(one.directory.cell(names).read_text()) for one in (whole, halved)]
+    assert both[0]["units"] == both[1]["units"]
+    assert both[0]["losses"] == both[1]["losses"]
+
+
+def test_what_is_refused(study_file: Path, tmp_path: Path) -> None:
+    study = open_study(study_file, tmp_path / "out")
+    with pytest.raises(UserError, match="no cell 'pose-seed1' to be run now"):
+        run_one(study, "pose-seed1", Console(quiet=True))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    with pytest.raises(UserError, match="is no study"):
+        open_study(study_file, tmp_path / "other")
+    run_one(study, "development-pose-rate0.01-seed0", Console(quiet=True))
+    changed = yaml.safe_load(study_file.read_text())
+    changed["base"]["train"]["max_steps"] = 5
+    study_file.write_text(yaml.safe_dump(changed))
+    with pytest.raises(UserError, match="made with another configuration"):
+        write_summary(open_study(study_file, tmp_path / "out"))
+
+
+def test_a_failed_cell_does_not_stop_the_others(study_file: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(study_file.read_text())
+    values["development"] = None
+    values["methods"]["broken"] = {"data": {"min_document_tokens": 100_000}}
+    values["methods"].pop("full")
+    study_file.write_text(yaml.safe_dump(values))
+    output = skipwise("study", study_file, "--output", tmp_path / "out", "--jobs", 2, code=2)
+    assert "1 of 3 cells failed (broken-seed1); all others are finished" in output
+    assert "needs documents of at least 100,000 tokens" in output
+    assert {path.stem for path in (tmp_path / "out" / "cells").glob("*.json")} == {"untouched", "pose-seed1"}

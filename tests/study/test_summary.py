@@ -1,0 +1,127 @@
+"""Figures of a study from made-up cells, against sums by hand."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skipwise.report.study import draw_study, study_markdown
+from skipwise.study.cell import Finished
+from skipwise.study.config import Cell, StudyConfig, development_cells, final_cells, lengths_of, parse_study
+from skipwise.study.summary import choose_rates, mean_losses, summarise
+from tests.study.test_cells import write
+
+TOKENS = [64, 64, 32]
+# Mean loss per token of each arm at 1,024 tokens, and what a seed adds.
+LOSS = {"untouched": 3.0, "interpolate": 2.5, "full": 2.0, "pose": 2.1, "three": 2.05}
+BY_SEED = {None: 0.0, 1: 0.01, 2: -0.01}
+
+
+def finished(cell: Cell, extra: float = 0.0) -> Finished:
+    """Losses that differ by document, and keys that the better models find."""
+    method, seed = cell.method, cell.seed
+    loss = LOSS[method] + BY_SEED.get(seed, 0.0) + extra
+    nll = [tokens * (loss + shift) for tokens, shift in zip(TOKENS, (0.3, -0.3, 0.0), strict=True)]
+    units = {
+        "perplexity/256": {"example": ["0:1", "0:2", "0:3"], "nll": [0.5 * x for x in nll], "tokens": TOKENS},
+        "perplexity/1024": {"example": ["0:1", "0:2", "0:3"], "nll": nll, "tokens": TOKENS},
+        "passkey/1024": {"example": ["0", "1"], "score": [1, int(LOSS[method] < 2.3)]},
+    }
+    losses = [(1, 4.0 + BY_SEED.get(seed, 0.0)), (10, 3.0)] if seed is not None else []
+    return Finished({}, dict.fromkeys(cell.domains, units), losses, 0, {})
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StudyConfig:
+    return parse_study(write(tmp_path, scalings=None))
+
+
+@pytest.fixture
+def summary(study: StudyConfig) -> dict[str, Any]:
+    cells = [(cell, finished(cell)) for cell in final_cells(study, {})]
+    return summarise(study, lengths_of(study), cells, [])
+
+
+def figure(summary: dict[str, Any], method: str, evaluation: str, length: int, budget: str | None = None) -> Any:
+    (row,) = [
+        row
+        for row in summary["figures"]
+        if (row["method"], row["evaluation"], row["context_length"], row["budget"])
+        == (method, evaluation, length, budget)
+    ]
+    return row
+
+
+def test_values_are_sums_over_sums_of_all_seeds(summary: dict[str, Any]) -> None:
+    row = figure(summary, "pose", "perplexity", 1024)
+    nll = sum(t * (2.1 + s) for t, s in zip(TOKENS, (0.3, -0.3, 0.0), strict=True))
+    assert row["value"] == pytest.approx(math.exp(nll / 160))
+    assert row["interval"][0] < row["value"] < row["interval"][1]
+    assert (row["seeds"], row["domain"]) == (2, "books")
+    keys = figure(summary, "interpolate", "passkey", 1024)
+    assert keys["value"] == 0.5
+    assert 0 <= keys["interval"][0] < 0.2 and 0.8 < keys["interval"][1] <= 1
+    # Two of two are no certainty.
+    assert figure(summary, "pose", "passkey", 1024)["interval"][0] < 0.75
+
+
+def test_ratios_are_paired(summary: dict[str, Any]) -> None:
+    """Documents and seeds differ by far more than the methods do, but alike, so nothing of it is left."""
+    row = figure(summary, "three", "perplexity", 1024)
+    assert row["over_reference"]["value"] == pytest.approx(math.exp(-0.05))
+    assert row["over_reference"]["interval"] == pytest.approx([math.exp(-0.05)] * 2)
+    assert row["p_value"] < 1e-6
+    assert row["over_full"]["value"] == pytest.approx(math.exp(0.05))
+    assert figure(summary, "pose", "perplexity", 256)["original_window_ratio"]["value"] == pytest.approx(
+        math.exp(0.5 * (2.1 - 3.0))
+    )
+    assert "original_window_ratio" not in row
+    assert "over_reference" not in figure(summary, "pose", "perplexity", 1024)
+    assert "over_reference" not in figure(summary, "untouched", "perplexity", 1024)
+    assert "over_full" not in figure(summary, "full", "perplexity", 1024, "steps")
+    assert figure(summary, "full", "perplexity", 1024, "tokens")["over_full"]["value"] == pytest.approx(1.0)
+    assert figure(summary, "three", "passkey", 1024)["over_reference"] == {"value": 0.0, "interval": [0.0, 0.0]}
+
+
+def test_p_values_are_corrected_within_an_evaluation_and_length(summary: dict[str, Any]) -> None:
+    family = [
+        row["p_value_holm"]
+        for row in summary["figures"]
+        if row["evaluation"] == "passkey" and row.get("p_value") is not None
+    ]
+    assert family == [1.0] * 3  # full twice, three
+
+
+def test_the_lowest_mean_loss_chooses_the_rate(study: StudyConfig) -> None:
+    assert study.development is not None
+    better = {"full": 0.001, "pose": 0.002, "three": 0.001}
+    cells = [
+        (cell, finished(cell, 0.0 if cell.learning_rate == better[cell.method] else 0.1))
+        for cell in development_cells(study)
+    ]
+    rows = choose_rates(study.development, cells, 1024)
+    assert {(row["method"], row["budget"]): row["learning_rate"] for row in rows} == {
+        ("full", "steps"): 0.001,
+        ("full", "tokens"): 0.001,
+        ("pose", None): 0.002,
+        ("three", None): 0.001,
+    }
+    assert all(row["at_edge"] for row in rows)
+    by_score = study.development.model_copy(update={"evaluation": "passkey"})
+    assert [row["learning_rate"] for row in choose_rates(by_score, cells, 1024)] == [0.001] * 4
+
+
+def test_tables_and_pictures_show_every_arm(summary: dict[str, Any], study: StudyConfig, tmp_path: Path) -> None:
+    text = study_markdown(summary)
+    for arm in ("untouched", "interpolate", "full, equal steps", "full, equal tokens", "pose", "three"):
+        assert f"| {arm} |" in text
+    assert "| perplexity | books | 1k | three | 0.951 [0.951, 0.951] | < 0.001 | < 0.001 |" in text
+    cells = [(cell, finished(cell)) for cell in final_cells(study, {})]
+    losses = mean_losses(cells)
+    assert losses["pose"] == [(1, pytest.approx(4.0)), (10, 3.0)]
+    assert "untouched" not in losses
+    files = draw_study(summary, losses, tmp_path)
+    assert [file.name for file in files] == ["perplexity.svg", "passkey.svg", "loss.svg"]
+    before = [file.read_bytes() for file in files]
+    assert before == [file.read_bytes() for file in draw_study(summary, losses, tmp_path)]
