@@ -166,10 +166,13 @@ def final_cells(study: StudyConfig, rates: Mapping[Choice, float]) -> Iterator[C
         for name, domain in study.domains.items()
         if study.development is None or name != study.development.domain
     }
-    for choice in _choices(study):
-        seeds = study.seeds if _trains(study, choice[0], choice[1]) else (None,)
-        for seed in seeds:
-            yield _cell(study, choice, seed, rates.get(choice), reported, development=False)
+    choices = {choice: _trains(study, choice[0], choice[1]) for choice in _choices(study)}
+    # Seed after seed, so that a study that is not finished has something of every method.
+    for number, seed in enumerate(study.seeds):
+        for choice, trained in choices.items():
+            if trained or number == 0:
+                own = seed if trained else None
+                yield _cell(study, choice, own, rates.get(choice), reported, development=False)
 
 
 def _choices(study: StudyConfig) -> Iterator[Choice]:

@@ -197,13 +197,18 @@ def cost_rows(study: Study) -> list[list[str]]:
     for part, cells in (("development", development), ("reported", final)):
         for cell in cells:
             groups.setdefault((part, f"{cell.method}{f', {cell.scaling}' if cell.scaling else ''}"), []).append(cell)
-    rows = []
+    rows, totals = [], [0.0] * 5
     for (part, name), cells in groups.items():
         costs = [_cost(study, cell, shape) for cell in cells]
-        steps, tokens, flops = (sum(cost[i] for cost in costs) for i in range(3))
-        finished = len(study.finished(cells))
-        rows.append([f"{part}: {name}", *(f"{n:,}" for n in (len(cells), finished, steps, tokens)), f"{flops:.2g}"])
-    return rows
+        row = [len(cells), len(study.finished(cells)), *(sum(cost[i] for cost in costs) for i in range(3))]
+        totals = [total + own for total, own in zip(totals, row, strict=True)]
+        rows.append([f"{part}: {name}", *_shown(row)])
+    return [*rows, ["all", *_shown(totals)]]
+
+
+def _shown(row: Sequence[float]) -> list[str]:
+    """Counts, and FLOPs at the end."""
+    return [*(f"{count:,.0f}" for count in row[:-1]), f"{row[-1]:.2g}"]
 
 
 def _cost(study: Study, cell: Cell, shape: Any) -> tuple[int, int, float]:
