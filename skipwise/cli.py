@@ -181,6 +181,7 @@ def coverage(
         typer.Option(help='Position sampler, repeatable: pose, "{name: pose, chunks: 3}".  [default: some of each]'),
     ] = None,
     windows: Annotated[int, typer.Option(help="To draw where there is no formula.", min=1)] = 1000,
+    plot: Annotated[Path | None, typer.Option(help="Draw both by distance, as an SVG file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the figures of every distance.")] = False,
 ) -> None:
     """Say which relative distances position samplers show to a model, and after how many windows all of them."""
@@ -201,6 +202,10 @@ def coverage(
         assert config.lengths.train is not None
         lengths = Lengths(original=config.lengths.train, train=config.lengths.train, target=config.lengths.target)
         found[text] = coverage_of(config.positions, lengths, windows)
+    if plot is not None:
+        from skipwise.report.coverage import draw_coverages
+
+        draw_coverages(found, plot)
     if as_json:
         console.print_json(json.dumps({text: one.as_dict() for text, one in found.items()}))
         return

@@ -1,10 +1,11 @@
 """A study's summary as tables and pictures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipwise.lengths import format_length
+from skipwise.report.figures import legend_below, length_axis, new_figure, save_figure, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -123,50 +124,40 @@ def draw_study(summary: Summary, losses: Mapping[str, Sequence[tuple[int, float]
         losses: by arm, mean training loss by step.
         directory: where the SVG files go.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.hashsalt"] = "skipwise"  # the same file every time
-    directory.mkdir(parents=True, exist_ok=True)
     written = []
     for (evaluation,), rows in _grouped(summary["figures"], "evaluation").items():
         domains = _grouped(rows, "domain")
-        figure = Figure(figsize=(4.6 * len(domains) + 2.2, 4.2), layout="constrained")
+        figure = new_figure(4.2 * len(domains) + 1, 5.2)
         for number, ((domain,), own) in enumerate(domains.items(), start=1):
             axes = figure.add_subplot(1, len(domains), number)
             axes.set_title(domain)
             _lines(axes, own, evaluation, summary)
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-        written.append(_save(figure, directory / f"{evaluation}.svg"))
+        legend_below(figure, max(2, 2 * len(domains)))
+        written.append(save_figure(figure, directory / f"{evaluation}.svg"))
     if losses:
-        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        figure = new_figure(8, 5.2)
         axes = figure.add_subplot()
-        for (arm, points), style in zip(losses.items(), _styles(), strict=False):
-            axes.plot(*zip(*points, strict=True), label=arm, **{**style, "marker": None})
+        for (arm, points), style in zip(losses.items(), styles(), strict=False):
+            axes.plot(*zip(*points, strict=True), label=arm, **style)
         axes.set(xlabel="training step", ylabel="training loss (nats per token)")
         axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize=8)
-        written.append(_save(figure, directory / "loss.svg"))
+        legend_below(figure, 3)
+        written.append(save_figure(figure, directory / "loss.svg"))
     return written
 
 
 def _lines(axes: "Axes", rows: Sequence[Row], evaluation: str, summary: Summary) -> None:
     """One line per arm over the context lengths, with its intervals."""
-    for (arm, own), style in zip(_by_arm(rows).items(), _styles(), strict=False):
+    for (arm, own), style in zip(_by_arm(rows).items(), styles(), strict=False):
         points = sorted(own, key=lambda row: row["context_length"])
         x = [row["context_length"] for row in points]
         y = [row["value"] for row in points]
-        axes.plot(x, y, label=arm, **style)
+        axes.plot(x, y, label=arm, marker="o", markersize=3, **style)
         if all(row["interval"] for row in points):
             low, high = zip(*(row["interval"] for row in points), strict=True)
             axes.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
     axes.axvline(summary["original_length"], color="grey", linewidth=0.8, linestyle=":")
-    lengths = sorted({row["context_length"] for row in rows})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [format_length(length) for length in lengths])
-    axes.minorticks_off()
-    axes.set_xlabel("context length (tokens)")
-    axes.grid(alpha=0.3)
+    length_axis(axes, sorted({row["context_length"] for row in rows}), "context length (tokens)")
     if evaluation in LOSSES:
         # What explodes would press all else together.
         best = min(row["value"] for row in rows)
@@ -175,19 +166,3 @@ def _lines(axes: "Axes", rows: Sequence[Row], evaluation: str, summary: Summary)
     else:
         axes.set_ylim(-0.02, 1.02)
         axes.set_ylabel(evaluation.replace("_", " "))
-
-
-def _styles() -> Iterator[dict[str, Any]]:
-    """Colours and line styles that stay apart, without end."""
-    number = 0
-    while True:
-        line = ("-", "--", "-.", ":")[number // 10 % 4]
-        yield {"color": f"C{number % 10}", "linestyle": line, "marker": "osD^v"[number % 5], "markersize": 3.5}
-        number += 1
-
-
-def _save(figure: Any, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="svg", metadata={"Date": None})
-    temporary.replace(path)
-    return path
