@@ -316,6 +316,41 @@ def study(
 
 
 @app.command(cls=Command)
+def search(
+    model: Annotated[str, typer.Argument(help="Model directory, hub id, builtin:tiny, or a run's config.yaml.")],
+    target: Annotated[str | None, typer.Option(help="Window wanted, e.g. 32k.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Text for filler, as for extend; repeatable.")] = None,
+    fitness: Annotated[str, typer.Option(help="Loss of what: needles (answers) or text (all tokens).")] = "needles",
+    documents: Annotated[int, typer.Option(help="Of the target length.", min=1)] = 8,
+    generations: Annotated[int, typer.Option(help="Of the evolution.", min=1)] = 8,
+    population: Annotated[int, typer.Option(help="Candidates of a generation.", min=1)] = 12,
+    seed: Annotated[int | None, typer.Option(help="Of documents and evolution.")] = None,
+    output: Annotated[Path, typer.Option(help="Where losses and the result are kept.")] = Path("runs/search"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of a run; repeatable.")] = None,
+) -> None:
+    """Search factors of the RoPE scaling 'mixed' for a model, without training. Goes on where it was interrupted."""
+    from typing import cast, get_args
+
+    from skipwise.config_files import parse_config
+    from skipwise.errors import nearest
+    from skipwise.search import Fitness, Search, search_factors
+
+    kinds = get_args(Fitness)
+    if fitness not in kinds:
+        raise UserError(f"--fitness is {' or '.join(kinds)}, not {fitness!r}.{nearest(fitness, kinds)}")
+    flags: dict[str, Any] = {
+        "lengths": {"target": target},
+        "data": {"sources": data or None},
+        "rope": {"name": "mixed"},
+        "seed": seed,
+    }
+    config = parse_config(_values(model, flags, None, set_))
+    wanted = Search(cast("Fitness", fitness), documents, generations, population)
+    file = search_factors(config, wanted, output, console)
+    console.print(f"Found: {file}. Use its rope section in a configuration.", highlight=False)
+
+
+@app.command(cls=Command)
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,

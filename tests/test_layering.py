@@ -19,7 +19,7 @@ LAYERS = [
     ["workbench"],
     ["extension"],
     ["report"],
-    ["demo", "study", "comparison"],
+    ["demo", "study", "search", "comparison"],
     ["cli", "__main__", "__init__"],
 ]
 

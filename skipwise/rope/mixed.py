@@ -41,7 +41,7 @@ class Mixed:
 
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """Those of the target: theta_j over the factor of its dimension, and 1."""
-        return base_frequencies(rotary_dim, theta) / self._factors(rotary_dim, theta, lengths), 1.0
+        return base_frequencies(rotary_dim, theta) / self.factors(rotary_dim, theta, lengths), 1.0
 
     def short_frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """Those of inputs that fit into the original window: theta_j and 1."""
@@ -55,12 +55,12 @@ class Mixed:
             "factor": lengths.factor,
             "original_max_position_embeddings": lengths.original,
             "short_factor": [1.0] * (rotary_dim // 2),
-            "long_factor": self._factors(rotary_dim, theta, lengths).tolist(),
+            "long_factor": self.factors(rotary_dim, theta, lengths).tolist(),
             "attention_factor": 1.0,
         }
 
-    def _factors(self, rotary_dim: int, theta: float, lengths: Lengths) -> NDArray[np.float64]:
-        """float64[d/2], in pretraining's frequency over the one at the target."""
+    def factors(self, rotary_dim: int, theta: float, lengths: Lengths) -> NDArray[np.float64]:
+        """float64[d/2]: of each dimension, the frequency of pretraining over that at the target."""
         if self.long_factors is None:
             ramp = interpolated_share(rotary_dim, theta, lengths.original, self.beta_fast, self.beta_slow)
             return 1 / (ramp / lengths.factor + (1 - ramp))

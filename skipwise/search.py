@@ -1,0 +1,154 @@
+"""`skipwise search`: factors of the `mixed` RoPE scaling for one model, chosen by what the model does with them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import yaml
+from rich.console import Console
+
+from skipwise.config import RunConfig
+from skipwise.errors import UserError
+from skipwise.lengths import Lengths
+from skipwise.positions import example_rng
+from skipwise.rope import Mixed
+from skipwise.rope.search import Factors, evolve_factors
+from skipwise.runs import append_line, read_lines, write_text
+
+if TYPE_CHECKING:
+    from skipwise.workbench import Workbench
+
+# Factors up to this multiple of Lt / Lc: the slowest dimensions may need more than their share (LongRoPE2).
+MOST_OVER_FACTOR = 2.0
+
+
+Fitness = Literal["needles", "text"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to look for factors.
+
+    Attributes:
+        fitness: `needles`: the loss of answers in retrieval documents of the target length, as in LongRoPE2; `text`: of
+            all tokens of the last half of training documents, as in LongRoPE.
+        documents: of the target length, the same for all candidates.
+        generations, population: of the evolution.
+    """
+
+    fitness: Fitness = "needles"
+    documents: int = 8
+    generations: int = 8
+    population: int = 12
+
+
+def search_factors(config: RunConfig, search: Search, output: Path, console: Console) -> Path:
+    """Search, and write a configuration section with what was found.
+
+    Every loss is kept in `output/losses.jsonl` as soon as it is known; the same search goes on from there.
+
+    Args:
+        config: of the extension that the factors are for; `rope` must be `mixed`.
+        search: how.
+        output: a directory, of this search or new.
+        console: where progress goes.
+
+    Returns:
+        `output/rope.yaml`, a `rope` section.
+
+    Raises:
+        UserError: for wrong input.
+    """
+    if not isinstance(config.rope, Mixed):
+        raise UserError(f"A search is for the scaling 'mixed', but rope is {config.rope.name!r}. Leave --rope out.")
+    from skipwise.extension import check_early, resolve_lengths
+    from skipwise.models.load import load_config
+    from skipwise.models.rope import read_rope
+    from skipwise.runs import RunDir
+    from skipwise.workbench import open_workbench
+
+    check_early(config, RunDir(output), resume=True)
+    model_config = load_config(config.model)
+    lengths, info = resolve_lengths(config, model_config), read_rope(model_config)
+    setting = {
+        **{"model": config.model.path, "target": lengths.target, "seed": config.seed},
+        **{"fitness": search.fitness, "documents": search.documents, "population": search.population},
+    }
+    journal = output / "losses.jsonl"
+    lines = read_lines(journal)
+    if lines and lines[0]["setting"] != setting:
+        raise UserError(f"{output} holds another search ({lines[0]['setting']}). Choose another --output.")
+    known = {tuple(line["factors"]): float(line["loss"]) for line in lines}
+
+    untrained = config.train.model_copy(update={"max_steps": 0})
+    bench = open_workbench(config.model_copy(update={"train": untrained}), lengths, console)
+    measure = _loss(bench, search, lengths)
+
+    def loss_of(factors: Factors) -> float:
+        if factors not in known:
+            known[factors] = measure(factors)
+            append_line(journal, {"factors": factors, "loss": known[factors], "setting": setting})
+        return known[factors]
+
+    ramp = _rounded(config.rope.factors(info.rotary_dim, info.theta, lengths))
+    linear = _rounded(np.full(info.rotary_dim // 2, lengths.factor))
+    rng = np.random.default_rng(np.random.SeedSequence((config.seed, lengths.target)))
+    best = ramp
+    for generation in evolve_factors(
+        [ramp, linear], loss_of, rng,
+        generations=search.generations, population=search.population, most=MOST_OVER_FACTOR * lengths.factor,
+    ):  # fmt: skip
+        best = generation.best
+        console.print(
+            f"generation {generation.number} of {search.generations}: loss {generation.loss:.4f}, with the ramp "
+            f"{known[ramp]:.4f}, with all dimensions interpolated {known[linear]:.4f}; {generation.tried} tried",
+            highlight=False,
+        )
+    section = {"rope": {"name": "mixed", "long_factors": list(best)}}
+    write_text(output / "rope.yaml", yaml.safe_dump(section, sort_keys=False, default_flow_style=None))
+    return output / "rope.yaml"
+
+
+def _rounded(factors: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Factors:
+    return tuple(float(f"{factor:.6g}") for factor in factors)
+
+
+def _loss(bench: "Workbench", search: Search, lengths: Lengths) -> Callable[[Factors], float]:
+    """Mean loss in nats of the tokens that count, of the same documents for all factors."""
+    import torch
+
+    from skipwise.models.reading import score_tokens
+    from skipwise.models.rope import set_rope_scaling
+    from skipwise.workbench import retrieval_documents
+
+    documents = []
+    if search.fitness == "needles":
+        retrieval = retrieval_documents(bench.tokenizer, bench.sources, copies_share=0.0)
+        for index in range(search.documents):
+            documents.append(retrieval.draw(lengths.target, example_rng(bench.config.seed, 0, index)))
+    else:
+        whole = [
+            source.documents.read(int(start), int(start) + lengths.target)
+            for source in bench.sources
+            for start, stop in zip(source.documents.starts, source.documents.stops, strict=True)
+            if stop - start >= lengths.target
+        ]
+        if not whole:
+            raise UserError(f"--fitness text needs documents of {lengths.target:,} tokens, but there is none.")
+        order = np.random.default_rng(bench.config.seed).permutation(len(whole))[: search.documents]
+        documents = [(whole[index], np.arange(lengths.target) >= lengths.target // 2) for index in order]
+
+    @torch.no_grad()
+    def loss(factors: Factors) -> float:
+        set_rope_scaling(bench.model, Mixed(long_factors=factors), lengths)
+        total = count = 0.0
+        for tokens, scored in documents:
+            with torch.autocast(bench.model.device.type, bench.dtype, enabled=bench.dtype != torch.float32):
+                scores = score_tokens(bench.model, torch.from_numpy(tokens)[None], torch.from_numpy(scored)[None])
+            total -= float(scores.log_probs.double().sum())
+            count += int(scored.sum())
+        return total / count
+
+    return loss
