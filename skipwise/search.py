@@ -119,6 +119,7 @@ def _loss(bench: "Workbench", search: Search, lengths: Lengths) -> Callable[[Fac
     """Mean loss in nats of the tokens that count, of the same documents for all factors."""
     import torch
 
+    from skipwise.models.forward import autocast
     from skipwise.models.reading import score_tokens
     from skipwise.models.rope import set_rope_scaling
     from skipwise.workbench import retrieval_documents
@@ -145,7 +146,7 @@ def _loss(bench: "Workbench", search: Search, lengths: Lengths) -> Callable[[Fac
         set_rope_scaling(bench.model, Mixed(long_factors=factors), lengths)
         total = count = 0.0
         for tokens, scored in documents:
-            with torch.autocast(bench.model.device.type, bench.dtype, enabled=bench.dtype != torch.float32):
+            with autocast(bench.model.device, bench.dtype):
                 scores = score_tokens(bench.model, torch.from_numpy(tokens)[None], torch.from_numpy(scored)[None])
             total -= float(scores.log_probs.double().sum())
             count += int(scored.sum())

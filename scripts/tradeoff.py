@@ -1,0 +1,142 @@
+"""What a larger target costs inside the original window: the embedded model to 2 ... 64 times it.
+
+    python scripts/tradeoff.py docs/results/tradeoff
+
+For every target the model with the new RoPE alone and the one trained by PoSE (300 steps of 4 windows): perplexity of
+256 tokens, mean entropy of attention, and the smallest gap in the positions that changes what the model predicts.
+Writes rows.json, table.md and a plot; models are kept in runs/tradeoff, and the same command goes on where it was
+interrupted.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from skipwise.config import DocumentsConfig, ModelConfig, RunConfig
+from skipwise.config_files import merge, parse_config, parse_evaluate_config
+from skipwise.data.tokenised import open_sources
+from skipwise.extension import extend
+from skipwise.lengths import format_length
+from skipwise.models.load import load_model, load_tokenizer
+from skipwise.report.figures import length_axis, new_figure, save_figure
+from skipwise.runs import RunDir, write_json, write_text
+
+FACTORS = (2, 4, 8, 16, 32, 64)
+WINDOW, WINDOWS = 256, 64
+GAPS = tuple(sorted({round(2 ** (power / 2)) for power in range(16)}))
+# A gap is noticed when it moves the predictions behind it by this much (KL divergence, nats).
+NOTICED = 0.01
+BASE: dict[str, Any] = {
+    "model": {"path": "builtin:tiny"},
+    "rope": {"name": "yarn", "beta_fast": 4},
+    "data": {"source": "builtin:python", "retrieval_share": 0.3},
+    "train": {
+        **{"max_steps": 300, "learning_rate": 1e-3, "lr_scheduler_type": "cosine", "warmup_steps": 20},
+        **{"untouched_share": 0.25, "adam_beta2": 0.95, "weight_decay": 0.1},
+    },
+    "evaluate": [],
+}
+
+
+def config_for(factor: int, trained: bool) -> RunConfig:
+    """One extension."""
+    train = {} if trained else {"max_steps": 0}
+    return parse_config(merge(BASE, {"lengths": {"target": factor * WINDOW}, "train": train}))
+
+
+def windows(path: str) -> torch.Tensor:
+    """int64[WINDOWS, WINDOW]: the beginnings of pieces of held-out documents."""
+    data: DocumentsConfig = parse_evaluate_config({"data": {"source": "builtin:python", "held_out_share": 0.05}}).data
+    (store,) = open_sources(data, load_tokenizer(ModelConfig(path=path)), Console(stderr=True))
+    pieces = [
+        store.held_out.read(begin, begin + WINDOW)
+        for start, stop in zip(store.held_out.starts, store.held_out.stops, strict=True)
+        for begin in range(int(start), int(stop) - WINDOW, WINDOW)
+    ]
+    step = len(pieces) / WINDOWS
+    return torch.stack([torch.from_numpy(pieces[int(number * step)]) for number in range(WINDOWS)])
+
+
+@torch.no_grad()
+def measure(path: str, ids: torch.Tensor) -> dict[str, float | None]:
+    """Perplexity, attention entropy in nats, and the smallest gap that is noticed (None where none of `GAPS` is)."""
+    model = load_model(ModelConfig(path=path, attn_implementation="eager"), torch.device("cpu"))
+    positions = torch.arange(WINDOW)
+    mask = torch.ones_like(ids)
+    output = model(ids, attention_mask=mask, position_ids=positions.expand_as(ids), output_attentions=True)
+    before = output.logits.log_softmax(-1)
+    nll = -before[:, :-1].gather(-1, ids[:, 1:, None]).mean()
+    shares = torch.stack(output.attentions)[..., WINDOW // 2 :, :]
+    entropy = -(shares * shares.clamp(min=1e-12).log()).sum(-1).mean()
+    smallest = None
+    for gap in GAPS:
+        # The second half moves away from the first; what it predicts depends on how far.
+        moved = positions + gap * (positions >= WINDOW // 2)
+        after = model(ids, attention_mask=mask, position_ids=moved.expand_as(ids)).logits.log_softmax(-1)
+        behind = slice(WINDOW // 2, None)
+        change = (before[:, behind].exp() * (before[:, behind] - after[:, behind])).sum(-1).mean()
+        if change > NOTICED:
+            smallest = gap
+            break
+    return {"perplexity": float(nll.exp()), "entropy": float(entropy), "smallest_gap": smallest}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = ["| target | model | perplexity at 256 | attention entropy | smallest gap noticed |",
+             "| ---: | --- | ---: | ---: | ---: |"]  # fmt: skip
+    for row in rows:
+        gap = row["smallest_gap"] or f"above {GAPS[-1]}"
+        figures = f"{row['perplexity']:.2f} | {row['entropy']:.3f} nats | {gap}"
+        lines.append(f"| {format_length(row['target'])} | {row['model']} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """The three figures by target."""
+    figure = new_figure(10, 3.6)
+    titles = {"perplexity": "perplexity at 256", "entropy": "attention entropy, nats", "smallest_gap": "smallest gap"}
+    for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        for model in ("interpolate", "pose"):
+            own = [row for row in rows if row["model"] == model and row[key] is not None]
+            axes.plot([row["target"] for row in own], [row[key] for row in own], marker="o", markersize=3, label=model)
+        axes.axhline(next(row[key] for row in rows if row["model"] == "untouched"), color="grey", linestyle=":")
+        axes.set_title(title)
+        length_axis(axes, [factor * WINDOW for factor in FACTORS], "target")
+    figure.axes[0].legend()
+    save_figure(figure, path)
+
+
+def main() -> None:
+    """Train and measure what is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    output = parser.parse_args().output
+    file, console = output / "rows.json", Console()
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
+    done = {(row["target"], row["model"]) for row in rows}
+    ids = windows("builtin:tiny")
+    if not rows:
+        rows.append({"target": WINDOW, "model": "untouched", **measure("builtin:tiny", ids)})
+    for factor in FACTORS:
+        for trained in (False, True):
+            name = "pose" if trained else "interpolate"
+            if (factor * WINDOW, name) in done:
+                continue
+            run = RunDir(Path("runs/tradeoff") / f"{factor}-{name}")
+            config = config_for(factor, trained)
+            extend(config, run.path, given=yaml.safe_dump(BASE), console=console, resume=True)
+            rows.append({"target": factor * WINDOW, "model": name, **measure(str(run.model), ids)})
+            write_json(file, {"rows": rows})
+            console.print(rows[-1])
+    write_text(output / "table.md", table(rows))
+    draw(rows, output / "tradeoff.svg")
+
+
+if __name__ == "__main__":
+    main()
