@@ -36,12 +36,12 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     for path in arguments.texts:
         parts: dict[str, list[str]] = {"-development": [], "": []}
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
             record = json.loads(line)
             documents = documents_of(record["text"])
             third = len(documents) // 3
             parts["-development"] += documents[:third]
-            parts[""] += documents[third + 1 :]
+            parts[""] += documents[third + 1 :] if third else documents
             digest = hashlib.sha256(record["text"].encode()).hexdigest()
             print(f"{path.stem}: {record['title']}, {len(documents)} documents, sha256 {digest}")
         for suffix, own in parts.items():

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from skipwise.errors import UserError
 
 if TYPE_CHECKING:
+    from skipwise.data.sentences import sentences_of
     from skipwise.data.windows import WindowCollator
     from skipwise.lengths import Lengths
     from skipwise.models.probe import probe_attention
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 # Imported when first used: numpy takes a tenth of a second, torch seconds.
 _MODULES = {
+    "skipwise.data.sentences": ("sentences_of",),
     "skipwise.data.windows": ("WindowCollator",),
     "skipwise.lengths": ("Lengths",),
     "skipwise.models.probe": ("probe_attention",),
@@ -61,6 +63,7 @@ __all__ = [
     "YaRN",
     "YaRNRevised",
     "probe_attention",
+    "sentences_of",
     "set_rope_scaling",
 ]
 

@@ -176,6 +176,9 @@ def plan(
 def coverage(
     target: Annotated[str, typer.Option(help="Window wanted, e.g. 16k.")],
     train_length: Annotated[str, typer.Option(help="Tokens in a training window.")],
+    original: Annotated[
+        str | None, typer.Option(help="Window of pretraining, if it is not the train length; for matched.")
+    ] = None,
     positions: Annotated[
         list[str] | None,
         typer.Option(help='Position sampler, repeatable: pose, "{name: pose, chunks: 3}".  [default: some of each]'),
@@ -197,10 +200,11 @@ def coverage(
     for text in positions or ["plain", "pose", "{name: pose, chunks: 3}", "randpos", "full"]:
         # A configuration needs a model and data; nothing here depends on them.
         values: dict[str, Any] = {"model": {"path": "builtin:tiny"}, "data": "builtin:python"}
-        values |= {"lengths": {"target": target, "train": train_length}, **parse_assignment(f"positions={text}")}
+        named = {"target": target, "train": train_length, "original": original or train_length}
+        values |= {"lengths": named, **parse_assignment(f"positions={text}")}
         config = parse_config(values)
-        assert config.lengths.train is not None
-        lengths = Lengths(original=config.lengths.train, train=config.lengths.train, target=config.lengths.target)
+        assert config.lengths.train is not None and config.lengths.original is not None
+        lengths = Lengths(original=config.lengths.original, train=config.lengths.train, target=config.lengths.target)
         found[text] = coverage_of(config.positions, lengths, windows)
     if plot is not None:
         from skipwise.report.coverage import draw_coverages
@@ -285,6 +289,9 @@ def study(
     print_commands: Annotated[
         bool, typer.Option("--print-commands", help="Print a command per cell that is not there yet, and stop.")
     ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Tables and plots of the cells that are there, and stop.")
+    ] = False,
     cell: Annotated[str | None, typer.Option(help="Run this cell only, in this process.")] = None,
 ) -> None:
     """Compare methods side by side: same budget, several seeds, tuned alike. Goes on where it was interrupted."""
@@ -305,14 +312,21 @@ def study(
     if cell is not None:
         study_run.run_one(opened, cell, console)
         return
-    study_run.run_study(opened, jobs, console)
-    summary, losses = study_run.write_summary(opened)
+    failure = None
+    if not summary:
+        try:
+            study_run.run_study(opened, jobs, console)
+        except UserError as error:
+            failure = error
+    figures, losses = study_run.write_summary(opened)
     directory = opened.directory
-    text = study_markdown(summary)
+    text = study_markdown(figures)
     write_text(directory.table, text)
-    draw_study(summary, losses, directory.path / "plots")
+    draw_study(figures, losses, directory.path / "plots")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Tables and plots: {directory.path}", highlight=False)
+    if failure is not None:
+        raise failure
 
 
 @app.command(cls=Command)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.positions import Document, FullLength, Matched, Plain, PoSE, PositionSampler, RandPos, example_rng
+from skipwise.positions.matched import pairs_across
 from skipwise.positions.pose import END_SHARE
 
 Floats = NDArray[np.float64]
@@ -112,10 +113,9 @@ def _two_chunks(sampler: PositionSampler, lengths: Lengths) -> tuple[Floats, Flo
 def _pairs_of_two(cuts: Floats, skips: Floats, target: int) -> Floats:
     """float64[Lt]: expected pairs of two chunks."""
     train = len(cuts) + 1
-    cut, delta = np.arange(1, train)[:, None], np.arange(train)
-    across = cuts @ np.minimum(np.minimum(cut, train - cut), np.minimum(delta, train - delta)).astype(np.float64)
+    across = np.concatenate(([0.0], pairs_across(cuts)))
     result = np.convolve(across, skips)[:target]
-    result[:train] += train - delta - across
+    result[:train] += train - np.arange(train) - across
     return result
 
 

@@ -1,5 +1,6 @@
 """`skipwise search`: factors of the `mixed` RoPE scaling for one model, chosen by what the model does with them."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import yaml
 from rich.console import Console
 
 from skipwise.config import RunConfig
+from skipwise.config_files import to_yaml
+from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.positions import example_rng
@@ -72,18 +75,17 @@ def search_factors(config: RunConfig, search: Search, output: Path, console: Con
     check_early(config, RunDir(output), resume=True)
     model_config = load_config(config.model)
     lengths, info = resolve_lengths(config, model_config), read_rope(model_config)
-    setting = {
-        **{"model": config.model.path, "target": lengths.target, "seed": config.seed},
-        **{"fitness": search.fitness, "documents": search.documents, "population": search.population},
-    }
-    journal = output / "losses.jsonl"
-    lines = read_lines(journal)
-    if lines and lines[0]["setting"] != setting:
-        raise UserError(f"{output} holds another search ({lines[0]['setting']}). Choose another --output.")
-    known = {tuple(line["factors"]): float(line["loss"]) for line in lines}
-
     untrained = config.train.model_copy(update={"max_steps": 0})
     bench = open_workbench(config.model_copy(update={"train": untrained}), lengths, console)
+    depends_on = [to_yaml(config), str(lengths), json.dumps(bench.data_summary, sort_keys=True)]
+    depends_on += [search.fitness, str(search.documents), str(search.population)]
+    setting = short_digest("\n".join(depends_on))
+    journal = output / "losses.jsonl"
+    lines = read_lines(journal)
+    if any(line["setting"] != setting for line in lines):
+        raise UserError(f"{output} holds another search, of other data or settings. Choose another --output.")
+    known = {tuple(line["factors"]): float(line["loss"]) for line in lines}
+
     measure = _loss(bench, search, lengths)
 
     def loss_of(factors: Factors) -> float:
@@ -130,16 +132,21 @@ def _loss(bench: "Workbench", search: Search, lengths: Lengths) -> Callable[[Fac
         for index in range(search.documents):
             documents.append(retrieval.draw(lengths.target, example_rng(bench.config.seed, 0, index)))
     else:
-        whole = [
-            source.documents.read(int(start), int(start) + lengths.target)
+        places = [
+            (source.documents, int(start))
             for source in bench.sources
             for start, stop in zip(source.documents.starts, source.documents.stops, strict=True)
             if stop - start >= lengths.target
         ]
-        if not whole:
-            raise UserError(f"--fitness text needs documents of {lengths.target:,} tokens, but there is none.")
-        order = np.random.default_rng(bench.config.seed).permutation(len(whole))[: search.documents]
-        documents = [(whole[index], np.arange(lengths.target) >= lengths.target // 2) for index in order]
+        if not places:
+            raise UserError(
+                f"--fitness text needs documents of {lengths.target:,} tokens, but there is none. Give longer ones, or "
+                "use --fitness needles."
+            )
+        scored = np.arange(lengths.target) >= lengths.target // 2
+        for index in np.random.default_rng(bench.config.seed).permutation(len(places))[: search.documents]:
+            source, start = places[index]
+            documents.append((source.read(start, start + lengths.target), scored))
 
     @torch.no_grad()
     def loss(factors: Factors) -> float:

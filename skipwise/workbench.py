@@ -16,8 +16,9 @@ from transformers.utils import logging as transformers_logging
 from skipwise.config import RunConfig, TrainConfig
 from skipwise.data.held_out import HeldOut, held_out_documents
 from skipwise.data.retrieval import RetrievalDocuments
+from skipwise.data.sentences import sentences_of
 from skipwise.data.store import Documents, TokenStore
-from skipwise.data.tokenised import begin_of_text, open_sources, sentence_ends
+from skipwise.data.tokenised import begin_of_text, open_sources
 from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans
 from skipwise.errors import UserError
 from skipwise.evaluation.runner import evaluate
@@ -113,7 +114,7 @@ class Workbench:
             config.echo_share,
             mark_text=True,
             whole_batches=isinstance(self.config.rope, Mixed),
-            sentence_ends=sentence_ends(self.tokenizer) if isinstance(self.config.positions, LongRecipe) else None,
+            sentences=sentences_of(self.tokenizer) if isinstance(self.config.positions, LongRecipe) else None,
             target_growth=config.target_growth,
         )
         finished = train(
@@ -164,7 +165,8 @@ class Workbench:
                 "Raise data.held_out_share, lower the train length, or leave train.eval_steps out."
             )
         usable = [source for source in self.held_out_sources if len(source.spans)]
-        return TrainingExamples(usable, EVAL_WINDOWS, self.config.seed, begin_of_text(self.tokenizer))
+        # As at the end of the training: what counts is the target, also while it grows.
+        return TrainingExamples(usable, EVAL_WINDOWS, self.config.seed, begin_of_text(self.tokenizer), progress=1.0)
 
 
 def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Workbench:

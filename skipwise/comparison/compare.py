@@ -154,6 +154,7 @@ def model_config(one: Compared, config: EvaluateConfig) -> ModelConfig:
         dtype=config.dtype,
         attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code,
+        revision=one.revision,
     )
 
 

@@ -30,12 +30,14 @@ class Compared:
         path: where the model is; for a run directory the model in it.
         stage: `extended` for the model of a run, else `original`.
         short: for headings and file names.
+        revision: of a hub model.
     """
 
     name: str
     path: str
     stage: Stage
     short: str
+    revision: str | None = None
 
 
 def find_models(names: Sequence[str]) -> list[Compared]:

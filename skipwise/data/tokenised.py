@@ -1,17 +1,10 @@
 """The sources of a configuration, tokenised, with a word to the user about each."""
 
-import re
-
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig
 from skipwise.data.store import TokenStore, is_stored, open_store
-
-# A full stop and the like, with what may close behind it; a line break anywhere.
-_SENTENCE_END = re.compile(r"""[.!?]["')\]]*\s*$|\n""")
 
 
 def open_sources(data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, console: Console) -> list[TokenStore]:
@@ -48,9 +41,3 @@ def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens this tokenizer puts in front of every text; often none."""
     first = tokenizer("a")["input_ids"][:1]
     return first if first and first[0] == tokenizer.bos_token_id else []
-
-
-def sentence_ends(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.bool_]:
-    """bool[vocabulary]: the tokens whose text ends a sentence, or breaks a line."""
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return np.array([bool(_SENTENCE_END.search(text)) for text in texts])

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from skipwise.data.retrieval import RetrievalDocuments
+from skipwise.data.sentences import Sentences
 from skipwise.data.store import Documents
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.positions import Document, Plain, PoSE, PositionSampler, echo_mask, example_rng
+from skipwise.positions import Document, LongRecipe, Plain, PoSE, PositionSampler, echo_mask, example_rng
 
 Spans = NDArray[np.int64]
 # Streams of randomness of one example that must not be the same one.
@@ -79,6 +80,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         retrieval: synthetic documents to mix in.
         retrieval_share: their share of the examples.
         retrieval_length: their length in tokens.
+        progress: of every example, in [0, 1]; None for its place among all.
     """
 
     def __init__(
@@ -90,8 +92,9 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         retrieval: RetrievalDocuments | None = None,
         retrieval_share: float = 0.0,
         retrieval_length: int = 0,
+        progress: float | None = None,
     ) -> None:
-        self.sources, self.seed = sources, seed
+        self.sources, self.seed, self.progress = sources, seed, progress
         self.begin = np.array(begin, dtype=np.int64)
         self.retrieval, self.retrieval_length = retrieval, retrieval_length
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
@@ -110,7 +113,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Tokens of one piece; `visit` names the random stream its positions are drawn from."""
         number, visit = int(self.source_of[index]), int(self.visit_of[index])
-        progress = index / len(self)
+        progress = index / len(self) if self.progress is None else self.progress
         if number == len(self.sources):
             assert self.retrieval is not None
             rng = example_rng(self.seed, _RETRIEVAL, visit, source=number)
@@ -169,7 +172,7 @@ class WindowCollator:
             where the largest position of a batch is beyond the original window.
         echo_share: share of the windows with skips in which tokens echo (see `echo_mask`). Then the mask is
             one of scores, which sdpa and eager attention take, but not flash and flex attention.
-        sentence_ends: bool[vocabulary], the tokens that end a sentence, for samplers that look at sentences.
+        sentences: what tokens say about sentences (`sentences_of`), for the sampler that skips between them.
         target_growth: share of the training over which the target grows from the train length to its own.
         mark_text: add `text_runs_on`, bool[batch, window]: whether the text up to a token has no gap. For
             `WindowTrainer`; a model's own forward pass does not take it.
@@ -182,8 +185,15 @@ class WindowCollator:
     echo_share: float = 0.0
     mark_text: bool = False
     whole_batches: bool = False
-    sentence_ends: NDArray[np.bool_] | None = None
+    sentences: Sentences | None = None
     target_growth: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sampler, LongRecipe) and self.sentences is None:
+            raise UserError(
+                "longrecipe skips between sentences, which WindowCollator must know, but sentences is None. "
+                "Give it sentences=skipwise.sentences_of(tokenizer)."
+            )
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Tensors `input_ids`, `attention_mask`, `position_ids`, `labels`, each int64[batch, window].
@@ -221,7 +231,7 @@ class WindowCollator:
                 f"{sampler.name} needs documents of at least {needed:,} tokens, but one has {len(tokens):,}. "
                 "Filter them out, or lower the train length."
             )
-        boundaries = () if self.sentence_ends is None else np.flatnonzero(self.sentence_ends[tokens[:-1]]) + 1
+        boundaries = () if self.sentences is None else self.sentences.boundaries(tokens)
         window = sampler.sample(Document(len(tokens), boundaries), lengths, rng, progress)
         ids = tokens[window.token_index]
         scored = np.asarray(feature.get("scored", np.ones(len(tokens), dtype=bool)))

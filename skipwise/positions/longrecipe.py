@@ -14,8 +14,9 @@ from skipwise.sections import section
 class LongRecipe:
     """Every sentence of the window is a chunk with a skip of its own, so that no sentence is torn apart.
 
-    The skips are independent and uniform, in order. A window without a boundary has none. Sentences end with `.`, `!`,
-    `?` or a line break; the paper also chooses which texts to train on, which is left to the data here.
+    The skips are independent and uniform, in order. A window without a boundary has none. Sentences end with a line
+    break, or with `.`, `!` or `?` and white space behind it (`data/sentences.py`). The paper also chooses which texts
+    to train on, which is left to the data here.
     """
 
     name: Literal["longrecipe"] = "longrecipe"

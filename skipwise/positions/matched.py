@@ -20,7 +20,7 @@ STEPS = 200
 class Matched:
     """PoSE with two chunks and the distribution of cut and skip that fits what is still to be learned.
 
-    PoSE draws skips uniformly, so all distances up to Lt - Lw are met alike. A model that reads Lt tokens meets
+    PoSE draws skips uniformly, so all distances from Lw to Lt - Lw are met alike. A model that reads Lt tokens meets
     distance d in Lt - d of Lt places, and in pretraining it met it in Lc - d of Lc. What is left to learn is
 
         q(d)  proportional to  (1 - d / Lt) - max(0, 1 - d / Lc),
@@ -87,25 +87,43 @@ def matched_policy(lengths: Lengths, optimise_cut: bool = True) -> tuple[Floats,
     train, skips = lengths.train, lengths.target - lengths.train + 1
     wanted = left_to_learn(lengths)[1:]
     delta = np.arange(1, train)
-    cuts = np.arange(1, train)[:, None]
-    # Pairs delta apart within the chunks of a cut, and across it.
-    inside = (np.maximum(0, cuts - delta) + np.maximum(0, train - cuts - delta)).astype(np.float64)
-    across = train - delta - inside
     cut, skip = np.full(train - 1, 1 / (train - 1)), np.full(skips, 1 / skips)
     for _ in range(STEPS if wanted.any() else 0):
-        within, between = cut @ inside, cut @ across
+        between = pairs_across(cut)
+        within = train - delta - between
         met = _convolve(between, skip)
         met[: train - 1] += within
         ratio = wanted / np.maximum(met, 1e-300)  # of what is wanted to what is met, but for a constant
         near = ratio[: train - 1]
         if optimise_cut:
-            worth = _correlate(ratio, skip)  # of a pair across the skip, by its distance in the window
-            cut = cut * (across @ worth + inside @ near)
+            # What a pair is worth across the skip beyond what it is worth inside, by its distance in the window.
+            cut = cut * (pairs_across(_correlate(ratio, skip) - near) + (train - delta) @ near)
         skip = skip * (_correlate(ratio, between) + within @ near)
         cut, skip = cut / cut.sum(), skip / skip.sum()
     cut.setflags(write=False)
     skip.setflags(write=False)
     return cut, skip
+
+
+def pairs_across(weights: Floats) -> Floats:
+    """sum over c of weights[c] * min(c, Lw - c, delta, Lw - delta), for delta = 1, ..., Lw - 1.
+
+    So many of the pairs of tokens that are delta apart lie across a cut after c tokens. By cut and by distance it is
+    the same function, so it also takes weights of distances to sums for each cut.
+
+    Args:
+        weights: float64[Lw - 1], of c = 1, ..., Lw - 1.
+
+    >>> pairs_across(np.array([0.0, 1.0, 0.0])).tolist()
+    [1.0, 2.0, 1.0]
+    """
+    train = len(weights) + 1
+    nearest = np.minimum(np.arange(1, train), np.arange(train - 1, 0, -1))
+    # min(m, n) is the number of j = 1, ..., n with m >= j.
+    by_nearest = np.bincount(nearest, weights, minlength=train // 2 + 1)
+    at_least = by_nearest[::-1].cumsum()[::-1]
+    sums: Floats = np.concatenate(([0.0], at_least[1:].cumsum()))[nearest]
+    return sums
 
 
 @lru_cache(maxsize=64)

@@ -23,8 +23,8 @@ class PoSE:
 
     The window of Lw tokens is cut into N chunks of lengths l_0 .. l_{N-1}; with st_i the start of
     chunk i, its position ids are `u_i + st_i, ..., u_i + st_i + l_i - 1` (Eq. 3-4) and its text is
-    `x[v_i + st_i : v_i + st_i + l_i]` (Eq. 5). The skips are drawn one after the other,
-    `u_i ~ U{u_{i-1}, ..., Lt - Lw}`, from `u_0 = 0`.
+    `x[v_i + st_i : v_i + st_i + l_i]` (Eq. 5). In the paper the skips are drawn one after the other,
+    `u_i ~ U{u_{i-1}, ..., Lt - Lw}`, from `u_0 = 0`; see `skips` for other ways.
 
     Worked example: Lw = 8, Lt = 32, cut at 3, u_1 = 20 gives position ids
     `0 1 2 | 23 24 25 26 27`.

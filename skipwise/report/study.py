@@ -31,6 +31,9 @@ def study_markdown(summary: Summary) -> str:
         parts.append(_differences(compared, summary))
     if summary["learning_rates"]:
         parts.append(_rates(summary["learning_rates"]))
+    if summary["failed"]:
+        lines = (f"- {one['cell']}, {one['domain']}, {one['figure']}: {one['reason']}" for one in summary["failed"])
+        parts.append("## Failed\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -49,7 +52,7 @@ def _differences(rows: Sequence[Row], summary: Summary) -> str:
             row["evaluation"].replace("_", " "),
             row["domain"],
             format_length(row["context_length"]),
-            arm_name(row),
+            row["arm"],
             _value(row["over_reference"], row["evaluation"] in LOSSES, difference=True),
             *(_p(row.get(key)) for key in ("p_value", "p_value_holm")),
         ]
@@ -63,23 +66,17 @@ def _differences(rows: Sequence[Row], summary: Summary) -> str:
 
 def _rates(rates: Sequence[Row]) -> str:
     body = [
-        [arm_name(row), f"{row['learning_rate']:g}{' (end of the grid)' if row['at_edge'] else ''}",
+        [row["arm"], f"{row['learning_rate']:g}{' (end of the grid)' if row['at_edge'] else ''}",
          ", ".join(f"{rate:g}: {value:.4g}" for rate, value in row["tried"])]
         for row in rates
     ]  # fmt: skip
     return f"## Learning rates, chosen in development\n\n{_table(['method', 'chosen', 'tried'], body)}"
 
 
-def arm_name(row: Row) -> str:
-    """`full, yarn, equal tokens`."""
-    budget = row["budget"] and f"equal {row['budget']}"
-    return ", ".join(part for part in (row["method"], row["scaling"], budget) if part)
-
-
 def _by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
     arms: dict[str, list[Row]] = {}
     for row in rows:
-        arms.setdefault(arm_name(row), []).append(row)
+        arms.setdefault(row["arm"], []).append(row)
     return arms
 
 

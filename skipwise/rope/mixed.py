@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.rope.scaling import Frequencies, base_frequencies
+from skipwise.rope.scaling import Frequencies, base_frequencies, vllm_attention_factors
 from skipwise.rope.yarn import check_betas, interpolated_share
 from skipwise.sections import section
 
@@ -26,7 +26,8 @@ class Mixed:
     Attributes:
         beta_fast: dimensions that turn more often than this within Lc are kept in the long list, too.
         beta_slow: dimensions that turn less often are interpolated by alpha; between is YaRN's ramp.
-        long_factors: in place of YaRN's ramp, e.g. found by a search: one for each pair of dimensions, fastest first.
+        long_factors: in place of YaRN's ramp and its betas, e.g. found by a search: one for each pair of dimensions,
+            fastest first.
     """
 
     name: Literal["mixed"] = "mixed"
@@ -57,6 +58,7 @@ class Mixed:
             "short_factor": [1.0] * (rotary_dim // 2),
             "long_factor": self.factors(rotary_dim, theta, lengths).tolist(),
             "attention_factor": 1.0,
+            **vllm_attention_factors(1.0),
         }
 
     def factors(self, rotary_dim: int, theta: float, lengths: Lengths) -> NDArray[np.float64]:
@@ -67,6 +69,6 @@ class Mixed:
         if len(self.long_factors) != rotary_dim // 2:
             raise UserError(
                 f"rope.long_factors needs one factor for each of the {rotary_dim // 2} pairs of dimensions, but has "
-                f"{len(self.long_factors)}."
+                f"{len(self.long_factors)}. Search them for this model (skipwise search), or leave them out."
             )
         return np.array(self.long_factors, dtype=np.float64)

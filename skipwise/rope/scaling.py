@@ -44,3 +44,11 @@ def base_frequencies(rotary_dim: int, theta: float) -> NDArray[np.float64]:
     [1.0, 0.01]
     """
     return theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+
+
+def vllm_attention_factors(factor: float) -> dict[str, float]:
+    """What a `longrope` dictionary needs besides: vLLM reads no `attention_factor`, and has a default of its own.
+
+    transformers notes the two keys as unknown, and ignores them.
+    """
+    return {"short_mscale": factor, "long_mscale": factor}

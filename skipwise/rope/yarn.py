@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.rope.scaling import Frequencies, base_frequencies
+from skipwise.rope.scaling import Frequencies, base_frequencies, vllm_attention_factors
 from skipwise.sections import section
 
 
@@ -125,6 +125,7 @@ class YaRNRevised:
             "short_factor": factors,
             "long_factor": factors,
             "attention_factor": yarn_attention_factor(lengths.factor),
+            **vllm_attention_factors(yarn_attention_factor(lengths.factor)),
         }
 
     def _factors(self, rotary_dim: int, theta: float, lengths: Lengths) -> NDArray[np.float64]:

@@ -7,17 +7,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
-from skipwise.config_files import to_yaml
+from skipwise.config import ModelConfig, RunConfig, TrainConfig
+from skipwise.config_files import parse_config, parse_evaluate_config, to_yaml
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
-from skipwise.evaluation.specs import EvalResult
+from skipwise.evaluation.specs import EvalResult, Stage
 from skipwise.runs import RunDir, read_lines, write_json
-from skipwise.study.config import Cell, StudyConfig, cell_yaml
+from skipwise.study.config import Cell, StudyConfig
 
 # Lists of equal length: `example` (an identifier), and of perplexities `nll` and `tokens`, of all else `score`.
 Units = dict[str, list[Any]]
+# Settings of training that no figure depends on.
+NO_MATTER = ("logging_steps", "save_steps", "save_total_limit", "dataloader_num_workers")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class StudyDir:
         """What is known of a finished cell."""
         return self.path / "cells" / f"{name}.json"
 
+    def log(self, name: str) -> Path:
+        """What a cell's process said."""
+        return self.path / "logs" / f"{name}.txt"
+
     def work(self, name: str) -> Path:
         """Run and evaluations of a cell; only models that are kept are needed later."""
         return self.path / "work" / name
@@ -52,21 +60,19 @@ class StudyDir:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a study keeps of a cell.
+    """What the tables need of a cell.
 
     Attributes:
-        rows: by domain, its figures.
         units: by domain and `evaluation/length`, what each document or prompt contributed.
         losses: (step, training loss).
-        tokens: trained on.
-        seconds: by part of the run.
+        documents: by domain, digests of what was measured on.
+        failed: by domain and `evaluation/length`, why there is no figure.
     """
 
-    rows: dict[str, list[EvalResult]]
     units: dict[str, dict[str, Units]]
     losses: list[tuple[int, float]]
-    tokens: int
-    seconds: dict[str, float]
+    documents: dict[str, Any]
+    failed: dict[str, dict[str, str]]
 
 
 def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
@@ -79,69 +85,104 @@ def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
     if not file.exists():
         return None
     content = json.loads(file.read_text(encoding="utf-8"))
-    if content["digest"] != cell.digest:
+    try:
+        same = _same_setting(content["setting"], cell)
+    except UserError:  # with a key that is no longer known
+        same = False
+    if not same:
         raise UserError(
             f"{file} was made with another configuration than the study has now. Bring that back, remove the file "
             "to measure it again, or choose another --output."
         )
-    rows = {domain: [EvalResult(**row) for row in own] for domain, own in content["rows"].items()}
     losses = [(step, loss) for step, loss in content["losses"]]
-    return Finished(rows, content["units"], losses, content["tokens"], content["seconds"])
+    return Finished(content["units"], losses, content["documents"], content["failed"])
+
+
+def _setting(cell: Cell) -> dict[str, Any]:
+    """All that the figures of a cell depend on."""
+    return {
+        "model": cell.model.model_dump(mode="json"),
+        "run": None if cell.run is None else cell.run.model_dump(mode="json"),
+        "domains": {name: domain.model_dump(mode="json") for name, domain in cell.domains.items()},
+    }
+
+
+def _same_setting(stored: Mapping[str, Any], cell: Cell) -> bool:
+    """Whether a stored setting means the same; keys that came later have their defaults."""
+    run = None if stored["run"] is None else parse_config(stored["run"])
+    domains = {name: parse_evaluate_config(values) for name, values in stored["domains"].items()}
+    return (
+        ModelConfig.model_validate(stored["model"]) == cell.model
+        and _what_matters(run) == _what_matters(cell.run)
+        and domains == cell.domains
+    )
+
+
+def _what_matters(run: RunConfig | None) -> RunConfig | None:
+    if run is None:
+        return None
+    defaults = {key: getattr(TrainConfig(), key) for key in NO_MATTER}
+    return run.model_copy(update={"train": run.train.model_copy(update=defaults)})
 
 
 def run_cell(study: StudyConfig, cell: Cell, directory: StudyDir, console: Console) -> None:
     """Train and measure a cell, unless it is there; goes on where it was interrupted.
 
     Raises:
-        UserError: for input that is wrong, or an evaluation that failed.
+        UserError: for input that is wrong, or while another process is at it.
         PreemptedError: when a signal stopped the training.
     """
-    if read_cell(directory, cell) is not None:
-        return
+    work = directory.work(cell.name)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work.with_name(f".{cell.name}.lock"), timeout=0):
+            if read_cell(directory, cell) is None:
+                write_json(directory.cell(cell.name), _measured(cell, work, console), indent=None)
+            if not study.keep_models:
+                shutil.rmtree(work, ignore_errors=True)
+    except Timeout as error:
+        raise UserError(f"Another process is running {cell.name}. Wait for it, or run another cell.") from error
+
+
+def _measured(cell: Cell, work: Path, console: Console) -> dict[str, Any]:
+    """The content of a cell's file."""
     from skipwise.comparison.compare import compare
     from skipwise.comparison.request import Compared
     from skipwise.extension import extend
 
-    work = directory.work(cell.name)
     run = RunDir(work / "run")
-    model = Compared(cell.name, str(study.base["model"]["path"]), "original", cell.name)
+    model = Compared(cell.name, cell.model.path, "original", cell.name, cell.model.revision)
     if cell.run is not None:
-        extend(cell.run, run.path, given=cell_yaml(cell), console=console, resume=True)
-        stage = "interpolated" if cell.run.method == "interpolate" else "extended"
-        model = Compared(cell.name, str(run.model), stage, cell.name)  # type: ignore[arg-type]
+        extend(cell.run, run.path, given=to_yaml(cell.run), console=console, resume=True)
+        stage: Stage = "interpolated" if cell.kind == "interpolate" else "extended"
+        model = Compared(cell.name, str(run.model), stage, cell.name)
+    outputs = {name: RunDir(work / "domains" / name) for name in cell.domains}
     rows: dict[str, list[EvalResult]] = {}
-    units = {}
     for name, domain in cell.domains.items():
         console.rule(name)
-        output = RunDir(work / name)
-        rows[name] = compare([model], domain, output.path, given=to_yaml(domain), console=console)
-        failed = next((row for row in rows[name] if row.status == "failed"), None)
-        if failed is not None:
-            raise UserError(f"{failed.evaluation} of {cell.name} on {name} failed: {failed.reason}")
-        units[name] = _units(output, cell.name, rows[name])
+        rows[name] = compare([model], domain, outputs[name].path, given=to_yaml(domain), console=console)
     log = read_lines(run.train_log)
-    content = {
+    return {
         "method": cell.method,
         "scaling": cell.scaling,
         "budget": cell.budget,
         "seed": cell.seed,
         "learning_rate": None if cell.run is None else cell.run.train.learning_rate,
-        "digest": cell.digest,
+        "setting": _setting(cell),
         "environment": describe_environment(),
         "tokens": _tokens(run),
         "seconds": json.loads(run.timings.read_text()) if run.timings.exists() else {},
         "losses": [(line["step"], line["loss"]) for line in log if "loss" in line],
-        "rows": {name: [_named(row, name, cell) for row in own] for name, own in rows.items()},
-        "units": units,
+        "documents": {name: json.loads(output.data.read_text()) for name, output in outputs.items()},
+        "failed": {
+            name: {f"{row.evaluation}/{row.context_length}": row.reason for row in own if row.status == "failed"}
+            for name, own in rows.items()
+        },
+        "rows": {
+            name: [{**asdict(row), "data": name, "model": cell.name} for row in own] for name, own in rows.items()
+        },
+        "units": {name: _units(outputs[name], cell.name, own) for name, own in rows.items()},
     }
-    write_json(directory.cell(cell.name), content, indent=None)
-    if not study.keep_models:
-        shutil.rmtree(work)
-
-
-def _named(row: EvalResult, domain: str, cell: Cell) -> dict[str, Any]:
-    """A row without the paths of this machine."""
-    return {**asdict(row), "data": domain, "model": cell.name}
 
 
 def _tokens(run: RunDir) -> int:
@@ -152,8 +193,9 @@ def _tokens(run: RunDir) -> int:
 
 
 def _units(run: RunDir, model: str, rows: list[EvalResult]) -> dict[str, Units]:
-    """What each document or prompt contributed, by `evaluation/length`."""
+    """What each document or prompt contributed, by `evaluation/length` (of what has a figure)."""
     units: dict[str, Units] = {}
+    rows = [row for row in rows if row.value is not None]
     for suite in dict.fromkeys(row.evaluation.partition("/")[0] for row in rows):
         for line in run.examples(model).read(suite):
             keys = ("nll", "tokens") if "nll" in line else ("score",)

@@ -1,19 +1,18 @@
 """A study file: methods, scalings and seeds over one model and one set of data, and the cells they make."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, Strict, model_validator
 
-from skipwise.config import EvaluateConfig, Number, RunConfig, Section, method_overrides
+from skipwise.config import EvaluateConfig, ModelConfig, Number, RunConfig, Section, method_overrides
 from skipwise.config_files import merge, parse_config, parse_section, read_yaml
-from skipwise.digests import short_digest
 from skipwise.errors import UserError, nearest
+from skipwise.evaluation.specs import Harness, Length
 from skipwise.lengths import Lengths
 from skipwise.models.shape import read_config, read_windows
 from skipwise.planning import resolve_target, window_tokens
@@ -21,6 +20,9 @@ from skipwise.planning import resolve_target, window_tokens
 UNTOUCHED = "untouched"
 Budget = Literal["steps", "tokens"]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False), Field(min_length=1)]
+# What the study sets for all runs, and what would make methods unequal without a word.
+NOT_IN_BASE = ("evaluate", "stages", "seed")
+NOT_IN_METHODS = (*NOT_IN_BASE, "model", "lengths.target", "lengths.original", "train.max_steps")
 
 
 class Development(Section):
@@ -38,7 +40,7 @@ class Development(Section):
     seeds: Seeds = (0,)
     domain: str
     evaluation: str = "perplexity"
-    context_length: int | None = None
+    context_length: Length | None = None
 
 
 class StudyConfig(Section):
@@ -48,11 +50,11 @@ class StudyConfig(Section):
         base: what all runs share: a run configuration, without `evaluate`, `stages` and `seed`.
         methods: by name, what is different: a mapping that goes over `base`, the name of a method, or `untouched` for
             the model as it is.
-        scalings: by name, RoPE scalings; empty for that of `base` alone.
+        scalings: by name, RoPE scalings; empty for that of `base` (or of a method) alone.
         reference: the method that others are compared with.
         seeds: of training.
         equal: training budgets: as many `steps` as `base` has, and as many `tokens`. They differ for methods with
-            longer windows, which are then trained both ways.
+            more tokens in a step, which are then trained both ways.
         development: how learning rates are chosen; None keeps those of `base` and `methods`.
         domains: by name, what every model is measured on.
         keep_models: whether models stay when their figures are there.
@@ -69,24 +71,53 @@ class StudyConfig(Section):
     keep_models: bool = False
 
     @model_validator(mode="after")
-    def _names_exist(self) -> "StudyConfig":
+    def _nothing_is_set_twice(self) -> "StudyConfig":
+        for key in NOT_IN_BASE:
+            if key in self.base:
+                raise UserError(f"base: {key} is set by the study, for all runs. Leave it out.")
+        for name, values in self.methods.items():
+            for key in (*NOT_IN_METHODS, *(["rope"] if self.scalings else [])):
+                if isinstance(values, dict) and _has(values, key):
+                    raise UserError(f"methods.{name}: {key} is the same for all methods of a study. Leave it out.")
         if self.reference not in self.methods:
             raise UserError(
                 f"reference: no method is called {self.reference!r}.{nearest(self.reference, self.methods)}"
             )
-        for key in ("evaluate", "stages", "seed"):
-            if key in self.base:
-                raise UserError(f"base: {key} is set by the study, for all runs. Leave it out.")
+        return self
+
+    @model_validator(mode="after")
+    def _domains_can_be_reported(self) -> "StudyConfig":
         for name, domain in self.domains.items():
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise UserError(f"domains: a name has letters, digits and . _ - only, not {name!r}. Rename it.")
             if not domain.evaluate:
                 raise UserError(f"domains.{name}: says not what to measure. Give it evaluate.")
-        if self.development is not None:
-            if self.development.domain not in self.domains:
-                name = self.development.domain
-                raise UserError(f"development: no domain is called {name!r}.{nearest(name, self.domains)}")
-            if set(self.seeds) & set(self.development.seeds):
-                raise UserError(f"seeds and development.seeds must differ, but both have {list(self.seeds)}.")
+            if any(isinstance(spec, Harness) for spec in domain.evaluate):
+                raise UserError(
+                    f"domains.{name}: harness has no context length to be compared at. Leave it out, keep the models "
+                    "(keep_models: true), and measure them with skipwise evaluate."
+                )
         return self
+
+    @model_validator(mode="after")
+    def _development_stands_apart(self) -> "StudyConfig":
+        if self.development is None:
+            return self
+        name = self.development.domain
+        if name not in self.domains:
+            raise UserError(f"development: no domain is called {name!r}.{nearest(name, self.domains)}")
+        if len(self.domains) == 1:
+            raise UserError(f"domains: {name} is for development, so nothing is reported. Add another domain.")
+        both = sorted(set(self.seeds) & set(self.development.seeds))
+        if both:
+            raise UserError(f"seeds and development.seeds must differ, but both have {both}. Change one of them.")
+        return self
+
+
+def _has(values: Mapping[str, Any], key: str) -> bool:
+    head, _, rest = key.partition(".")
+    inner = values.get(head)
+    return head in values and (not rest or (isinstance(inner, Mapping) and rest in inner))
 
 
 @dataclass(frozen=True)
@@ -94,10 +125,11 @@ class Cell:
     """One model of a study: how it is made and what it is measured on.
 
     Attributes:
-        name: of its directory.
+        name: of its files.
         method, scaling, budget: as in the study; None where it makes no difference.
         seed: of training; None where nothing is trained.
         learning_rate: that was tried; None outside of development.
+        model: what it starts from.
         run: the whole configuration of its training; None for the untouched model.
         domains: what it is measured on.
     """
@@ -108,15 +140,14 @@ class Cell:
     budget: Budget | None
     seed: int | None
     learning_rate: float | None
+    model: ModelConfig
     run: RunConfig | None
     domains: Mapping[str, EvaluateConfig]
 
     @property
-    def digest(self) -> str:
-        """Of all that its figures depend on."""
-        run = None if self.run is None else self.run.model_dump(mode="json")
-        domains = {name: domain.model_dump(mode="json") for name, domain in self.domains.items()}
-        return short_digest(json.dumps([run, domains], sort_keys=True))
+    def kind(self) -> str:
+        """What is done, whatever the method is called in the study: `untouched`, `interpolate`, `full`, `pose`, ..."""
+        return UNTOUCHED if self.run is None else self.run.method
 
 
 def parse_study(path: Path) -> StudyConfig:
@@ -126,17 +157,71 @@ def parse_study(path: Path) -> StudyConfig:
         UserError: one message that says what is wrong.
     """
     study = parse_section(StudyConfig, read_yaml(path))
-    names = [cell.name for cell in (*development_cells(study), *final_cells(study, {}))]
+    cells = [*development_cells(study), *final_cells(study, {})]
+    names = [cell.name for cell in cells]
     again = next((name for name in names if names.count(name) > 1), None)
     if again is not None:
-        raise UserError(f"Every cell needs a name of its own, but two are called {again!r}. Rename a method.")
+        raise UserError(
+            f"Every cell needs a name of its own, but two are called {again!r}. Rename a method, or leave out a seed "
+            "or rate that is there twice."
+        )
+    for cell in cells:
+        _check_held_out(cell)
+    _check_development_figure(study)
     return study
 
 
+def _check_held_out(cell: Cell) -> None:
+    """Refuse to report on what was trained on."""
+    if cell.run is None:
+        return
+    data = cell.run.data
+    trained = {source.source for source in data.sources}
+    for name, domain in cell.domains.items():
+        both = sorted(trained & {source.source for source in domain.data.sources})
+        if both and domain.data.held_out_share != data.held_out_share:
+            raise UserError(
+                f"domains.{name}: {', '.join(both)} is trained on, all but a share of {data.held_out_share}, and this "
+                f"measures a share of {domain.data.held_out_share}. Set data.held_out_share to {data.held_out_share} "
+                "there."
+            )
+
+
+def _check_development_figure(study: StudyConfig) -> None:
+    if study.development is None:
+        return
+    evaluation, length = deciding_figure(study.development, lengths_of(study).target)
+    specs = study.domains[study.development.domain].evaluate or ()
+    if not any(spec.name == evaluation and length in spec.context_lengths for spec in specs):
+        raise UserError(
+            f"development: {evaluation} at {length:,} tokens decides, but domains.{study.development.domain} does not "
+            "measure it. Add it there, or set development.evaluation and development.context_length."
+        )
+
+
+def deciding_figure(development: Development, target: int) -> tuple[str, int]:
+    """Evaluation and context length by which learning rates are chosen."""
+    return development.evaluation, development.context_length or target
+
+
 def lengths_of(study: StudyConfig) -> Lengths:
-    """The three lengths that all runs share."""
-    config = _run(study, "base", {}, None)
-    return resolve_target(config, *read_windows(read_config(config.model.path, config.model.revision)))
+    """The three lengths of `base`."""
+    return _lengths(_run(study, "base", {}, None))
+
+
+def _lengths(config: RunConfig) -> Lengths:
+    return resolve_target(config, *_windows(config.model.path, config.model.revision))
+
+
+@lru_cache
+def _windows(path: str, revision: str | None) -> tuple[int, int]:
+    return read_windows(read_config(path, revision))
+
+
+def tokens_of_step(config: RunConfig) -> int:
+    """How many tokens a training step has."""
+    windows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    return windows * window_tokens(config.method, _lengths(config))
 
 
 # What decides a learning rate: method, scaling and budget.
@@ -148,11 +233,11 @@ def development_cells(study: StudyConfig) -> Iterator[Cell]:
     if study.development is None:
         return
     domain = {study.development.domain: study.domains[study.development.domain]}
-    for method, scaling, budget in _choices(study):
-        if _trains(study, method, scaling):
+    for choice, trained in _choices(study).items():
+        if trained:
             for rate in study.development.learning_rates:
                 for seed in study.development.seeds:
-                    yield _cell(study, (method, scaling, budget), seed, rate, domain, development=True)
+                    yield _cell(study, choice, seed, rate, domain, development=True)
 
 
 def final_cells(study: StudyConfig, rates: Mapping[Choice, float]) -> Iterator[Cell]:
@@ -166,7 +251,7 @@ def final_cells(study: StudyConfig, rates: Mapping[Choice, float]) -> Iterator[C
         for name, domain in study.domains.items()
         if study.development is None or name != study.development.domain
     }
-    choices = {choice: _trains(study, choice[0], choice[1]) for choice in _choices(study)}
+    choices = _choices(study)
     # Seed after seed, so that a study that is not finished has something of every method.
     for number, seed in enumerate(study.seeds):
         for choice, trained in choices.items():
@@ -175,29 +260,21 @@ def final_cells(study: StudyConfig, rates: Mapping[Choice, float]) -> Iterator[C
                 yield _cell(study, choice, own, rates.get(choice), reported, development=False)
 
 
-def _choices(study: StudyConfig) -> Iterator[Choice]:
+def _choices(study: StudyConfig) -> dict[Choice, bool]:
+    """Every method with every scaling and budget that makes a difference, and whether it trains."""
+    base = _run(study, "base", {}, None)
+    choices: dict[Choice, bool] = {}
     for method, given in study.methods.items():
         if given == UNTOUCHED:
-            yield method, None, None
+            choices[method, None, None] = False
             continue
         for scaling in study.scalings or (None,):
-            for budget in _budgets(study, method, scaling):
-                yield method, scaling, budget
-
-
-def _budgets(study: StudyConfig, method: str, scaling: str | None) -> tuple[Budget | None, ...]:
-    """None where as many steps are as many tokens."""
-    config = _run(study, method, *_overrides(study, method, scaling))
-    lengths = lengths_of(study)
-    if config.method == "interpolate" or window_tokens(config.method, lengths) == lengths.train:
-        return (None,)
-    return study.equal
-
-
-def _trains(study: StudyConfig, method: str, scaling: str | None) -> bool:
-    if study.methods[method] == UNTOUCHED:
-        return False
-    return _run(study, method, *_overrides(study, method, scaling)).method != "interpolate"
+            config = _run(study, method, *_overrides(study, method, scaling))
+            trained = config.method != "interpolate"
+            same = not trained or tokens_of_step(config) == tokens_of_step(base)
+            for budget in (None,) if same else study.equal:
+                choices[method, scaling, budget] = trained
+    return choices
 
 
 def _cell(
@@ -212,32 +289,36 @@ def _cell(
     parts = ["development" if development else None, method, scaling, budget]
     parts += [f"rate{rate:g}" if development else None, None if seed is None else f"seed{seed}"]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(part for part in parts if part)).lower()
+    base = _run(study, "base", {}, None)
     if study.methods[method] == UNTOUCHED:
-        return Cell(name, method, None, None, None, None, None, domains)
-    values, rope = _overrides(study, method, scaling)
-    config = _run(study, method, values, rope)
-    train = {"learning_rate": rate} if rate is not None else {}
+        return Cell(name, method, None, None, None, None, base.model, None, domains)
+    config = _run(study, method, *_overrides(study, method, scaling))
+    train: dict[str, Any] = {"learning_rate": rate} if rate is not None else {}
     if budget == "tokens":
-        lengths = lengths_of(study)
-        share = lengths.train / window_tokens(config.method, lengths)
-        train["max_steps"] = max(1, round(config.train.max_steps * share))
-        train["warmup_steps"] = round(config.train.warmup_steps * share)
-    config = config.model_copy(
-        update={
-            "train": config.train.model_copy(update=train),
-            "seed": seed or 0,
-            "stages": (),
-            "evaluate": (),
-        }
-    )
-    return Cell(name, method, scaling, budget, seed, rate if development else None, config, domains)
+        share = tokens_of_step(base) / tokens_of_step(config)
+        steps = round(base.train.max_steps * share)
+        if steps < 1:
+            raise UserError(
+                f"methods.{method}: one step has more tokens than all of the budget. Raise train.max_steps of base, or "
+                "leave 'tokens' out of equal."
+            )
+        train |= {"max_steps": steps, "warmup_steps": round(base.train.warmup_steps * share)}
+    trained = config.train.model_copy(update=train)
+    run = config.model_copy(update={"train": trained, "seed": seed or 0, "stages": (), "evaluate": ()})
+    return Cell(name, method, scaling, budget, seed, rate if development else None, base.model, run, domains)
 
 
 def _overrides(study: StudyConfig, method: str, scaling: str | None) -> tuple[dict[str, Any], Any]:
     """What a method and a scaling put over the base."""
     given = study.methods[method]
-    values = method_overrides(given) if isinstance(given, str) else given
-    return values, None if scaling is None else study.scalings[scaling]
+    if isinstance(given, str):
+        try:
+            given = method_overrides(given)
+        except UserError as error:
+            raise UserError(
+                f"methods.{method}: {str(error).replace('--method must be', f'must be {UNTOUCHED} or')}"
+            ) from error
+    return given, None if scaling is None else study.scalings[scaling]
 
 
 def _run(study: StudyConfig, name: str, values: Mapping[str, Any], rope: Any) -> RunConfig:
@@ -246,9 +327,3 @@ def _run(study: StudyConfig, name: str, values: Mapping[str, Any], rope: Any) ->
         return parse_config(merged if rope is None else {**merged, "rope": rope})
     except UserError as error:
         raise UserError(f"{'base' if name == 'base' else f'methods.{name}'}: {error}") from error
-
-
-def cell_yaml(cell: Cell) -> str:
-    """The run configuration of a cell, as YAML."""
-    assert cell.run is not None
-    return yaml.safe_dump(json.loads(cell.run.model_dump_json()), sort_keys=False)

@@ -2,12 +2,15 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +19,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.shape import read_config, shape_of
 from skipwise.planning import window_tokens
-from skipwise.runs import write_json, write_text
+from skipwise.runs import RunDir, write_json, write_text
 from skipwise.study.cell import Finished, StudyDir, read_cell, run_cell
 from skipwise.study.config import Cell, Choice, StudyConfig, development_cells, final_cells, lengths_of, parse_study
 from skipwise.study.summary import choose_rates, mean_losses, summarise
@@ -68,9 +71,25 @@ def open_study(file: Path, output: Path) -> Study:
     """
     config = parse_study(file)
     directory = StudyDir(output)
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not directory.config.exists())):
+    # Other processes of the same study may have begun; their temporary files are hidden.
+    strange = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
+    if (output.exists() and not output.is_dir()) or (strange and not directory.config.exists()):
         raise UserError(f"{output} exists and is no study. Choose another --output.")
-    return Study(file, config, lengths_of(config), directory)
+    study = Study(file, config, lengths_of(config), directory)
+    _check_sources(study)
+    return study
+
+
+def _check_sources(study: Study) -> None:
+    """Find what is not there before anything is trained."""
+    from skipwise.comparison.compare import check_early
+    from skipwise.data.sources import check_source
+
+    for domain in study.config.domains.values():
+        check_early(domain, RunDir(study.directory.path / "nowhere"))
+    cells = final_cells(study.config, {})
+    for source in {source for cell in cells if cell.run is not None for source in cell.run.data.sources}:
+        check_source(source)
 
 
 def run_one(study: Study, name: str, console: Console) -> None:
@@ -95,7 +114,7 @@ def run_study(study: Study, jobs: int, console: Console) -> None:
     """All cells, `jobs` at a time, each in a process of its own.
 
     Raises:
-        UserError: when cells failed; all others are finished first.
+        UserError: when cells failed; all others that can be run are finished first.
         KeyboardInterrupt: when the user stopped it; the same call goes on.
     """
     write_text(study.directory.config, study.file.read_text(encoding="utf-8"))
@@ -129,54 +148,72 @@ def _run_all(study: Study, cells: list[Cell], jobs: int, console: Console) -> No
     """Run cells in processes of their own; a failed one does not stop the others."""
     waiting, running, failed = list(cells), dict[int, tuple[Cell, subprocess.Popen[bytes], float]](), []
     finished, started = 0, time.monotonic()
-    try:
-        while waiting or running:
-            for slot in range(jobs):
-                if waiting and slot not in running:
-                    cell = waiting.pop(0)
-                    console.print(f"{cell.name}: started", highlight=False)
-                    running[slot] = cell, _start(study, cell, slot, jobs), time.monotonic()
-            time.sleep(0.2)
-            for slot, (cell, process, since) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[slot]
-                finished += 1
-                left = (time.monotonic() - started) / finished * (len(cells) - finished)
-                console.print(
-                    f"{cell.name}: {_outcome(process.returncode)} after {time.monotonic() - since:,.0f} s; {finished} "
-                    f"of {len(cells)}, about {left / 60:,.0f} min left",
-                    highlight=False,
-                )
-                if process.returncode:
-                    failed.append(cell.name)
-    except KeyboardInterrupt:
-        for _, process, _ in running.values():  # the terminal has told them as well, and they save
-            process.wait()
-        raise
+    with _stopped_by_signals():
+        try:
+            while waiting or running:
+                for slot in range(jobs):
+                    if waiting and slot not in running:
+                        cell = waiting.pop(0)
+                        console.print(f"{cell.name}: started", highlight=False)
+                        running[slot] = cell, _start(study, cell, slot, jobs), time.monotonic()
+                time.sleep(0.2)
+                for slot, (cell, process, since) in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[slot]
+                    finished += 1
+                    left = (time.monotonic() - started) / finished * (len(cells) - finished)
+                    console.print(
+                        f"{cell.name}: {_outcome(process.returncode)} after {time.monotonic() - since:,.0f} s; "
+                        f"{finished} of {len(cells)}, about {left / 60:,.0f} min left",
+                        highlight=False,
+                    )
+                    if process.returncode:
+                        failed.append(cell.name)
+        finally:
+            for _, process, _ in running.values():
+                process.send_signal(signal.SIGINT)  # a training saves, and ends
+            for _, process, _ in running.values():
+                process.wait()
     if failed:
-        log = study.directory.work(failed[0]) / "log.txt"
+        log = study.directory.log(failed[0])
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["nothing was logged"]
         raise UserError(
-            f"{len(failed)} of {len(cells)} cells failed ({', '.join(failed)}); all others are finished. The log of "
+            f"{len(failed)} of {len(cells)} cells failed ({', '.join(failed)}); the others are finished. The log of "
             f"the first, {log}, ends: {last[0]}"
         )
 
 
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """A request to terminate is like Ctrl-C."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def _outcome(code: int) -> str:
-    return "finished" if code == 0 else f"failed (exit code {code})"
+    return {0: "finished", 75: "stopped, and saved"}.get(code, f"failed (exit code {code})")
 
 
 def _start(study: Study, cell: Cell, slot: int, jobs: int) -> subprocess.Popen[bytes]:
-    """A cell's process, with its share of the cores, and an accelerator of its own where there are enough."""
+    """A cell's process, with its share of the cores, and an accelerator of its own where there are several."""
     import torch
 
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         devices = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
         environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-    log = study.directory.work(cell.name) / "log.txt"
+    log = study.directory.log(cell.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as opened:
         return subprocess.Popen(
@@ -184,7 +221,13 @@ def _start(study: Study, cell: Cell, slot: int, jobs: int) -> subprocess.Popen[b
             env=environment,
             stdout=opened,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is passed on once, by us
         )
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cost_rows(study: Study) -> list[list[str]]:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from skipwise.evaluation.intervals import wilson
+from skipwise.errors import UserError
+from skipwise.evaluation.figures import MOST_NATS
+from skipwise.evaluation.intervals import paired_shares, wilson
 from skipwise.lengths import Lengths
 from skipwise.study.cell import Finished, Units
-from skipwise.study.config import Cell, Choice, Development, StudyConfig
+from skipwise.study.config import UNTOUCHED, Cell, Choice, Development, StudyConfig, deciding_figure
 from skipwise.study.statistics import Mean, crossed_mean, holm
 
 Row = dict[str, Any]
@@ -29,6 +32,16 @@ class Arm:
         method, scaling, budget = self.choice
         return ", ".join(part for part in (method, scaling, budget and f"equal {budget}") if part)
 
+    @property
+    def kind(self) -> str:
+        """What is done, whatever it is called."""
+        return self.cells[0][0].kind
+
+    def units(self, domain: str, figure: str) -> dict[int | None, Units]:
+        """By seed, where every seed has the figure; else empty."""
+        own = {cell.seed: finished.units[domain].get(figure) for cell, finished in self.cells}
+        return {} if None in own.values() else own  # type: ignore[return-value]
+
 
 def arms_of(finished: Sequence[tuple[Cell, Finished]]) -> list[Arm]:
     """Cells put together that differ in their seeds only, in order."""
@@ -45,27 +58,36 @@ def arms_of(finished: Sequence[tuple[Cell, Finished]]) -> list[Arm]:
 def choose_rates(development: Development, finished: Sequence[tuple[Cell, Finished]], target: int) -> list[Row]:
     """The learning rate of each method: that with the lowest mean loss, or the highest mean score.
 
+    A rate that failed for a seed is out.
+
     Returns:
-        For each choice its `method`, `scaling`, `budget`, `learning_rate`, `at_edge` (whether a rate beyond the grid
-        might be better) and `tried`: (rate, figure) pairs.
+        For each choice its `arm`, `method`, `scaling`, `budget`, `learning_rate`, `at_edge` (whether a rate beyond the
+        grid might be better) and `tried`: (rate, figure) pairs.
+
+    Raises:
+        UserError: when all rates of a method failed.
     """
-    figure = f"{development.evaluation}/{development.context_length or target}"
+    figure = "/".join(map(str, deciding_figure(development, target)))
     rows = []
     for arm in arms_of(finished):
-        by_rate: dict[float, list[Units]] = {}
+        by_rate: dict[float, list[Units | None]] = {}
         for cell, own in arm.cells:
             assert cell.learning_rate is not None
-            by_rate.setdefault(cell.learning_rate, []).append(own.units[development.domain][figure])
-        tried = sorted((rate, _shown(_mean(units), units[0])) for rate, units in by_rate.items())
-        best = (min if "nll" in next(iter(by_rate.values()))[0] else max)(tried, key=lambda pair: pair[1])
+            by_rate.setdefault(cell.learning_rate, []).append(own.units[development.domain].get(figure))
+        whole = {rate: [own for own in units if own] for rate, units in sorted(by_rate.items()) if None not in units}
+        if not whole:
+            raise UserError(
+                f"No learning rate of {arm.name} gave {figure} in development. See its cells, and try lower ones."
+            )
+        tried = [(rate, _shown(_mean(units), units[0])) for rate, units in whole.items()]
+        loss = "nll" in next(iter(whole.values()))[0]
+        best = (min if loss else max)(tried, key=lambda pair: pair[1])
         method, scaling, budget = arm.choice
         rows.append(
             {
-                "method": method,
-                "scaling": scaling,
-                "budget": budget,
+                **{"arm": arm.name, "method": method, "scaling": scaling, "budget": budget},
                 "learning_rate": best[0],
-                "at_edge": len(tried) > 1 and best in (tried[0], tried[-1]),
+                "at_edge": len(by_rate) > 1 and best[0] in (min(by_rate), max(by_rate)),
                 "tried": tried,
             }
         )
@@ -78,10 +100,14 @@ def summarise(
     """All figures of a study.
 
     Per domain, evaluation and length the arms, each with its value and 95 % interval; the ratio of its perplexity to
-    that of `full` at equal steps (`over_full`) and, inside the original window, to that of the untouched model
+    that of full length at equal steps (`over_full`) and, inside the original window, to that of the untouched model
     (`original_window_ratio`); and the paired difference from the reference: of scores as they are, of perplexities as
     a ratio. The p values of all differences at one evaluation and length, over all domains, are one family (Holm).
+
+    Raises:
+        UserError: when cells were measured on different documents.
     """
+    _check_same_documents(finished)
     arms = arms_of(finished)
     rows = [row for arm in arms for row in _rows(arm, arms, study, lengths)]
     families: dict[tuple[str, int], list[Row]] = {}
@@ -100,6 +126,12 @@ def summarise(
         "seeds": list(study.seeds),
         "learning_rates": list(rates),
         "figures": rows,
+        "failed": [
+            {"cell": cell.name, "domain": domain, "figure": figure, "reason": reason}
+            for cell, own in finished
+            for domain, figures in own.failed.items()
+            for figure, reason in figures.items()
+        ],
     }
 
 
@@ -116,113 +148,115 @@ def mean_losses(finished: Sequence[tuple[Cell, Finished]]) -> dict[str, list[tup
     return result
 
 
+def _check_same_documents(finished: Sequence[tuple[Cell, Finished]]) -> None:
+    first: dict[str, tuple[str, Any]] = {}
+    for cell, own in finished:
+        for domain, documents in own.documents.items():
+            name, known = first.setdefault(domain, (cell.name, documents))
+            if known != documents:
+                raise UserError(
+                    f"All cells must be measured on the same documents, but those of {domain} were others for {name} "
+                    f"than for {cell.name}. Bring the data back, and remove the files of the cells that are wrong."
+                )
+
+
 def _rows(arm: Arm, arms: Sequence[Arm], study: StudyConfig, lengths: Lengths) -> Iterator[Row]:
     method, scaling, budget = arm.choice
-    for domain, figure in _figures(arm):
-        evaluation, _, length = figure.rpartition("/")
-        units = _units(arm, domain, figure)
-        mean = _mean(units)
-        row: Row = {
-            "domain": domain,
-            "evaluation": evaluation,
-            "context_length": int(length),
-            "method": method,
-            "scaling": scaling,
-            "budget": budget,
-            "seeds": len(units),
-            "value": _shown(mean, units[0]),
-            "interval": _shown_interval(mean, units),
-        }
-        full = _other(arms, "full", scaling, "steps")
-        if full is not None and full is not arm and "nll" in units[0]:
-            row["over_full"] = _compared(arm, full, domain, figure)
-        original = _other(arms, "untouched", None, None)
-        if original is not None and original is not arm and int(length) <= lengths.original and "nll" in units[0]:
-            row["original_window_ratio"] = _compared(arm, original, domain, figure)
-        reference = _other(arms, study.reference, scaling, None)
-        if reference is not None and reference is not arm and arm.cells[0][0].seed is not None:
-            difference = _difference(arm, reference, domain, figure)
-            if difference is not None:
-                row["over_reference"] = _with_interval(difference, "nll" in units[0])
-                row["p_value"] = difference.p_value
-        yield row
-
-
-def _figures(arm: Arm) -> Iterator[tuple[str, str]]:
-    """(domain, evaluation/length) of all that every seed has."""
-    first = arm.cells[0][1].units
-    for domain, own in first.items():
+    for domain, own in arm.cells[0][1].units.items():
         for figure in own:
-            if all(figure in finished.units.get(domain, {}) for _, finished in arm.cells):
-                yield domain, figure
+            evaluation, _, length = figure.rpartition("/")
+            by_seed = arm.units(domain, figure)
+            if not by_seed:  # failed for a seed
+                continue
+            units = list(by_seed.values())
+            mean, loss = _mean(units), "nll" in units[0]
+            row: Row = {
+                **{"domain": domain, "evaluation": evaluation, "context_length": int(length), "arm": arm.name},
+                **{"method": method, "scaling": scaling, "budget": budget, "seeds": len(units)},
+                **{"value": _shown(mean, units[0]), "interval": _shown_interval(mean, units)},
+            }
+            full = _like(arm, [other for other in arms if other.kind == "full" and other.choice[2] != "tokens"])
+            if loss and full is not None:
+                row["over_full"] = _difference(arm, full, domain, figure)[0]
+            original = next((other for other in arms if other.kind == UNTOUCHED), None)
+            if loss and original not in (None, arm) and int(length) <= lengths.original:
+                assert original is not None
+                row["original_window_ratio"] = _difference(arm, original, domain, figure)[0]
+            reference = _like(arm, [other for other in arms if other.choice[0] == study.reference])
+            if reference is not None and arm.cells[0][0].seed is not None:
+                row["over_reference"], row["p_value"] = _difference(arm, reference, domain, figure)
+            yield row
 
 
-def _units(arm: Arm, domain: str, figure: str) -> list[Units]:
-    return [finished.units[domain][figure] for _, finished in arm.cells]
-
-
-def _other(arms: Sequence[Arm], method: str, scaling: str | None, budget: str | None) -> Arm | None:
-    return next((arm for arm in arms if arm.choice == (method, scaling, budget)), None)
+def _like(arm: Arm, others: Sequence[Arm]) -> Arm | None:
+    """Of some arms the one to compare with: of the same scaling, and best of the same budget; None if it is itself."""
+    same = [other for other in others if other.choice[1] in (arm.choice[1], None) or arm.choice[1] is None]
+    if arm in same or not same:
+        return None
+    return min(same, key=lambda other: other.choice[2] != arm.choice[2])
 
 
 def _mean(units: Sequence[Units]) -> Mean:
     """Over seeds and examples: of losses in nats per token, or of scores."""
-    sums, sizes = _arrays(units)
-    return crossed_mean(sums, sizes)
+    return crossed_mean(*_arrays(units))
 
 
-def _arrays(units: Sequence[Units]) -> tuple[Any, Any]:
+def _arrays(units: Sequence[Units]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     key = "nll" if "nll" in units[0] else "score"
-    assert all(one["example"] == units[0]["example"] for one in units), "all seeds are measured on the same examples"
+    examples = [(one["example"], one.get("tokens")) for one in units]
+    assert all(own == examples[0] for own in examples), "the same documents give the same examples"
     sums = np.array([one[key] for one in units], dtype=np.float64)
     sizes = np.array(units[0].get("tokens", np.ones(sums.shape[1])), dtype=np.float64)
     return sums, sizes
 
 
-def _difference(arm: Arm, other: Arm, domain: str, figure: str) -> Mean | None:
-    """Of `arm` from `other`, on the examples both have, seed by seed; None where one has no such figure.
+def _difference(arm: Arm, other: Arm, domain: str, figure: str) -> tuple[Row | None, float | None]:
+    """Of `arm` from `other`, with its p value, paired by seed and example; None where there is none.
 
-    An arm without seeds (the untouched model) stands beside each seed of the other.
+    An arm without seeds stands beside each seed of the other. Of losses it is a ratio.
     """
-    sides = []
-    for side in (arm, other):
-        if any(figure not in finished.units.get(domain, {}) for _, finished in side.cells):
-            return None
-        sides.append({cell.seed: finished.units[domain][figure] for cell, finished in side.cells})
-    seeds = [seed for seed in sides[0] if seed in sides[1]] if None not in sides[1] else list(sides[0])
+    mine, theirs = arm.units(domain, figure), other.units(domain, figure)
+    seeds = _paired_seeds(mine, theirs)
     if not seeds:
-        return None
-    pairs = [(sides[0][seed], sides[1].get(seed, next(iter(sides[1].values())))) for seed in seeds]
-    mine, sizes = _arrays([own for own, _ in pairs])
-    theirs, others = _arrays([own for _, own in pairs])
-    if pairs[0][0]["example"] != pairs[0][1]["example"] or (sizes != others).any():
-        return None
-    return crossed_mean(mine - theirs, sizes)
+        return None, None
+    sides = [[side.get(seed, side.get(None)) for seed in seeds] for side in (mine, theirs)]
+    ours, sizes = _arrays(sides[0])  # type: ignore[arg-type]
+    others, _ = _arrays([*sides[1], sides[0][0]])  # type: ignore[list-item]
+    gains = ours - others[:-1]
+    mean = crossed_mean(gains, sizes)
+    if "nll" in next(iter(mine.values())):
+        interval = None if mean.interval is None else [_exp(bound) for bound in mean.interval]
+        row = {"value": _exp(mean.value), "interval": interval}
+    else:
+        by_prompt = gains.mean(axis=0)
+        low, high = paired_shares(by_prompt[by_prompt > 0].sum(), -by_prompt[by_prompt < 0].sum(), len(by_prompt))
+        if mean.interval is not None:
+            low, high = min(low, max(-1.0, mean.interval[0])), max(high, min(1.0, mean.interval[1]))
+        row = {"value": mean.value, "interval": [low, high]}
+    return row, mean.p_value if mean.stderr else None
 
 
-def _compared(arm: Arm, other: Arm, domain: str, figure: str) -> Row | None:
-    difference = _difference(arm, other, domain, figure)
-    return None if difference is None else _with_interval(difference, True)
+def _paired_seeds(mine: Mapping[int | None, Units], theirs: Mapping[int | None, Units]) -> list[int | None]:
+    if None in mine:
+        return list(theirs)
+    if None in theirs:
+        return list(mine)
+    return [seed for seed in mine if seed in theirs]
 
 
-def _with_interval(mean: Mean, ratio: bool) -> Row:
-    transform = math.exp if ratio else float
-    interval = mean.interval
-    return {
-        "value": transform(mean.value),
-        "interval": None if interval is None else [transform(bound) for bound in interval],
-    }
+def _exp(value: float) -> float:
+    return math.exp(min(value, MOST_NATS))
 
 
 def _shown(mean: Mean, units: Mapping[str, Any]) -> float:
-    return math.exp(mean.value) if "nll" in units else mean.value
+    return _exp(mean.value) if "nll" in units else mean.value
 
 
 def _shown_interval(mean: Mean, units: Sequence[Units]) -> list[float] | None:
     """95 %. Of scores also wide enough for their number (Wilson), since equal scores say nothing about variance."""
     interval = mean.interval
     if "nll" in units[0]:
-        return None if interval is None else [math.exp(bound) for bound in interval]
+        return None if interval is None else [_exp(bound) for bound in interval]
     trials = len(units) * len(units[0]["score"])
     low, high = wilson(mean.value * trials, trials)
     if interval is not None:

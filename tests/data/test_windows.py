@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from skipwise import Document, FullLength, Lengths, LongRecipe, Plain, PoSE, UserError, WindowCollator
+from skipwise import Document, FullLength, Lengths, LongRecipe, Plain, PoSE, UserError, WindowCollator, sentences_of
 from skipwise.data.retrieval import RetrievalDocuments, near_miss
 from skipwise.data.store import Documents
-from skipwise.data.tokenised import sentence_ends
 from skipwise.data.windows import GROWTH_STEPS, Source, TrainingExamples, cut_spans
 from skipwise.evaluation.passkey import FILLER, NEEDLE, QUESTION, TASK
 from skipwise.positions import PositionSampler, example_rng
@@ -246,16 +245,19 @@ def test_documents_know_their_tokens() -> None:
 
 
 def test_sentences_end_where_they_end(tokenizer: PreTrainedTokenizerFast) -> None:
-    ends = sentence_ends(tokenizer)
-    assert len(ends) == len(tokenizer)
-    text = 'It rains. Why?\nNo, it (3.5 mm) "does"! Yes'
-    marked = ends[tokenizer(text)["input_ids"]]
-    assert [text[: place + 1][-1] for place in np.flatnonzero(marked)] == [".", "?", "\n", ".", "!"]
+    text = "It rains. Why?\nNo, it (3.5 mm; see json.dumps) does. Yes! So"
+    places = sentences_of(tokenizer).boundaries(np.array(tokenizer(text)["input_ids"]))
+    parts = np.split(np.array(list(text)), places)
+    assert ["".join(part) for part in parts] == [
+        *("It rains.", " Why?\n", "No, it (3.5 mm; see json.dumps) does.", " Yes!", " So"),
+    ]
 
 
 def test_skips_fall_between_the_sentences_of_the_text(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = np.array(tokenizer("One two. Three four! Five six seven")["input_ids"][:32])
-    collator = WindowCollator(LongRecipe(), LENGTHS, sentence_ends=sentence_ends(tokenizer))
+    with pytest.raises(UserError, match=r"sentences is None.*sentences_of"):
+        WindowCollator(LongRecipe(), LENGTHS)
+    collator = WindowCollator(LongRecipe(), LENGTHS, sentences=sentences_of(tokenizer))
     batch = collator([{"input_ids": ids, "visit": (0, index, 0)} for index in range(100)])
     places = (batch["position_ids"].diff() > 1).any(dim=0).nonzero()[:, 0] + 1
     assert places.tolist() == [8, 20]

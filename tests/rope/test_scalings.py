@@ -181,3 +181,15 @@ def test_mixed_takes_factors_of_ones_own() -> None:
         Mixed(long_factors=(1.0, 1.0, 2.0)).frequencies(4, 10_000.0, lengths)
     with pytest.raises(UserError, match="above 0"):
         Mixed(long_factors=(1.0, 0.0))
+
+
+@pytest.mark.parametrize("scaling", [Mixed(), YaRNRevised()], ids=lambda s: s.name)
+def test_vllm_gets_the_same_attention_factor(scaling: RopeScaling) -> None:
+    """By its rule for longrope: the two mscales, or else a default that is neither of ours."""
+    lengths = Lengths(2048, 2048, 16384)
+    parameters = scaling.hf_parameters(64, 10_000.0, lengths)
+    default = math.sqrt(1 + math.log(lengths.factor) / math.log(lengths.original))
+    _, factor = scaling.frequencies(64, 10_000.0, lengths)
+    read = [parameters.get(key, default) for key in ("short_mscale", "long_mscale")]
+    assert read == [factor, factor]
+    assert abs(default - factor) > 0.05

@@ -29,15 +29,21 @@ STUDY: dict[str, Any] = {
     "seeds": [1, 2],
     "development": {"learning_rates": [1e-3, 2e-3], "seeds": [0], "domain": "dev"},
     "domains": {
-        "dev": {"data": "builtin:python", "evaluate": [PERPLEXITY]},
-        "books": {"data": "builtin:python", "evaluate": [PERPLEXITY]},
+        "dev": {"data": {"source": "builtin:python", "held_out_share": 0.05}, "evaluate": [PERPLEXITY]},
+        "books": {"data": "books.jsonl", "evaluate": [PERPLEXITY]},
     },
 }
 
 
+def without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """So that None takes a key away."""
+    kept = {key: without_none(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in kept.items() if value is not None}
+
+
 def write(path: Path, **changes: Any) -> Path:
     file = path / "study.yaml"
-    values = {key: value for key, value in merge(STUDY, changes).items() if value is not None}
+    values = without_none(merge(STUDY, changes))
     file.write_text(yaml.safe_dump(values))
     return file
 
@@ -77,8 +83,19 @@ def test_what_is_in_a_cell(tmp_path: Path) -> None:
     assert cells["untouched"].run is None
     untrained = cells["interpolate-linear"].run
     assert untrained is not None and untrained.train.max_steps == 0
-    digests = {cell.digest for cell in cells.values()}
-    assert len(digests) == len(cells)
+    kinds = {cell.method: cell.kind for cell in cells.values()}
+    assert kinds == {name: name for name in ("untouched", "interpolate", "full", "pose")} | {"three": "pose"}
+
+
+def test_longer_windows_and_larger_batches_have_budgets_of_their_own(tmp_path: Path) -> None:
+    methods = {"wide": {"lengths": {"train": 512}}, "many": {"train": {"per_device_train_batch_size": 16}}}
+    study = parse_study(write(tmp_path, scalings=None, methods=methods))
+    cells = {cell.name: cell.run for cell in final_cells(study, {})}
+    for method, steps in (("wide", 20), ("many", 10)):
+        equal_steps, equal_tokens = cells[f"{method}-steps-seed1"], cells[f"{method}-tokens-seed1"]
+        assert equal_steps is not None and equal_tokens is not None
+        assert (equal_steps.train.max_steps, equal_tokens.train.max_steps) == (40, steps)
+    assert "pose-seed1" in cells
 
 
 def test_without_development_nothing_is_tuned(tmp_path: Path) -> None:
@@ -92,16 +109,30 @@ def test_without_development_nothing_is_tuned(tmp_path: Path) -> None:
     [
         ({"reference": "posé"}, "no method is called 'posé'"),
         ({"methods": {"bad": {"train": {"max_step": 3}}}}, r"methods.bad: .*Did you mean 'max_steps'"),
-        ({"methods": {"bad": "pse"}}, "known method, not 'pse'.*Did you mean 'pose'"),
+        ({"methods": {"bad": "pse"}}, "methods.bad: must be untouched or a known method, not 'pse'.*mean 'pose'"),
         ({"base": {"lengths": {"target": 128}}}, "target must be above"),
         ({"base": {"seed": 3}}, "base: seed is set by the study"),
         ({"development": {"seeds": [2]}}, "seeds and development.seeds must differ"),
         ({"development": {"domain": "none"}}, "no domain is called 'none'"),
-        ({"domains": {"books": {"evaluate": None}}}, "domains.books: says not what to measure"),
+        ({"domains": {"books": {"evaluate": []}}}, "domains.books: says not what to measure"),
         (
-            {"methods": {"Pose": {"train": {"max_steps": 5}}}},
+            {"methods": {"Pose": {"train": {"weight_decay": 0.5}}}},
             "two are called 'development-pose-linear-rate0.001-seed0'",
         ),
+        ({"seeds": [1, 1]}, "two are called .* or leave out a seed or rate that is there twice"),
+        ({"methods": {"bad": {"rope": "ntk"}}}, "methods.bad: rope is the same for all"),
+        ({"methods": {"bad": {"train": {"max_steps": 3}}}}, "methods.bad: train.max_steps is the same for all"),
+        ({"methods": {"bad": {"lengths": {"target": 512}}}}, "methods.bad: lengths.target is the same"),
+        ({"base": {"train": {"max_steps": 1, "per_device_train_batch_size": 1}}}, "more tokens than all of the budget"),
+        ({"domains": {"books": {"evaluate": ["harness"]}}}, "domains.books: harness has no context length"),
+        ({"domains": {"a book": {"data": "x", "evaluate": [PERPLEXITY]}}}, "not 'a book'"),
+        ({"domains": {"books": None}}, "nothing is reported. Add another domain"),
+        (
+            {"domains": {"dev": {"data": {"held_out_share": 1.0}}}},
+            "builtin:python is trained on.*held_out_share to 0.05",
+        ),
+        ({"development": {"evaluation": "passkey"}}, "passkey at 1,024 tokens decides"),
+        ({"development": {"context_length": "2k"}}, "perplexity at 2,048 tokens decides"),
         ({"seeds": []}, "seeds"),
         ({"equal": ["hours"]}, "equal"),
         ({"method": {}}, "Did you mean 'methods'"),

@@ -3,11 +3,16 @@
 import json
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from rich.console import Console
 
 from skipwise import UserError
@@ -21,7 +26,8 @@ def study_file(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
         {"name": "perplexity", "context_lengths": [64, 256], "stride": 32, "documents": 2, "final_tokens": 32},
         {"name": "passkey", "context_lengths": [256], "trials": 2},
     ]
-    domain = {"data": str(text_file), "dtype": "float32", "evaluate": evaluate}
+    data = {"source": str(text_file), "held_out_share": 0.3}
+    domain = {"data": data, "dtype": "float32", "evaluate": evaluate}
     values = {
         "base": {
             "model": {"path": str(pico_directory), "dtype": "float32"},
@@ -33,7 +39,7 @@ def study_file(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
         "seeds": [1],
         "equal": ["tokens"],
         "development": {"learning_rates": [1e-3, 1e-2], "domain": "dev"},
-        "domains": {"dev": domain, "test": domain},
+        "domains": {"dev": domain, "test": {**domain, "seed": 1}},
     }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -73,6 +79,7 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     assert "| pose |" in (output / "table.md").read_text()
     assert (output / "plots" / "perplexity.svg").exists()
     assert not list((output / "work").rglob("*.safetensors"))
+    assert "perplexity at 256" in (output / "logs" / "pose-seed1.txt").read_text()
     # What is finished needs neither its work nor its model.
     shutil.rmtree(output / "work")
     again = skipwise("study", study_file, "--output", output)
@@ -113,6 +120,11 @@ def test_what_is_refused(study_file: Path, tmp_path: Path) -> None:
     study = open_study(study_file, tmp_path / "out")
     with pytest.raises(UserError, match="no cell 'pose-seed1' to be run now"):
         run_one(study, "pose-seed1", Console(quiet=True))
+    values = yaml.safe_load(study_file.read_text())
+    values["domains"]["test"]["data"] = str(tmp_path / "none.jsonl")
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
+        open_study(tmp_path / "wrong.yaml", tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     with pytest.raises(UserError, match="is no study"):
@@ -132,6 +144,56 @@ def test_a_failed_cell_does_not_stop_the_others(study_file: Path, tmp_path: Path
     values["methods"].pop("full")
     study_file.write_text(yaml.safe_dump(values))
     output = skipwise("study", study_file, "--output", tmp_path / "out", "--jobs", 2, code=2)
-    assert "1 of 3 cells failed (broken-seed1); all others are finished" in output
+    assert "1 of 3 cells failed (broken-seed1); the others are finished" in output
     assert "needs documents of at least 100,000 tokens" in output
     assert {path.stem for path in (tmp_path / "out" / "cells").glob("*.json")} == {"untouched", "pose-seed1"}
+    # Of what is there the tables are made all the same.
+    assert "| pose |" in (tmp_path / "out" / "table.md").read_text()
+    assert "| pose |" in skipwise("study", study_file, "--output", tmp_path / "out", "--summary")
+
+
+def test_two_processes_do_not_run_the_same_cell(study_file: Path, tmp_path: Path) -> None:
+    study = open_study(study_file, tmp_path / "out")
+    name = "development-pose-rate0.01-seed0"
+    study.directory.work(name).parent.mkdir(parents=True)
+    with (
+        FileLock(study.directory.work(name).with_name(f".{name}.lock")),
+        pytest.raises(UserError, match=f"Another process is running {name}"),
+    ):
+        run_one(study, name, Console(quiet=True))
+
+
+def test_a_figure_that_fails_is_told_and_does_not_stop_the_study(study_file: Path, tmp_path: Path) -> None:
+    """A model whose frequencies depend on the length cannot be measured at two lengths in one pass."""
+    values = yaml.safe_load(study_file.read_text())
+    values["development"] = None
+    values["methods"] = {"pose": "pose", "mixed": {"rope": "mixed"}}
+    truncated = {"name": "truncated_perplexity", "context_lengths": [64, 256], "documents": 2}
+    values["domains"]["test"]["evaluate"] = [truncated]
+    del values["domains"]["dev"]
+    study_file.write_text(yaml.safe_dump(values))
+    study = open_study(study_file, tmp_path / "out")
+    for name in ("pose-seed1", "mixed-seed1"):
+        run_one(study, name, Console(quiet=True))
+    summary, _ = write_summary(study)
+    assert {row["method"] for row in summary["figures"]} == {"pose"}
+    assert {(one["cell"], one["figure"]) for one in summary["failed"]} == {
+        ("mixed-seed1", "truncated_perplexity/64"),
+        ("mixed-seed1", "truncated_perplexity/256"),
+    }
+
+
+def test_a_signal_stops_the_cells_too(study_file: Path, tmp_path: Path) -> None:
+    """They save, and the same command goes on."""
+    values = yaml.safe_load(study_file.read_text())
+    values["base"]["train"]["max_steps"] = 5000
+    study_file.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "skipwise", "study", str(study_file), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    work = tmp_path / "out" / "work"
+    while not list(work.glob("*/run/train.jsonl")) and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 130, output
+    assert list(work.glob("*/run/checkpoints/checkpoint-*/trainer_state.json"))

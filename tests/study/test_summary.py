@@ -1,11 +1,14 @@
 """Figures of a study from made-up cells, against sums by hand."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from skipwise import UserError
+from skipwise.evaluation.intervals import paired_shares
 from skipwise.report.study import draw_study, study_markdown
 from skipwise.study.cell import Finished
 from skipwise.study.config import Cell, StudyConfig, development_cells, final_cells, lengths_of, parse_study
@@ -16,20 +19,24 @@ TOKENS = [64, 64, 32]
 # Mean loss per token of each arm at 1,024 tokens, and what a seed adds.
 LOSS = {"untouched": 3.0, "interpolate": 2.5, "full": 2.0, "pose": 2.1, "three": 2.05}
 BY_SEED = {None: 0.0, 1: 0.01, 2: -0.01}
+# What documents and seeds add to the difference of one method from the others.
+OWN = {"three": ((0.02, -0.02, 0.0), 0.5), "full": ((0.001, -0.001, 0.0), 0.05)}
 
 
 def finished(cell: Cell, extra: float = 0.0) -> Finished:
     """Losses that differ by document, and keys that the better models find."""
     method, seed = cell.method, cell.seed
-    loss = LOSS[method] + BY_SEED.get(seed, 0.0) + extra
-    nll = [tokens * (loss + shift) for tokens, shift in zip(TOKENS, (0.3, -0.3, 0.0), strict=True)]
+    by_document, by_seed = OWN.get(method, ((0.0, 0.0, 0.0), 0.0))
+    loss = LOSS[method] + BY_SEED.get(seed, 0.0) * (1 + by_seed) + extra
+    shifts = [shift + own for shift, own in zip((0.3, -0.3, 0.0), by_document, strict=True)]
+    nll = [tokens * (loss + shift) for tokens, shift in zip(TOKENS, shifts, strict=True)]
     units = {
         "perplexity/256": {"example": ["0:1", "0:2", "0:3"], "nll": [0.5 * x for x in nll], "tokens": TOKENS},
         "perplexity/1024": {"example": ["0:1", "0:2", "0:3"], "nll": nll, "tokens": TOKENS},
         "passkey/1024": {"example": ["0", "1"], "score": [1, int(LOSS[method] < 2.3)]},
     }
     losses = [(1, 4.0 + BY_SEED.get(seed, 0.0)), (10, 3.0)] if seed is not None else []
-    return Finished({}, dict.fromkeys(cell.domains, units), losses, 0, {})
+    return Finished(dict.fromkeys(cell.domains, units), losses, {}, {})
 
 
 @pytest.fixture
@@ -67,11 +74,18 @@ def test_values_are_sums_over_sums_of_all_seeds(summary: dict[str, Any]) -> None
 
 
 def test_ratios_are_paired(summary: dict[str, Any]) -> None:
-    """Documents and seeds differ by far more than the methods do, but alike, so nothing of it is left."""
+    """Documents and seeds differ by far more than methods do, but mostly alike; only what is not alike counts.
+
+    Of three and pose the seeds' differences are -0.045 and -0.055, and documents add 0.02 * 64, -0.02 * 64 and 0 nats,
+    or 0.024, -0.024 and 0 beside their mean of 160 / 3 tokens: a standard error of sqrt(5e-5 / 2 + 5.76e-4 / 3), and
+    one degree of freedom, where the t distribution is Cauchy's.
+    """
     row = figure(summary, "three", "perplexity", 1024)
     assert row["over_reference"]["value"] == pytest.approx(math.exp(-0.05))
-    assert row["over_reference"]["interval"] == pytest.approx([math.exp(-0.05)] * 2)
-    assert row["p_value"] < 1e-6
+    error = math.sqrt(5e-5 / 2 + 5.76e-4 / 3)
+    half = math.tan(0.475 * math.pi) * error
+    assert row["over_reference"]["interval"] == pytest.approx([math.exp(-0.05 - half), math.exp(-0.05 + half)])
+    assert row["p_value"] == pytest.approx(1 - 2 * math.atan(0.05 / error) / math.pi)
     assert row["over_full"]["value"] == pytest.approx(math.exp(0.05))
     assert figure(summary, "pose", "perplexity", 256)["original_window_ratio"]["value"] == pytest.approx(
         math.exp(0.5 * (2.1 - 3.0))
@@ -81,16 +95,33 @@ def test_ratios_are_paired(summary: dict[str, Any]) -> None:
     assert "over_reference" not in figure(summary, "untouched", "perplexity", 1024)
     assert "over_full" not in figure(summary, "full", "perplexity", 1024, "steps")
     assert figure(summary, "full", "perplexity", 1024, "tokens")["over_full"]["value"] == pytest.approx(1.0)
-    assert figure(summary, "three", "passkey", 1024)["over_reference"] == {"value": 0.0, "interval": [0.0, 0.0]}
+    # Two of two by both is no certainty that they are alike.
+    equal = figure(summary, "three", "passkey", 1024)
+    assert (equal["over_reference"]["value"], equal["p_value"]) == (0.0, None)
+    assert equal["over_reference"]["interval"] == list(paired_shares(0, 0, 2))
+
+
+@pytest.mark.parametrize("reference", ["full", "untouched"])
+def test_any_method_can_be_the_reference(reference: str, study: StudyConfig) -> None:
+    other = study.model_copy(update={"reference": reference})
+    cells = [(cell, finished(cell)) for cell in final_cells(other, {})]
+    row = figure(summarise(other, lengths_of(other), cells, []), "pose", "perplexity", 1024)
+    assert row["over_reference"]["value"] == pytest.approx(math.exp(2.1 - LOSS[reference]))
+
+
+def test_cells_measured_on_other_documents_are_refused(study: StudyConfig) -> None:
+    cells = [(cell, replace(finished(cell), documents={"books": cell.method})) for cell in final_cells(study, {})]
+    with pytest.raises(UserError, match="those of books were others for full-steps-seed1 than"):
+        summarise(study, lengths_of(study), cells, [])
 
 
 def test_p_values_are_corrected_within_an_evaluation_and_length(summary: dict[str, Any]) -> None:
-    family = [
-        row["p_value_holm"]
-        for row in summary["figures"]
-        if row["evaluation"] == "passkey" and row.get("p_value") is not None
-    ]
-    assert family == [1.0] * 3  # full twice, three
+    rows = [row for row in summary["figures"] if (row["evaluation"], row["context_length"]) == ("perplexity", 1024)]
+    pairs = sorted((row["p_value"], row["p_value_holm"]) for row in rows if row.get("p_value") is not None)
+    values = [value for value, _ in pairs]
+    assert len(pairs) == 3 and 3 * values[0] < 1  # full twice, and three
+    expected = [3 * values[0], max(3 * values[0], 2 * values[1]), max(3 * values[0], 2 * values[1], values[2])]
+    assert [corrected for _, corrected in pairs] == pytest.approx([min(1.0, value) for value in expected])
 
 
 def test_the_lowest_mean_loss_chooses_the_rate(study: StudyConfig) -> None:
@@ -108,6 +139,8 @@ def test_the_lowest_mean_loss_chooses_the_rate(study: StudyConfig) -> None:
         ("three", None): 0.001,
     }
     assert all(row["at_edge"] for row in rows)
+    cells[0][1].units["dev"].pop("perplexity/1024")  # a rate that failed is out
+    assert choose_rates(study.development, cells, 1024)[0]["learning_rate"] != cells[0][0].learning_rate
     by_score = study.development.model_copy(update={"evaluation": "passkey"})
     assert [row["learning_rate"] for row in choose_rates(by_score, cells, 1024)] == [0.001] * 4
 
@@ -116,7 +149,7 @@ def test_tables_and_pictures_show_every_arm(summary: dict[str, Any], study: Stud
     text = study_markdown(summary)
     for arm in ("untouched", "interpolate", "full, equal steps", "full, equal tokens", "pose", "three"):
         assert f"| {arm} |" in text
-    assert "| perplexity | books | 1k | three | 0.951 [0.951, 0.951] | < 0.001 | < 0.001 |" in text
+    assert "| perplexity | books | 1k | three | 0.951 [0.789, 1.147] | 0.182 |" in text
     cells = [(cell, finished(cell)) for cell in final_cells(study, {})]
     losses = mean_losses(cells)
     assert losses["pose"] == [(1, pytest.approx(4.0)), (10, 3.0)]
