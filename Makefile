@@ -2,6 +2,8 @@
 # make test   all tests
 # make bench  all benchmarks but the trainings of time_to_quality.py (hours; their rows are kept), benchmarks/results.json
 #             and the tables and plots of docs/performance.md
+# make study-tiny TEXTS=DIRECTORY   the study of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl and
+#             proofs.jsonl (see that page). Cells that are committed are not run again; all of them take hours
 # make check  formatting, lint, types, tests: what CI runs
 #
 # On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:
@@ -12,7 +14,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
-.PHONY: bench demo demo-smollm2 evaluate-smollm2 tiny-model test lint check clean
+.PHONY: bench demo demo-smollm2 evaluate-smollm2 study-tiny tiny-model test lint check clean
 
 demo: .venv/installed
 	$(BIN)/skipwise demo --output runs/demo --resume
@@ -41,6 +43,11 @@ bench: $(SMOLLM2)
 	$(BIN)/python benchmarks/training.py $(SMOLLM2) --growth
 	$(BIN)/python benchmarks/time_to_quality.py --seconds
 	$(BIN)/python benchmarks/summary.py
+
+study-tiny: .venv/installed
+	$(BIN)/python scripts/long_texts.py runs/texts $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl
+	$(BIN)/skipwise study configs/studies/tiny-x8.yaml --output docs/results/tiny-x8 --jobs 2
+	$(BIN)/python scripts/summarise_studies.py docs/results/summary.json docs/results/tiny-x8
 
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py

@@ -41,25 +41,33 @@ class Study:
         read = [(cell, read_cell(self.directory, cell)) for cell in cells]
         return [(cell, own) for cell, own in read if own is not None]
 
-    def rates(self) -> list[dict[str, Any]] | None:
-        """The chosen learning rates; None while development is not finished."""
-        cells = list(development_cells(self.config))
-        done = self.finished(cells)
+    def rates(self) -> list[dict[str, Any]]:
+        """The chosen learning rate of each method whose development is finished."""
         if self.config.development is None:
             return []
-        if len(done) < len(cells):
-            return None
-        return choose_rates(self.config.development, done, self.lengths.target)
+        cells = list(development_cells(self.config))
+        done = self.finished(cells)
+        there = {cell.name for cell, _ in done}
+        unfinished = {_choice(cell) for cell in cells if cell.name not in there}
+        whole = [(cell, own) for cell, own in done if _choice(cell) not in unfinished]
+        return choose_rates(self.config.development, whole, self.lengths.target)
 
     def cells(self) -> list[Cell]:
-        """What can be run now: development, and when that is finished all that is reported."""
-        rates = self.rates()
-        if rates is None:
-            return list(development_cells(self.config))
-        return list(final_cells(self.config, _by_choice(rates)))
+        """What can be run now: development, and what is reported of methods whose development is finished."""
+        return [*development_cells(self.config), *self.final_cells(self.rates())]
+
+    def final_cells(self, rates: Sequence[Mapping[str, Any]]) -> list[Cell]:
+        """Of methods with a rate, and of those that need none."""
+        chosen = _chosen(rates)
+        undecided = {_choice(cell) for cell in development_cells(self.config)} - set(chosen)
+        return [cell for cell in final_cells(self.config, chosen) if _choice(cell) not in undecided]
 
 
-def _by_choice(rates: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
+def _choice(cell: Cell) -> Choice:
+    return cell.method, cell.scaling, cell.budget
+
+
+def _chosen(rates: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
     return {(row["method"], row["scaling"], row["budget"]): row["learning_rate"] for row in rates}
 
 
@@ -100,11 +108,9 @@ def run_one(study: Study, name: str, console: Console) -> None:
     """
     cell = next((cell for cell in study.cells() if cell.name == name), None)
     if cell is None:
-        cell = next((cell for cell in development_cells(study.config) if cell.name == name), None)
-    if cell is None:
         raise UserError(
-            f"There is no cell {name!r} to be run now. --print-commands lists them; those that are reported come after "
-            "development."
+            f"There is no cell {name!r} to be run now. --print-commands lists them; what is reported of a method comes "
+            "after its development."
         )
     write_text(study.directory.config, study.file.read_text(encoding="utf-8"))
     run_cell(study.config, cell, study.directory, console)
@@ -118,15 +124,15 @@ def run_study(study: Study, jobs: int, console: Console) -> None:
         KeyboardInterrupt: when the user stopped it; the same call goes on.
     """
     write_text(study.directory.config, study.file.read_text(encoding="utf-8"))
-    for _ in range(2):  # development, then what is reported
+    for _ in range(2):  # development, then all that needed it
         cells = study.cells()
         _run_all(study, [cell for cell in cells if read_cell(study.directory, cell) is None], jobs, console)
 
 
 def write_summary(study: Study) -> tuple[dict[str, Any], dict[str, list[tuple[int, float]]]]:
     """Write the summary of the cells that are there; it, and by arm the mean training loss by step."""
-    rates = study.rates() or []
-    done = study.finished(list(final_cells(study.config, _by_choice(rates))))
+    rates = study.rates()
+    done = study.finished(study.final_cells(rates))
     summary = summarise(study.config, study.lengths, done, rates)
     write_json(study.directory.summary, summary)
     return summary, mean_losses(done)
@@ -233,8 +239,7 @@ def _cores() -> int:
 def cost_rows(study: Study) -> list[list[str]]:
     """For each method: cells, steps, tokens and FLOPs of all of them, and how many are finished."""
     development = list(development_cells(study.config))
-    rates = study.rates() or []
-    final = list(final_cells(study.config, _by_choice(rates)))
+    final = list(final_cells(study.config, _chosen(study.rates())))
     shape = shape_of(read_config(str(study.config.base["model"]["path"])))
     groups: dict[tuple[str, str], list[Cell]] = {}
     for part, cells in (("development", development), ("reported", final)):

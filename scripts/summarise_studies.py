@@ -1,0 +1,49 @@
+"""One file of the figures of several studies, by base model, study, domain and length.
+
+python scripts/summarise_studies.py docs/results/summary.json docs/results/tiny-x8 ...
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from skipwise.runs import write_json
+
+
+def figures_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """By domain and length: of every method its figures, and what they are beside others."""
+    result: dict[str, Any] = {}
+    for row in summary["figures"]:
+        place = result.setdefault(row["domain"], {}).setdefault(str(row["context_length"]), {})
+        own = {key: row[key] for key in ("value", "interval", "seeds")}
+        place.setdefault(row["evaluation"], {})[row["arm"]] = own
+        for key in ("over_full", "original_window_ratio", "over_reference"):
+            if row.get(key) is not None:
+                beside = dict(row[key])
+                if key == "over_reference":
+                    beside |= {"p_value": row["p_value"], "p_value_holm": row.get("p_value_holm")}
+                place.setdefault(f"{row['evaluation']}_{key}", {})[row["arm"]] = beside
+                if key == "over_full" and row["arm"] == summary["reference"]:
+                    place["pose_over_full"] = beside["value"]
+    return result
+
+
+def main() -> None:
+    """Read every summary.json and write one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("studies", type=Path, nargs="+", help="directories of studies")
+    arguments = parser.parse_args()
+    merged: dict[str, Any] = {}
+    for directory in arguments.studies:
+        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+        about = {
+            key: summary[key] for key in ("original_length", "train_length", "target_length", "reference", "seeds")
+        }
+        merged.setdefault(summary["model"], {})[directory.name] = {**about, "domains": figures_of(summary)}
+    write_json(arguments.output, merged)
+
+
+if __name__ == "__main__":
+    main()
