@@ -9,6 +9,7 @@ from skipwise.report.figures import legend_below, length_axis, new_figure, save_
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -114,7 +115,7 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def draw_study(summary: Summary, losses: Mapping[str, Sequence[tuple[int, float]]], directory: Path) -> list[Path]:
-    """Pictures: each evaluation by length with a panel for each domain, and the training loss by step.
+    """Each evaluation by length with a panel per domain, differences from the reference at the target, losses by step.
 
     Args:
         summary: of a study.
@@ -131,6 +132,10 @@ def draw_study(summary: Summary, losses: Mapping[str, Sequence[tuple[int, float]
             _lines(axes, own, evaluation, summary)
         legend_below(figure, max(2, 2 * len(domains)))
         written.append(save_figure(figure, directory / f"{evaluation}.svg"))
+        at = longest_target(rows, summary)
+        compared = [row for row in rows if row.get("over_reference") and row["context_length"] == at]
+        if compared:
+            written.append(save_figure(_forest(compared, summary), directory / f"{evaluation}-differences.svg"))
     if losses:
         figure = new_figure(8, 5.2)
         axes = figure.add_subplot()
@@ -143,22 +148,50 @@ def draw_study(summary: Summary, losses: Mapping[str, Sequence[tuple[int, float]
     return written
 
 
+def longest_target(rows: Sequence[Row], summary: Summary) -> int:
+    """The longest measured length that is not beyond the target."""
+    return max((row["context_length"] for row in rows if row["context_length"] <= summary["target_length"]), default=0)
+
+
+def _forest(rows: Sequence[Row], summary: Summary) -> "Figure":
+    """Every arm beside the reference, with 95 % intervals; a panel for each domain."""
+    domains = _grouped(rows, "domain")
+    arms = list(_by_arm(rows))
+    figure = new_figure(3.2 * len(domains) + 2.4, 0.26 * len(arms) + 1.4)
+    loss = rows[0]["evaluation"] in LOSSES
+    panels = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
+    for axes, ((domain,), own) in zip(panels, domains.items(), strict=True):
+        for row in own:
+            difference = row["over_reference"]
+            low, high = difference["interval"] or [difference["value"]] * 2
+            height = len(arms) - arms.index(row["arm"])
+            axes.plot([low, high], [height] * 2, color="C0", linewidth=1.2)
+            axes.plot(difference["value"], height, "o", color="C0", markersize=4)
+        axes.axvline(1.0 if loss else 0.0, color="grey", linewidth=0.8, linestyle=":")
+        axes.set_title(domain)
+        axes.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(arms), 0, -1), arms)
+    what = f"{rows[0]['evaluation'].replace('_', ' ')} at {format_length(rows[0]['context_length'])}"
+    figure.supxlabel(f"{what}: {'over' if loss else 'minus'} that of {summary['reference']}", fontsize=9)
+    return figure
+
+
 def _lines(axes: "Axes", rows: Sequence[Row], evaluation: str, summary: Summary) -> None:
-    """One line per arm over the context lengths, with its intervals."""
+    """One line per arm over the context lengths; intervals, mostly the spread between documents, are in the tables."""
     for (arm, own), style in zip(_by_arm(rows).items(), styles(), strict=False):
         points = sorted(own, key=lambda row: row["context_length"])
         x = [row["context_length"] for row in points]
         y = [row["value"] for row in points]
         axes.plot(x, y, label=arm, marker="o", markersize=3, **style)
-        if all(row["interval"] for row in points):
-            low, high = zip(*(row["interval"] for row in points), strict=True)
-            axes.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
     axes.axvline(summary["original_length"], color="grey", linewidth=0.8, linestyle=":")
     length_axis(axes, sorted({row["context_length"] for row in rows}), "context length (tokens)")
     if evaluation in LOSSES:
         # What explodes would press all else together.
-        best = min(row["value"] for row in rows)
-        axes.set_ylim(bottom=0.95 * best, top=min(3 * best, 1.05 * max(row["value"] for row in rows)))
+        best, worst = (choice(row["value"] for row in rows) for choice in (min, max))
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.95 * best, top=min(8 * best, 1.05 * worst))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter("{x:,g}")
         axes.set_ylabel("perplexity")
     else:
         axes.set_ylim(-0.02, 1.02)

@@ -83,13 +83,15 @@ def open_study(file: Path, output: Path) -> Study:
     strange = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
     if (output.exists() and not output.is_dir()) or (strange and not directory.config.exists()):
         raise UserError(f"{output} exists and is no study. Choose another --output.")
-    study = Study(file, config, lengths_of(config), directory)
-    _check_sources(study)
-    return study
+    return Study(file, config, lengths_of(config), directory)
 
 
-def _check_sources(study: Study) -> None:
-    """Find what is not there before anything is trained."""
+def check_sources(study: Study) -> None:
+    """Find what is not there before anything is trained; tables of finished cells need no data.
+
+    Raises:
+        UserError: for data or packages that are missing.
+    """
     from skipwise.comparison.compare import check_early
     from skipwise.data.sources import check_source
 

@@ -16,7 +16,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from skipwise import UserError
-from skipwise.study.run import open_study, run_one, write_summary
+from skipwise.study.run import check_sources, open_study, run_one, write_summary
 from tests.test_cli import skipwise
 
 
@@ -125,7 +125,7 @@ def test_what_is_refused(study_file: Path, tmp_path: Path) -> None:
     values["domains"]["test"]["data"] = str(tmp_path / "none.jsonl")
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match=r"none\.jsonl does not exist"):
-        open_study(tmp_path / "wrong.yaml", tmp_path / "out")
+        check_sources(open_study(tmp_path / "wrong.yaml", tmp_path / "out"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     with pytest.raises(UserError, match="is no study"):

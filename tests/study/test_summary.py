@@ -155,6 +155,8 @@ def test_tables_and_pictures_show_every_arm(summary: dict[str, Any], study: Stud
     assert losses["pose"] == [(1, pytest.approx(4.0)), (10, 3.0)]
     assert "untouched" not in losses
     files = draw_study(summary, losses, tmp_path)
-    assert [file.name for file in files] == ["perplexity.svg", "passkey.svg", "loss.svg"]
+    assert [file.name for file in files] == [
+        *("perplexity.svg", "perplexity-differences.svg", "passkey.svg", "passkey-differences.svg", "loss.svg"),
+    ]
     before = [file.read_bytes() for file in files]
     assert before == [file.read_bytes() for file in draw_study(summary, losses, tmp_path)]
