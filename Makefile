@@ -2,7 +2,7 @@
 # make test   all tests
 # make bench  all benchmarks but the trainings of time_to_quality.py (hours; their rows are kept), benchmarks/results.json
 #             and the tables and plots of docs/performance.md
-# make study-tiny TEXTS=DIRECTORY   the study of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl and
+# make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl and
 #             proofs.jsonl (see that page). Cells that are committed are not run again; all of them take hours
 # make check  formatting, lint, types, tests: what CI runs
 #
@@ -47,7 +47,11 @@ bench: $(SMOLLM2)
 study-tiny: .venv/installed
 	$(BIN)/python scripts/long_texts.py runs/texts $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl
 	$(BIN)/skipwise study configs/studies/tiny-x8.yaml --output docs/results/tiny-x8 --jobs 2
-	$(BIN)/python scripts/summarise_studies.py docs/results/summary.json docs/results/tiny-x8
+	for study in explore confirm; do \
+	    $(BIN)/skipwise study configs/studies/tiny-$$study.yaml --output docs/results/tiny-$$study --jobs 2 || exit; \
+	done
+	$(BIN)/python scripts/summarise_studies.py docs/results/summary.json \
+	    docs/results/tiny-x8 docs/results/tiny-confirm docs/results/tiny-explore
 
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py

@@ -1,13 +1,14 @@
 """`skipwise search`: factors of the `mixed` RoPE scaling for one model, chosen by what the model does with them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from rich.console import Console
 
 from skipwise.config import RunConfig
@@ -17,7 +18,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.positions import example_rng
 from skipwise.rope import Mixed
-from skipwise.rope.search import Factors, evolve_factors
+from skipwise.rope.search import Factors, evolve_factors, rounded
 from skipwise.runs import append_line, read_lines, write_text
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 
 # Factors up to this multiple of Lt / Lc: the slowest dimensions may need more than their share (LongRoPE2).
 MOST_OVER_FACTOR = 2.0
-
-
 Fitness = Literal["needles", "text"]
+Scored = tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -79,23 +79,11 @@ def search_factors(config: RunConfig, search: Search, output: Path, console: Con
     bench = open_workbench(config.model_copy(update={"train": untrained}), lengths, console)
     depends_on = [to_yaml(config), str(lengths), json.dumps(bench.data_summary, sort_keys=True)]
     depends_on += [search.fitness, str(search.documents), str(search.population)]
-    setting = short_digest("\n".join(depends_on))
-    journal = output / "losses.jsonl"
-    lines = read_lines(journal)
-    if any(line["setting"] != setting for line in lines):
-        raise UserError(f"{output} holds another search, of other data or settings. Choose another --output.")
-    known = {tuple(line["factors"]): float(line["loss"]) for line in lines}
-
-    measure = _loss(bench, search, lengths)
-
-    def loss_of(factors: Factors) -> float:
-        if factors not in known:
-            known[factors] = measure(factors)
-            append_line(journal, {"factors": factors, "loss": known[factors], "setting": setting})
-        return known[factors]
-
-    ramp = _rounded(config.rope.factors(info.rotary_dim, info.theta, lengths))
-    linear = _rounded(np.full(info.rotary_dim // 2, lengths.factor))
+    loss_of = _remembered(
+        _loss(bench, _documents(bench, search, lengths), lengths), output, short_digest("\n".join(depends_on))
+    )
+    ramp = rounded(config.rope.factors(info.rotary_dim, info.theta, lengths))
+    linear = rounded(np.full(info.rotary_dim // 2, lengths.factor))
     rng = np.random.default_rng(np.random.SeedSequence((config.seed, lengths.target)))
     best = ramp
     for generation in evolve_factors(
@@ -105,7 +93,7 @@ def search_factors(config: RunConfig, search: Search, output: Path, console: Con
         best = generation.best
         console.print(
             f"generation {generation.number} of {search.generations}: loss {generation.loss:.4f}, with the ramp "
-            f"{known[ramp]:.4f}, with all dimensions interpolated {known[linear]:.4f}; {generation.tried} tried",
+            f"{loss_of(ramp):.4f}, with all dimensions interpolated {loss_of(linear):.4f}; {generation.tried} tried",
             highlight=False,
         )
     section = {"rope": {"name": "mixed", "long_factors": list(best)}}
@@ -113,40 +101,55 @@ def search_factors(config: RunConfig, search: Search, output: Path, console: Con
     return output / "rope.yaml"
 
 
-def _rounded(factors: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Factors:
-    return tuple(float(f"{factor:.6g}") for factor in factors)
+def _remembered(measure: Callable[[Factors], float], output: Path, setting: str) -> Callable[[Factors], float]:
+    """`measure`, with every loss kept in the directory and none measured twice."""
+    journal = output / "losses.jsonl"
+    lines = read_lines(journal)
+    if any(line["setting"] != setting for line in lines):
+        raise UserError(f"{output} holds another search, of other data or settings. Choose another --output.")
+    known = {tuple(line["factors"]): float(line["loss"]) for line in lines}
+
+    def loss_of(factors: Factors) -> float:
+        if factors not in known:
+            known[factors] = measure(factors)
+            append_line(journal, {"factors": factors, "loss": known[factors], "setting": setting})
+        return known[factors]
+
+    return loss_of
 
 
-def _loss(bench: "Workbench", search: Search, lengths: Lengths) -> Callable[[Factors], float]:
-    """Mean loss in nats of the tokens that count, of the same documents for all factors."""
+def _documents(bench: "Workbench", search: Search, lengths: Lengths) -> list[Scored]:
+    """Documents of the target length, and which of their tokens count."""
+    from skipwise.workbench import retrieval_documents
+
+    if search.fitness == "needles":
+        retrieval = retrieval_documents(bench.tokenizer, bench.sources, copies_share=0.0)
+        streams = (example_rng(bench.config.seed, 0, index) for index in range(search.documents))
+        return [retrieval.draw(lengths.target, rng) for rng in streams]
+    places = [
+        (source.documents, int(start))
+        for source in bench.sources
+        for start, stop in zip(source.documents.starts, source.documents.stops, strict=True)
+        if stop - start >= lengths.target
+    ]
+    if not places:
+        raise UserError(
+            f"--fitness text needs documents of {lengths.target:,} tokens, but there is none. Give longer ones, or "
+            "use --fitness needles."
+        )
+    scored = np.arange(lengths.target) >= lengths.target // 2
+    order = np.random.default_rng(bench.config.seed).permutation(len(places))[: search.documents]
+    chosen = [places[number] for number in order]
+    return [(documents.read(start, start + lengths.target), scored) for documents, start in chosen]
+
+
+def _loss(bench: "Workbench", documents: Sequence[Scored], lengths: Lengths) -> Callable[[Factors], float]:
+    """Mean loss in nats of the tokens that count."""
     import torch
 
     from skipwise.models.forward import autocast
     from skipwise.models.reading import score_tokens
     from skipwise.models.rope import set_rope_scaling
-    from skipwise.workbench import retrieval_documents
-
-    documents = []
-    if search.fitness == "needles":
-        retrieval = retrieval_documents(bench.tokenizer, bench.sources, copies_share=0.0)
-        for index in range(search.documents):
-            documents.append(retrieval.draw(lengths.target, example_rng(bench.config.seed, 0, index)))
-    else:
-        places = [
-            (source.documents, int(start))
-            for source in bench.sources
-            for start, stop in zip(source.documents.starts, source.documents.stops, strict=True)
-            if stop - start >= lengths.target
-        ]
-        if not places:
-            raise UserError(
-                f"--fitness text needs documents of {lengths.target:,} tokens, but there is none. Give longer ones, or "
-                "use --fitness needles."
-            )
-        scored = np.arange(lengths.target) >= lengths.target // 2
-        for index in np.random.default_rng(bench.config.seed).permutation(len(places))[: search.documents]:
-            source, start = places[index]
-            documents.append((source.read(start, start + lengths.target), scored))
 
     @torch.no_grad()
     def loss(factors: Factors) -> float:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from transformers import LlamaConfig
 
-from skipwise import FullLength, Lengths, UserError
+from skipwise import FullLength, Lengths, UserError, workbench
 from skipwise.config import LengthsConfig
 from skipwise.config_files import parse_config
 from skipwise.costs import Step
@@ -152,3 +153,27 @@ def test_an_interval_with_a_far_bound_is_shown_whole() -> None:
     table = comparison_markdown(stage_columns([near, far]))
     assert "| 20.00 ± 2.00 |" in table
     assert "| 146.00 [27.00, 2,676.00] |" in table
+
+
+def test_a_configuration_reaches_the_collator(
+    pico_directory: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail for each setting that was left out of the workbench."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(workbench, "train", lambda **keywords: bool(seen.update(keywords)) or True)
+    values = {
+        "model": {"path": str(pico_directory), "dtype": "float32"},
+        "lengths": {"target": 512},
+        "data": {"source": str(text_file), "held_out_share": 0.3},
+        "positions": "longrecipe",
+        "rope": "mixed",
+        "train": {"target_growth": 0.5, "eval_steps": 1, "save_steps": 1, "kl_weight": 0.0},
+    }
+    lengths = Lengths(original=64, train=64, target=512)
+    bench = workbench.open_workbench(parse_config(values), lengths, Console(quiet=True))
+    bench.train(RunDir(tmp_path / "run"))
+    collator = seen["collator"]
+    assert collator.whole_batches and collator.sentences is not None and collator.target_growth == 0.5
+    # Held-out windows are those of the target, also while it grows.
+    assert {seen["eval_dataset"][index]["progress"] for index in range(4)} == {1.0}
+    assert seen["dataset"][0]["progress"] == 0.0

@@ -21,8 +21,7 @@ class CREAM:
     head and tail are short, so that most of the window runs on as in pretraining (continuity); in the other half all
     three have the same length, so that more distances are met (relativity).
 
-    The paper draws one factor per step by interpolation in a table of the distribution; here the end of the middle is
-    drawn for every example, from the distribution itself.
+    The end of the middle is drawn for every example, from the normalised distribution itself.
 
     Attributes:
         edge: tokens of head and tail where they are short.

@@ -37,6 +37,10 @@ class PoSE:
         first_chunk: `any`: N - 1 distinct cuts uniform in 1 .. Lw - 1, as in the paper. `half`: the
             first chunk has `U{1, ..., (Lw + 1) // 2}` tokens, as in the authors' released code; two
             chunks only.
+        skips: `sequential`: one after the other as above; with many chunks the later skips crowd at the largest.
+            `sorted`: N - 1 independent uniform skips in order, so that all are spread evenly (the same for two
+            chunks). `ends`: two chunks; no skip in a quarter of the windows, the largest in another, uniform in
+            the rest: extra mass at the two ends, in the manner of LongEmbed (arXiv 2404.12096); the shares are ours.
     """
 
     name: Literal["pose"] = "pose"

@@ -40,9 +40,11 @@ def study_markdown(summary: Summary) -> str:
 
 def _heading(summary: Summary) -> str:
     lengths = [f"{summary[key]:,}" for key in ("original_length", "train_length", "target_length")]
+    seeds, planned = (", ".join(map(str, summary[key])) or "none" for key in ("seeds", "planned_seeds"))
+    unfinished = "" if seeds == planned else f" of {planned}: this study is not finished"
     return (
         f"# {summary['model']}: {lengths[0]} to {lengths[2]} tokens in windows of {lengths[1]}\n\n"
-        f"Seeds {', '.join(map(str, summary['seeds']))}. Brackets are 95 % intervals over seeds and documents."
+        f"Seeds {seeds}{unfinished}. Brackets are 95 % intervals over seeds and documents."
     )
 
 
@@ -132,7 +134,7 @@ def draw_study(summary: Summary, losses: Mapping[str, Sequence[tuple[int, float]
             _lines(axes, own, evaluation, summary)
         legend_below(figure, max(2, 2 * len(domains)))
         written.append(save_figure(figure, directory / f"{evaluation}.svg"))
-        at = longest_target(rows, summary)
+        at = _longest_target(rows, summary)
         compared = [row for row in rows if row.get("over_reference") and row["context_length"] == at]
         if compared:
             written.append(save_figure(_forest(compared, summary), directory / f"{evaluation}-differences.svg"))
@@ -148,7 +150,7 @@ def draw_study(summary: Summary, losses: Mapping[str, Sequence[tuple[int, float]
     return written
 
 
-def longest_target(rows: Sequence[Row], summary: Summary) -> int:
+def _longest_target(rows: Sequence[Row], summary: Summary) -> int:
     """The longest measured length that is not beyond the target."""
     return max((row["context_length"] for row in rows if row["context_length"] <= summary["target_length"]), default=0)
 

@@ -68,9 +68,14 @@ def evolve_factors(
 
 
 def _changed(factors: Factors, rng: np.random.Generator, most: float) -> Factors:
-    """A neighbour: one run of dimensions times one factor, made to rise again, six digits."""
+    """A neighbour: one run of dimensions times one factor, made to rise again."""
     logs: NDArray[np.float64] = np.log(np.asarray(factors))
     begin, end = np.sort(rng.choice(len(logs) + 1, size=2, replace=False))
     logs[begin:end] += rng.normal(0.0, STEP)
     logs = np.maximum.accumulate(np.clip(logs, 0.0, np.log(most)))
-    return tuple(float(f"{factor:.6g}") for factor in np.exp(logs))
+    return rounded(np.exp(logs))
+
+
+def rounded(factors: NDArray[np.float64]) -> Factors:
+    """Six digits, so that a file gives them back."""
+    return tuple(float(f"{factor:.6g}") for factor in factors)

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from skipwise.config import ModelConfig, RunConfig, TrainConfig
-from skipwise.config_files import parse_config, parse_evaluate_config, to_yaml
+from skipwise.config_files import parse_config, parse_evaluate_config, parse_section, to_yaml
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult, Stage
@@ -112,7 +112,7 @@ def _same_setting(stored: Mapping[str, Any], cell: Cell) -> bool:
     run = None if stored["run"] is None else parse_config(stored["run"])
     domains = {name: parse_evaluate_config(values) for name, values in stored["domains"].items()}
     return (
-        ModelConfig.model_validate(stored["model"]) == cell.model
+        parse_section(ModelConfig, stored["model"]) == cell.model
         and _what_matters(run) == _what_matters(cell.run)
         and domains == cell.domains
     )

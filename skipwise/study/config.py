@@ -206,10 +206,11 @@ def deciding_figure(development: Development, target: int) -> tuple[str, int]:
 
 def lengths_of(study: StudyConfig) -> Lengths:
     """The three lengths of `base`."""
-    return _lengths(_run(study, "base", {}, None))
+    return run_lengths(_run(study, "base", {}, None))
 
 
-def _lengths(config: RunConfig) -> Lengths:
+def run_lengths(config: RunConfig) -> Lengths:
+    """The three lengths of one run."""
     return resolve_target(config, *_windows(config.model.path, config.model.revision))
 
 
@@ -221,7 +222,7 @@ def _windows(path: str, revision: str | None) -> tuple[int, int]:
 def tokens_of_step(config: RunConfig) -> int:
     """How many tokens a training step has."""
     windows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-    return windows * window_tokens(config.method, _lengths(config))
+    return windows * window_tokens(config.method, run_lengths(config))
 
 
 # What decides a learning rate: method, scaling and budget.

@@ -15,13 +15,25 @@ from typing import Any
 
 from rich.console import Console
 
+from skipwise.costs import step_flops
 from skipwise.errors import UserError
+from skipwise.extension import teacher_weight
 from skipwise.lengths import Lengths
-from skipwise.models.shape import read_config, shape_of
-from skipwise.planning import window_tokens
+from skipwise.models.shape import ModelShape, read_config, shape_of
+from skipwise.planning import step_of, window_tokens
 from skipwise.runs import RunDir, write_json, write_text
 from skipwise.study.cell import Finished, StudyDir, read_cell, run_cell
-from skipwise.study.config import Cell, Choice, StudyConfig, development_cells, final_cells, lengths_of, parse_study
+from skipwise.study.config import (
+    Cell,
+    Choice,
+    StudyConfig,
+    development_cells,
+    final_cells,
+    lengths_of,
+    parse_study,
+    run_lengths,
+    tokens_of_step,
+)
 from skipwise.study.summary import choose_rates, mean_losses, summarise
 
 Done = list[tuple[Cell, Finished]]
@@ -242,14 +254,14 @@ def cost_rows(study: Study) -> list[list[str]]:
     """For each method: cells, steps, tokens and FLOPs of all of them, and how many are finished."""
     development = list(development_cells(study.config))
     final = list(final_cells(study.config, _chosen(study.rates())))
-    shape = shape_of(read_config(str(study.config.base["model"]["path"])))
+    shape = shape_of(read_config(final[0].model.path, final[0].model.revision))
     groups: dict[tuple[str, str], list[Cell]] = {}
     for part, cells in (("development", development), ("reported", final)):
         for cell in cells:
             groups.setdefault((part, f"{cell.method}{f', {cell.scaling}' if cell.scaling else ''}"), []).append(cell)
     rows, totals = [], [0.0] * 5
     for (part, name), cells in groups.items():
-        costs = [_cost(study, cell, shape) for cell in cells]
+        costs = [_cost(cell, shape) for cell in cells]
         row = [len(cells), len(study.finished(cells)), *(sum(cost[i] for cost in costs) for i in range(3))]
         totals = [total + own for total, own in zip(totals, row, strict=True)]
         rows.append([f"{part}: {name}", *_shown(row)])
@@ -261,15 +273,10 @@ def _shown(row: Sequence[float]) -> list[str]:
     return [*(f"{count:,.0f}" for count in row[:-1]), f"{row[-1]:.2g}"]
 
 
-def _cost(study: Study, cell: Cell, shape: Any) -> tuple[int, int, float]:
+def _cost(cell: Cell, shape: ModelShape) -> tuple[int, int, float]:
     """Steps, tokens and FLOPs of a cell's training."""
-    from skipwise.costs import step_flops
-    from skipwise.planning import step_of
-
     if cell.run is None or cell.run.method == "interpolate":
         return 0, 0, 0.0
-    window = window_tokens(cell.run.method, study.lengths)
-    teacher = cell.run.train.kl_weight
-    step = step_of(cell.run, window, window <= study.lengths.original if teacher is None else bool(teacher))
-    steps = cell.run.train.max_steps
-    return steps, steps * step.windows * step.accumulation * window, steps * step_flops(shape, step).total
+    lengths, steps = run_lengths(cell.run), cell.run.train.max_steps
+    step = step_of(cell.run, window_tokens(cell.run.method, lengths), bool(teacher_weight(cell.run, lengths)))
+    return steps, steps * tokens_of_step(cell.run), steps * step_flops(shape, step).total

@@ -123,7 +123,8 @@ def summarise(
         "train_length": lengths.train,
         "target_length": lengths.target,
         "reference": study.reference,
-        "seeds": list(study.seeds),
+        "seeds": sorted({cell.seed for cell, _ in finished if cell.seed is not None}),
+        "planned_seeds": list(study.seeds),
         "learning_rates": list(rates),
         "figures": rows,
         "failed": [

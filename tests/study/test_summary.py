@@ -149,6 +149,9 @@ def test_tables_and_pictures_show_every_arm(summary: dict[str, Any], study: Stud
     text = study_markdown(summary)
     for arm in ("untouched", "interpolate", "full, equal steps", "full, equal tokens", "pose", "three"):
         assert f"| {arm} |" in text
+    assert "Seeds 1, 2. Brackets" in text
+    half = summarise(study, lengths_of(study), [(c, finished(c)) for c in final_cells(study, {}) if c.seed != 2], [])
+    assert "Seeds 1 of 1, 2: this study is not finished." in study_markdown(half)
     assert "| perplexity | books | 1k | three | 0.951 [0.789, 1.147] | 0.182 |" in text
     cells = [(cell, finished(cell)) for cell in final_cells(study, {})]
     losses = mean_losses(cells)
