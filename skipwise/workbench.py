@@ -131,6 +131,7 @@ class Workbench:
             ],
             teacher=self._teacher(),
             compiled=config.torch_compile,
+            lean=config.gradient_checkpointing is True,
         )
         self.model.eval()
         return finished

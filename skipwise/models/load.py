@@ -21,6 +21,7 @@ from skipwise.config import ModelConfig
 from skipwise.errors import UserError
 from skipwise.models.attention import prefer_blocks
 from skipwise.models.locate import model_location
+from skipwise.models.memory import use_huge_pages
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 def load_model(config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model with its weights in `dtype`, in evaluation mode. GGUF files are dequantised."""
+    use_huge_pages()
     location, keywords = _sources(config)
     if "gguf_file" in keywords:
         keywords["quantization_config"] = GgufConfig(dequantize=True)

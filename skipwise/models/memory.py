@@ -1,6 +1,7 @@
-"""How a process keeps its memory."""
+"""How a process keeps its memory on a CPU."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,16 @@ from contextlib import contextmanager
 # From glibc's malloc.h, with its defaults: how many blocks may be mapped on their own, how much free memory is kept.
 _M_MMAP_MAX, _MMAP_MAX = -4, 65536
 _M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 128 * 1024
+# And the size from which a block is mapped on its own. Tensors of a whole layer are larger, tiles of attention smaller.
+_M_MMAP_THRESHOLD, _LARGE = -3, 16 * 2**20
+
+
+def use_huge_pages() -> None:
+    """Let torch ask for pages of 2 MB in large tensors, which are filled with zeros several times as fast.
+
+    For Linux. It holds if the process has made no tensor yet; a setting in the environment wins.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 @contextmanager
@@ -20,14 +31,31 @@ def freed_memory_kept() -> Iterator[bool]:
     Yields:
         Whether it does.
     """
-    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
-    if mallopt is None or trim is None:
+    library = _glibc()
+    if library is None:
         yield False
         return
     try:
-        yield bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
+        yield bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1))
     finally:
-        mallopt(_M_MMAP_MAX, _MMAP_MAX)
-        mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
-        trim(0)
+        library.mallopt(_M_MMAP_MAX, _MMAP_MAX)
+        library.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+        library.malloc_trim(0)
+
+
+def large_blocks_given_back() -> bool:
+    """Let the C library give every block of 16 MB or more back as soon as it is freed, from now on.
+
+    The opposite of `freed_memory_kept`, for steps that are to be small: a heap that holds large blocks of several sizes
+    is full of holes. The C library by itself raises its limit to 32 MB as blocks are freed.
+
+    Returns:
+        Whether it does: only glibc.
+    """
+    library = _glibc()
+    return library is not None and bool(library.mallopt(_M_MMAP_THRESHOLD, _LARGE))
+
+
+def _glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

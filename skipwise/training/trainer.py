@@ -15,7 +15,7 @@ from skipwise.config import TrainConfig
 from skipwise.errors import UserError
 from skipwise.models.forward import for_products, last_hidden_states
 from skipwise.models.load import vocabulary_size
-from skipwise.models.memory import freed_memory_kept
+from skipwise.models.memory import freed_memory_kept, large_blocks_given_back
 from skipwise.models.speedups import compiled_layers
 from skipwise.training.loss import chunked_cross_entropy, window_weights
 
@@ -188,11 +188,13 @@ def train(
     callbacks: list[TrainerCallback],
     teacher: Teacher | None,
     compiled: bool = False,
+    lean: bool = False,
 ) -> bool:
     """Train `model` in place, going on from the newest checkpoint in the output directory.
 
     Args:
         compiled: compile its layers.
+        lean: on a CPU give freed memory back at once, which takes a tenth of the time of a step.
 
     Returns:
         Whether training came to its end (and was not stopped by a signal).
@@ -209,8 +211,10 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)  # ours shows the progress
     with ExitStack() as stack:
-        if model.device.type == "cpu":
+        if model.device.type == "cpu" and not lean:
             stack.enter_context(freed_memory_kept())
+        elif model.device.type == "cpu":
+            large_blocks_given_back()
         if compiled:
             stack.enter_context(compiled_layers(model))
         trainer.train(resume_from_checkpoint=newest_checkpoint(Path(str(arguments.output_dir))))
