@@ -12,7 +12,7 @@ FLOAT32, BFLOAT16 = 4, 2
 LOGIT_ROWS = 512
 # On a CPU the heap grows by more than what is kept, since temporary tensors leave holes between those that stay, and
 # libraries claim buffers when they are first used. Both fitted to what was measured (docs/performance.md).
-CPU_HEAP, CPU_BUFFERS = 1.6, 40e6
+CPU_HEAP, CPU_BUFFERS = 1.5, 40e6
 ZERO_STAGES = (0, 1, 2, 3)
 
 

@@ -30,17 +30,17 @@ def test_freed_memory_is_kept_and_then_given_back() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_large_blocks_leave_no_holes() -> None:
-    # The C library serves the second block of this size from its heap, where small blocks above it keep it in place.
+    # When a block of this size has been freed, the C library serves others from its heap, where the upper of two keeps
+    # the lower in place.
     code = """
 import os, resource, torch
 from skipwise.models.memory import large_blocks_given_back
 if CHOSEN and not large_blocks_given_back():
     raise SystemExit(75)
-size, small = 25 * 2**20, []
-for _ in range(2):
-    large = torch.ones(size // 4)
-    small += [torch.ones(20_000) for _ in range(20)]
-    del large
+size = 25 * 2**20
+torch.ones(size // 4)
+lower, upper = torch.ones(size // 4), torch.ones(size // 4)
+del lower
 print(int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize())
 """
 
