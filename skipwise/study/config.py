@@ -31,14 +31,14 @@ class Development(Section):
     Attributes:
         learning_rates: the grid, the same for all methods.
         seeds: of training, apart from those that are reported.
-        domain: what the models are measured on; its documents should not be among those that are reported.
+        domains: what the models are measured on, which is not reported; every one counts alike.
         evaluation, context_length: the figure that decides; the lowest loss or the highest score wins. None is the
             target length.
     """
 
     learning_rates: Annotated[tuple[Annotated[Number, Field(gt=0.0)], ...], Strict(False), Field(min_length=1)]
     seeds: Seeds = (0,)
-    domain: str
+    domains: Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
     evaluation: str = "perplexity"
     context_length: Length | None = None
 
@@ -103,10 +103,10 @@ class StudyConfig(Section):
     def _development_stands_apart(self) -> "StudyConfig":
         if self.development is None:
             return self
-        name = self.development.domain
-        if name not in self.domains:
-            raise UserError(f"development: no domain is called {name!r}.{nearest(name, self.domains)}")
-        if len(self.domains) == 1:
+        for name in self.development.domains:
+            if name not in self.domains:
+                raise UserError(f"development: no domain is called {name!r}.{nearest(name, self.domains)}")
+        if set(self.domains) == set(self.development.domains):
             raise UserError(f"domains: {name} is for development, so nothing is reported. Add another domain.")
         both = sorted(set(self.seeds) & set(self.development.seeds))
         if both:
@@ -191,12 +191,13 @@ def _check_development_figure(study: StudyConfig) -> None:
     if study.development is None:
         return
     evaluation, length = deciding_figure(study.development, lengths_of(study).target)
-    specs = study.domains[study.development.domain].evaluate or ()
-    if not any(spec.name == evaluation and length in spec.context_lengths for spec in specs):
-        raise UserError(
-            f"development: {evaluation} at {length:,} tokens decides, but domains.{study.development.domain} does not "
-            "measure it. Add it there, or set development.evaluation and development.context_length."
-        )
+    for name in study.development.domains:
+        specs = study.domains[name].evaluate or ()
+        if not any(spec.name == evaluation and length in spec.context_lengths for spec in specs):
+            raise UserError(
+                f"development: {evaluation} at {length:,} tokens decides, but domains.{name} does not measure it. Add "
+                "it there, or set development.evaluation and development.context_length."
+            )
 
 
 def deciding_figure(development: Development, target: int) -> tuple[str, int]:
@@ -233,12 +234,12 @@ def development_cells(study: StudyConfig) -> Iterator[Cell]:
     """Every learning rate of the grid for every method that trains."""
     if study.development is None:
         return
-    domain = {study.development.domain: study.domains[study.development.domain]}
+    domains = {name: study.domains[name] for name in study.development.domains}
     for choice, trained in _choices(study).items():
         if trained:
             for rate in study.development.learning_rates:
                 for seed in study.development.seeds:
-                    yield _cell(study, choice, seed, rate, domain, development=True)
+                    yield _cell(study, choice, seed, rate, domains, development=True)
 
 
 def final_cells(study: StudyConfig, rates: Mapping[Choice, float]) -> Iterator[Cell]:
@@ -250,7 +251,7 @@ def final_cells(study: StudyConfig, rates: Mapping[Choice, float]) -> Iterator[C
     reported = {
         name: domain
         for name, domain in study.domains.items()
-        if study.development is None or name != study.development.domain
+        if study.development is None or name not in study.development.domains
     }
     choices = _choices(study)
     # Seed after seed, so that a study that is not finished has something of every method.

@@ -56,7 +56,7 @@ def arms_of(finished: Sequence[tuple[Cell, Finished]]) -> list[Arm]:
 
 
 def choose_rates(development: Development, finished: Sequence[tuple[Cell, Finished]], target: int) -> list[Row]:
-    """The learning rate of each method: that with the lowest mean loss, or the highest mean score.
+    """The learning rate of each method: that with the lowest mean loss, or the highest mean score, over all domains.
 
     A rate that failed for a seed is out.
 
@@ -70,17 +70,18 @@ def choose_rates(development: Development, finished: Sequence[tuple[Cell, Finish
     figure = "/".join(map(str, deciding_figure(development, target)))
     rows = []
     for arm in arms_of(finished):
-        by_rate: dict[float, list[Units | None]] = {}
+        by_rate: dict[float, list[Finished]] = {}
         for cell, own in arm.cells:
             assert cell.learning_rate is not None
-            by_rate.setdefault(cell.learning_rate, []).append(own.units[development.domain].get(figure))
-        whole = {rate: [own for own in units if own] for rate, units in sorted(by_rate.items()) if None not in units}
+            by_rate.setdefault(cell.learning_rate, []).append(own)
+        values = {rate: _over_domains(own, development.domains, figure) for rate, own in sorted(by_rate.items())}
+        whole = {rate: value for rate, value in values.items() if value is not None}
         if not whole:
             raise UserError(
                 f"No learning rate of {arm.name} gave {figure} in development. See its cells, and try lower ones."
             )
-        tried = [(rate, _shown(_mean(units), units[0])) for rate, units in whole.items()]
-        loss = "nll" in next(iter(whole.values()))[0]
+        loss = any("nll" in own.units[name].get(figure, ()) for _, own in arm.cells for name in development.domains)
+        tried = [(rate, _exp(value) if loss else value) for rate, value in whole.items()]
         best = (min if loss else max)(tried, key=lambda pair: pair[1])
         method, scaling, budget = arm.choice
         rows.append(
@@ -92,6 +93,17 @@ def choose_rates(development: Development, finished: Sequence[tuple[Cell, Finish
             }
         )
     return rows
+
+
+def _over_domains(finished: Sequence[Finished], domains: Sequence[str], figure: str) -> float | None:
+    """The mean over domains of what their documents and the seeds give; None where one of them failed."""
+    means = []
+    for name in domains:
+        units = [own.units[name].get(figure) for own in finished]
+        if None in units:
+            return None
+        means.append(_mean([one for one in units if one]).value)
+    return sum(means) / len(means)
 
 
 def summarise(

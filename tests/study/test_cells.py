@@ -27,7 +27,7 @@ STUDY: dict[str, Any] = {
     },
     "scalings": {"yarn": {"name": "yarn", "beta_fast": 4}, "linear": "linear"},
     "seeds": [1, 2],
-    "development": {"learning_rates": [1e-3, 2e-3], "seeds": [0], "domain": "dev"},
+    "development": {"learning_rates": [1e-3, 2e-3], "seeds": [0], "domains": ["dev"]},
     "domains": {
         "dev": {"data": {"source": "builtin:python", "held_out_share": 0.05}, "evaluate": [PERPLEXITY]},
         "books": {"data": "books.jsonl", "evaluate": [PERPLEXITY]},
@@ -113,7 +113,7 @@ def test_without_development_nothing_is_tuned(tmp_path: Path) -> None:
         ({"base": {"lengths": {"target": 128}}}, "target must be above"),
         ({"base": {"seed": 3}}, "base: seed is set by the study"),
         ({"development": {"seeds": [2]}}, "seeds and development.seeds must differ"),
-        ({"development": {"domain": "none"}}, "no domain is called 'none'"),
+        ({"development": {"domains": ["none"]}}, "no domain is called 'none'"),
         ({"domains": {"books": {"evaluate": []}}}, "domains.books: says not what to measure"),
         (
             {"methods": {"Pose": {"train": {"weight_decay": 0.5}}}},

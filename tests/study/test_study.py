@@ -38,7 +38,7 @@ def study_file(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
         "methods": {"untouched": "untouched", "pose": "pose", "full": "full"},
         "seeds": [1],
         "equal": ["tokens"],
-        "development": {"learning_rates": [1e-3, 1e-2], "domain": "dev"},
+        "development": {"learning_rates": [1e-3, 1e-2], "domains": ["dev"]},
         "domains": {"dev": domain, "test": {**domain, "seed": 1}},
     }
     path = tmp_path / "study.yaml"

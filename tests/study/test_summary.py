@@ -11,7 +11,15 @@ from skipwise import UserError
 from skipwise.evaluation.intervals import paired_shares
 from skipwise.report.study import draw_study, study_markdown
 from skipwise.study.cell import Finished
-from skipwise.study.config import Cell, StudyConfig, development_cells, final_cells, lengths_of, parse_study
+from skipwise.study.config import (
+    Cell,
+    Development,
+    StudyConfig,
+    development_cells,
+    final_cells,
+    lengths_of,
+    parse_study,
+)
 from skipwise.study.summary import choose_rates, mean_losses, summarise
 from tests.study.test_cells import write
 
@@ -143,6 +151,22 @@ def test_the_lowest_mean_loss_chooses_the_rate(study: StudyConfig) -> None:
     assert choose_rates(study.development, cells, 1024)[0]["learning_rate"] != cells[0][0].learning_rate
     by_score = study.development.model_copy(update={"evaluation": "passkey"})
     assert [row["learning_rate"] for row in choose_rates(by_score, cells, 1024)] == [0.001] * 4
+
+
+def test_every_domain_of_development_counts_alike(study: StudyConfig) -> None:
+    """The lower rate is better by 0.1 in one and worse by 0.2 in the other, which has far fewer documents."""
+    development = Development(learning_rates=(0.001, 0.002), domains=("dev", "proofs"))
+    cells = []
+    for cell in development_cells(study):
+        if cell.method == "pose":
+            lower = cell.learning_rate == 0.001
+            short = {"example": ["0:9"], "nll": [2.2 if lower else 2.0], "tokens": [1]}
+            own = finished(cell, 0.0 if lower else 0.1)
+            cells.append((cell, replace(own, units={**own.units, "proofs": {"perplexity/1024": short}})))
+    (row,) = choose_rates(development, cells, 1024)
+    assert row["learning_rate"] == 0.002
+    nll = sum(t * (2.2 + s) for t, s in zip(TOKENS, (0.3, -0.3, 0.0), strict=True)) / 160
+    assert dict(row["tried"])[0.002] == pytest.approx(math.exp((nll + 2.0) / 2))
 
 
 def test_tables_and_pictures_show_every_arm(summary: dict[str, Any], study: StudyConfig, tmp_path: Path) -> None:
