@@ -1,8 +1,10 @@
 """The command line."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +13,7 @@ from typer.core import TyperCommand
 
 from skipwise import __version__
 from skipwise.errors import UserError
+from skipwise.ranks import is_first, joined, leave_processes, rank
 
 app = typer.Typer(
     help="Extend the context window of a language model by training on short windows.",
@@ -18,9 +21,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(quiet=not is_first())
 errors = Console(stderr=True)
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers may try again
 
 
 class Command(TyperCommand):
@@ -73,6 +77,9 @@ def extend(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output directory.")] = False,
+    keep_checkpoints: Annotated[
+        bool, typer.Option("--keep-checkpoints", help="Keep the last checkpoints of the training when it is finished.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
 ) -> None:
     """Extend a model's context window, and measure it before and after."""
@@ -99,7 +106,13 @@ def extend(
 
     run = output or Path("runs") / f"{_short(config.model.path)}-{config.lengths.target}-{config.method}"
     rows = run_extension(
-        config, run, given=yaml.safe_dump(values, sort_keys=False), console=console, resume=resume, dry_run=dry_run
+        config,
+        run,
+        given=yaml.safe_dump(values, sort_keys=False),
+        console=console,
+        resume=resume,
+        dry_run=dry_run,
+        keep_checkpoints=keep_checkpoints,
     )
     if not dry_run:
         console.print(f"Model: {run / 'model'}", highlight=False)
@@ -417,7 +430,16 @@ def _short(path: str) -> str:
 
 def main() -> None:
     """Run a command; turn a user's mistake into one message and exit code 2."""
-    sys.exit(run(app))
+    signal.signal(signal.SIGTERM, _stop)  # a training puts its own in this place, which saves first
+    code = run(app)
+    if code in (0, STOPPED):  # after an error others may still wait for this process; its launcher ends them
+        leave_processes()
+    sys.exit(code)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """What is finished is written already, so the process can end where it is."""
+    raise SystemExit(STOPPED)
 
 
 def run(command: Callable[[], Any]) -> int:
@@ -425,16 +447,20 @@ def run(command: Callable[[], Any]) -> int:
     try:
         command()
     except UserError as error:
-        errors.print("[red]Error:[/red]", end=" ")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        if is_first() or joined():  # before, every process finds the same
+            errors.print("[red]Error:[/red]", end=" ")
+            of = "" if is_first() else f"process {rank()}: "
+            errors.print(f"{of}{error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:
-            errors.print("Interrupted. The same command goes on (extend and demo with --resume).", highlight=False)
+        if ended.code in (INTERRUPTED, STOPPED):
+            word = "Interrupted" if ended.code == INTERRUPTED else "Stopped"
+            errors.print(f"{word}. The same command goes on (extend and demo with --resume).", highlight=False)
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except Exception as error:
         if type(error).__name__ == "PreemptedError":  # its module imports what most commands do not need
-            errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-            return 75
+            if is_first():
+                errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            return STOPPED
         raise
     return 0

@@ -47,10 +47,14 @@ Number = Annotated[float, BeforeValidator(_to_float)]
 Share = Annotated[Number, Field(ge=0.0, le=1.0)]
 
 
+# Far more than anyone trains, and little enough that the order of all windows can be drawn.
+MOST_STEPS, MOST_WINDOWS = 1_000_000, 10_000
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, and strict about keys and types."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -192,16 +196,17 @@ class TrainConfig(Section):
             what goes into a layer; `selective` what is cheap, and keep matrix products and attention.
         torch_compile: compile the layers for training.
         use_liger_kernel: train with the fused GPU kernels of `liger-kernel`.
+        save_total_limit: checkpoints that are kept while training. With one only, nothing is left if it gets damaged.
         eval_steps: loss on held-out windows every so many steps; None for never.
         load_best_model_at_end: keep the checkpoint with the lowest such loss.
     """
 
-    max_steps: Annotated[int, Field(ge=0)] = 200
+    max_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 200
     learning_rate: Annotated[Number, Field(gt=0.0)] = 1.0e-5
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     warmup_steps: Annotated[int, Field(ge=0)] = 10
-    per_device_train_batch_size: Annotated[int, Field(ge=1)] = 4
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=MOST_WINDOWS)] = 4
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=MOST_WINDOWS)] = 1
     weight_decay: Annotated[Number, Field(ge=0.0)] = 0.0
     adam_beta2: Annotated[Number, Field(gt=0.0, lt=1.0)] = 0.999
     max_grad_norm: Annotated[Number, Field(gt=0.0)] = 1.0
@@ -211,7 +216,7 @@ class TrainConfig(Section):
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
     logging_steps: Annotated[int, Field(ge=1)] = 5
     save_steps: Annotated[int, Field(ge=1)] = 50
-    save_total_limit: Annotated[int, Field(ge=1)] = 1
+    save_total_limit: Annotated[int, Field(ge=1)] = 2
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     load_best_model_at_end: bool = False
     untouched_share: Share = 0.25

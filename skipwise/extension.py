@@ -21,6 +21,7 @@ from skipwise.lengths import Lengths, format_length
 from skipwise.models.locate import model_location
 from skipwise.models.shape import shape_of
 from skipwise.planning import Plan, describe_plan, make_plan, resolve_target, step_of, window_tokens
+from skipwise.ranks import is_first, wait_for_all, world_size
 from skipwise.runs import RunDir, write_json, write_text
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Length
         shape=shape,
         steps=config.train.max_steps,
         step=step_of(config, window_tokens(config.method, lengths), bool(config.train.kl_weight)),
+        processes=world_size(),
     )
 
 
@@ -139,6 +141,7 @@ def extend(
     console: Console,
     resume: bool = False,
     dry_run: bool = False,
+    keep_checkpoints: bool = False,
 ) -> list[EvalResult]:
     """Extend a model's context window, and measure what came of it.
 
@@ -149,6 +152,7 @@ def extend(
         console: where progress and tables go.
         resume: go on with the run in `output`.
         dry_run: stop after the plan; nothing is written.
+        keep_checkpoints: of the training, with their optimizer, when the model is written.
 
     Returns:
         Every row of `results.jsonl`.
@@ -158,7 +162,8 @@ def extend(
         PreemptedError: when a signal stopped the training; `resume` goes on.
     """
     run = RunDir(output)
-    check_early(config, run, resume)
+    if is_first():
+        check_early(config, run, resume)
 
     from skipwise.models.load import count_parameters, load_config
 
@@ -173,12 +178,16 @@ def extend(
     from skipwise.workbench import open_workbench
 
     resolved = to_yaml(config)
-    run.claim(resume, resolved)
+    if is_first():
+        run.claim(resume, resolved)
     bench = open_workbench(config, lengths, console)  # may still find the data wanting
     bench.check()
-    _write_start(run, config, plan, bench, given, resolved)
+    if is_first():
+        _write_start(run, config, plan, bench, given, resolved)
+    wait_for_all()
     _measure_and_train(run, bench, config, lengths, console)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
+    if is_first() and not keep_checkpoints:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
     rows = run.read_results()
     for warning in retrieval_warnings(rows, lengths.original):
         console.print(f"[yellow]Warning:[/yellow] {warning}")
@@ -268,10 +277,12 @@ def _evaluate(
     specs: tuple[EvaluationSpec, ...],
     console: Console,
 ) -> None:
-    """Measure what is not in the results yet, and add each row as soon as it is there."""
-    with console.status(f"evaluating the {stage} model") as status:
-        for rows in bench.evaluate(run, stage, name, window, specs, status):
-            run.add_results(rows)
+    """Measure what is not in the results yet, and add each row as soon as it is there. The other processes wait."""
+    if is_first():
+        with console.status(f"evaluating the {stage} model") as status:
+            for rows in bench.evaluate(run, stage, name, window, specs, status):
+                run.add_results(rows)
+    wait_for_all()
 
 
 @contextmanager
@@ -281,9 +292,10 @@ def timed(run: RunDir, part: str) -> Iterator[None]:
     try:
         yield
     finally:
-        seconds: dict[str, Any] = json.loads(run.timings.read_text()) if run.timings.exists() else {}
-        seconds[part] = round(seconds.get(part, 0.0) + time.monotonic() - started, 1)
-        write_json(run.timings, seconds)
+        if is_first():
+            seconds: dict[str, Any] = json.loads(run.timings.read_text()) if run.timings.exists() else {}
+            seconds[part] = round(seconds.get(part, 0.0) + time.monotonic() - started, 1)
+            write_json(run.timings, seconds)
 
 
 def retrieval_warnings(rows: list[EvalResult], original: int) -> list[str]:

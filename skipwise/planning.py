@@ -68,16 +68,18 @@ def make_plan(
     shape: ModelShape | None,
     steps: int,
     step: Step,
+    processes: int = 1,
 ) -> Plan:
     """Derive every figure of the plan.
 
     Args:
         parameters: of the model.
         shape: its sizes, where they are known.
-        step: what is done in one of the steps.
+        step: what one process does in one of the steps.
+        processes: that share the work.
     """
     window = window_tokens(method, lengths)
-    windows = step.windows * step.accumulation
+    windows = step.windows * step.accumulation * processes
     return Plan(
         model=model,
         method=method,
@@ -92,7 +94,7 @@ def make_plan(
         train_tokens=steps * windows * window,
         attention_saving=(lengths.target / window) ** 2,
         parameters=parameters,
-        train_flops=None if shape is None else steps * step_flops(shape, step).total,
+        train_flops=None if shape is None else steps * processes * step_flops(shape, step).total,
     )
 
 

@@ -200,7 +200,10 @@ class RunDir:
     def _only_begun(self) -> bool:
         """Whether there is nothing but what a run writes first."""
         first = {self.config.name, self.environment.name, self.plan.name, self.data.name}
-        return self.path.is_dir() and {path.name for path in self.path.iterdir()} <= first
+        # What was being written when a process was killed is hidden.
+        return (
+            self.path.is_dir() and {path.name for path in self.path.iterdir() if not path.name.startswith(".")} <= first
+        )
 
     def read_results(self) -> list[EvalResult]:
         """The rows measured so far; empty for a new run."""

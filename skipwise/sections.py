@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
 # Read by pydantic wherever the class is used as a field. (Its strict mode would refuse a mapping.)
-SECTION_CONFIG = {"extra": "forbid"}
+SECTION_CONFIG = {"extra": "forbid", "allow_inf_nan": False}
 
 T = TypeVar("T")
 

@@ -1,6 +1,5 @@
 """Model, tokenizer and data of one extension, and what is done with them. Everything here needs torch."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +33,7 @@ from skipwise.models.rope import read_rope, set_rope_scaling
 from skipwise.models.speedups import usable_attention, usable_speedups, use_liger
 from skipwise.planning import window_tokens
 from skipwise.positions import LongRecipe
+from skipwise.ranks import is_first, join_processes, world_size
 from skipwise.rope import Mixed
 from skipwise.runs import RunDir
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
@@ -41,6 +41,8 @@ from skipwise.training.trainer import Teacher, check_loss, train, training_argum
 
 # Windows on which the loss is watched during training.
 EVAL_WINDOWS = 32
+# Their order takes 16 bytes each.
+MOST_EXAMPLES = 2**28
 
 
 @dataclass
@@ -130,6 +132,7 @@ class Workbench:
                 *callbacks,
             ],
             teacher=self._teacher(),
+            say=lambda line: self.console.print(line, highlight=False),
             compiled=config.torch_compile,
             lean=config.gradient_checkpointing is True,
         )
@@ -144,7 +147,7 @@ class Workbench:
 
     def save(self, run: RunDir) -> None:
         """Write the checkpoint, unless it is there."""
-        if not (run.model / "config.json").is_file():
+        if is_first() and not (run.model / "config.json").is_file():
             card = model_card(self.config, self.lengths)
             save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
 
@@ -153,6 +156,11 @@ class Workbench:
         self.model = load_model(trained, self.model.device)
 
     def _examples(self, count: int) -> TrainingExamples:
+        if count > MOST_EXAMPLES:
+            raise UserError(
+                f"A run has at most {MOST_EXAMPLES:,} windows, since their order is drawn at its start, but {count:,} "
+                "are asked for. Lower train.max_steps or the batch."
+            )
         share = self.config.data.retrieval_share
         retrieval = retrieval_documents(self.tokenizer, self.sources)
         length = window_tokens(self.config.method, self.lengths)
@@ -181,7 +189,8 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
             f"Retrieval documents need a training window of 32 tokens, but it has {lengths.train}. "
             "Raise the train length, or set data.retrieval_share to 0."
         )
-    _check_single_process()
+    _check_processes()
+    join_processes(default_device())
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.model)
@@ -228,12 +237,13 @@ def _speed_up(model: PreTrainedModel, config: TrainConfig) -> None:
         recompute_activations(model, "selective" if config.gradient_checkpointing == "selective" else "all")
 
 
-def _check_single_process() -> None:
-    """Refuse what would silently go wrong until several processes are supported."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.accelerator.device_count() > 1:
+def _check_processes() -> None:
+    """Refuse what the Trainer would make of several accelerators in one process: copies of the model in threads."""
+    count = torch.accelerator.device_count()
+    if world_size() == 1 and count > 1:
         raise UserError(
-            f"A run takes one process and one accelerator, but there are {os.environ.get('WORLD_SIZE', '1')} and "
-            f"{torch.accelerator.device_count()}. Start it without a launcher, with CUDA_VISIBLE_DEVICES=0."
+            f"A process takes one accelerator, but there are {count}. Start the same command as torchrun "
+            f"--nproc_per_node {count} -m skipwise, or set CUDA_VISIBLE_DEVICES=0."
         )
 
 

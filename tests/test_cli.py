@@ -186,9 +186,14 @@ def test_echoes(config_file: Path, tmp_path: Path) -> None:
     assert "sdpa or eager" in " ".join(skipwise("extend", config_file, *flags, *flex, code=2).split())
 
 
-def test_more_than_one_process_is_refused(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_cannot_meet_are_refused(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "one process" in skipwise("extend", config_file, "--output", tmp_path / "run", code=2)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    output = skipwise("extend", config_file, "--output", tmp_path / "run", code=2)
+    assert "WORLD_SIZE is 2, but MASTER_ADDR is not set" in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_dry_run_writes_nothing(config_file: Path, tmp_path: Path) -> None:

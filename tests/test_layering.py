@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "skipwise"
 # From the bottom up; a module may import from its own layer and those before it.
 LAYERS = [
-    ["errors", "sections", "lengths", "digests"],
+    ["errors", "sections", "lengths", "digests", "ranks"],
     ["positions", "rope"],
     ["evaluation.specs"],
     ["config", "config_files", "runs", "coverage", "models", "data", "environment"],

@@ -174,8 +174,8 @@ class WindowCollator:
             one of scores, which sdpa and eager attention take, but not flash and flex attention.
         sentences: what tokens say about sentences (`sentences_of`), for the sampler that skips between them.
         target_growth: share of the training over which the target grows from the train length to its own.
-        mark_text: add `text_runs_on`, bool[batch, window]: whether the text up to a token has no gap. For
-            `WindowTrainer`; a model's own forward pass does not take it.
+        mark_text: add what `WindowTrainer` takes, and a model's own forward pass does not: `text_runs_on`,
+            bool[batch, window]: whether the text up to a token has no gap; `visit`, int64[batch, 3], of the features.
     """
 
     sampler: PositionSampler
@@ -240,6 +240,7 @@ class WindowCollator:
         echo = echo_mask(missing, rng) if missing.any() and rng.random() < self.echo_share else None
         row = {"input_ids": ids, "position_ids": window.position_ids, "labels": labels}
         if self.mark_text:
+            row["visit"] = np.array(feature.get("visit", (-1, -1, -1)))
             row["text_runs_on"] = window.token_index - window.token_index[0] == np.arange(len(ids))
         return row, echo
 

@@ -1,6 +1,6 @@
 """Forward passes that never make more logits than they need."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -11,18 +11,44 @@ from transformers import PreTrainedModel
 CHUNK_ROWS = 512
 
 
-def last_hidden_states(model: nn.Module, unwrapped: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """float[batch, n, d]: what the output layer is applied to, in the dtype of matrix products.
+def loss_for_logits(
+    model: nn.Module,
+    unwrapped: PreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    loss: Callable[[torch.Tensor, nn.Module], torch.Tensor],
+) -> torch.Tensor:
+    """What `loss` makes of the last hidden states and the output layer, in the place where that would make logits.
 
-    Taken from the decoder by a hook while the whole (wrapped) model runs, with logits for one token
-    only: data parallelism needs the whole, memory must not hold all logits.
+    Only there, inside the forward pass of the whole (wrapped) model, have engines that shard weights among devices
+    those of the output layer together.
 
     Args:
-        model: the model as wrapped for data parallelism, or as it is.
+        model: the model as wrapped for several devices, or as it is.
         unwrapped: the model itself.
         inputs: keywords of its forward pass.
+        loss: of float[batch, n, d] and the output layer.
     """
-    with _captured(unwrapped.get_decoder()) as captured:
+    head = unwrapped.get_output_embeddings()
+    before = vars(head).get("forward")
+    head.forward = lambda hidden: loss(for_products(hidden), head)
+    try:
+        result: torch.Tensor = model(**inputs, use_cache=False).logits
+    finally:
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before
+    return result
+
+
+def last_hidden_states(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """float[batch, n, d]: what the output layer is applied to, in the dtype of matrix products.
+
+    Args:
+        model: whole, on one device. Makes logits of one token only.
+        inputs: keywords of its forward pass.
+    """
+    with _captured(model.get_decoder()) as captured:
         model(**inputs, use_cache=False, logits_to_keep=1)
     return for_products(captured[0])
 
@@ -66,7 +92,7 @@ def log_probabilities(
     assert not scored[:, 0].any(), "nothing stands before the first token"
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
-    rows = last_hidden_states(model, model, inputs)[:, :-1][scored[:, 1:].to(model.device)]
+    rows = last_hidden_states(model, inputs)[:, :-1][scored[:, 1:].to(model.device)]
     targets = inputs["input_ids"][:, 1:][scored[:, 1:].to(model.device)]
     head = model.get_output_embeddings()
     log_probs, greedy = [], []

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from skipwise.ranks import any_of
+from skipwise.runs import append_line, read_lines, write_text
+
 # Without a terminal a bar makes no sense; a line every so many seconds does.
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -79,6 +82,12 @@ class TrainLog(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Drop what was logged after the checkpoint that training goes on from: it comes again."""
+        if state.is_world_process_zero:
+            lines = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -89,8 +98,7 @@ class TrainLog(TrainerCallback):
     ) -> None:
         """One line per entry, with its step."""
         if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            append_line(self.path, {"step": state.global_step, **logs})
 
 
 class StopOnSignal(TrainerCallback):
@@ -110,8 +118,8 @@ class StopOnSignal(TrainerCallback):
         self._restore()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask the Trainer to save and stop."""
-        if self.stopped:
+        """Ask the Trainer to save and stop: all processes after the same step, whichever got the signal first."""
+        if any_of(self.stopped, args.device):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

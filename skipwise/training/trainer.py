@@ -1,5 +1,7 @@
 """The Hugging Face Trainer, with our windows and our loss."""
 
+import math
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -7,20 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
 
 from skipwise.config import TrainConfig
 from skipwise.errors import UserError
-from skipwise.models.forward import for_products, last_hidden_states
+from skipwise.models.forward import for_products, last_hidden_states, loss_for_logits
 from skipwise.models.load import vocabulary_size
 from skipwise.models.memory import freed_memory_kept, large_blocks_given_back
 from skipwise.models.speedups import compiled_layers
+from skipwise.planning import format_bytes
+from skipwise.ranks import from_first, is_first, wait_for_all
+from skipwise.training.checkpoints import UNFINISHED, newest_checkpoint, publish
 from skipwise.training.loss import chunked_cross_entropy, window_weights
 
 # Share by which our loss may differ from that of the model's own logits.
 LOSS_TOLERANCE = 0.02
+# A loss of more than so many times that of guessing every token with the same probability is no training any more.
+EXPLODED = 3.0
 
 
 @dataclass(frozen=True)
@@ -50,10 +60,71 @@ class WindowTrainer(Trainer):
         self.teacher = teacher
         # Ours is a mean over windows, so Trainer must divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
+        self._aside: str | None = None
+        self._visits: list[list[int]] = []
+        chance = math.log(vocabulary_size(self.accelerator.unwrap_model(self.model)))
+        self._largest_loss = EXPLODED * chance * (1 + (teacher.kl_weight if teacher else 0))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         """In order: the data set is shuffled already, and the same for any number of ranks."""
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where checkpoints go; while one is written, aside."""
+        return self._aside or str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint is whole or it is not there, and older ones go only when it is."""
+        checkpoints = Path(str(self.args.output_dir))
+        aside, name = checkpoints / UNFINISHED, f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        wait_for_all()
+        self._aside = str(aside)
+        try:
+            super()._save_checkpoint(model, trial)
+            wait_for_all()
+            if self.state.best_global_step:  # looked for aside
+                self.state.best_model_checkpoint = str(checkpoints / f"checkpoint-{self.state.best_global_step}")
+            if self.args.should_save:
+                self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
+                publish(aside / name, checkpoints / name)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            free = shutil.disk_usage(checkpoints).free
+            raise UserError(
+                f"{name} cannot be written to {checkpoints} ({format_bytes(free)} free): {error}. Earlier ones are as "
+                "they were. Make room, and the same command with --resume goes on."
+            ) from error
+        finally:
+            self._aside = None
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+            rotate_checkpoints(
+                str(checkpoints), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=False
+            )
+        wait_for_all()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Before the optimizer uses them, gradients must be numbers."""
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        if not math.isfinite(float(norm)):
+            raise self._diverged(f"the norm of the gradients is {float(norm)}")
+        return norm
+
+    def _check_loss(self, loss: torch.Tensor, visits: torch.Tensor | None) -> None:
+        """A model that has lost its mind must not be trained on, nor written."""
+        self._visits = [] if visits is None else visits.tolist()
+        if not float(loss) <= self._largest_loss:  # nor where it is not a number
+            raise self._diverged(f"the loss is {float(loss):.4g}")
+
+    def _diverged(self, what: str) -> UserError:
+        windows = ", ".join(f"piece {piece} of source {source}" for _, piece, source in self._visits)
+        return UserError(
+            f"In step {self.state.global_step + 1} {what}; nothing of it is saved. "
+            f"The windows were {windows or 'not numbered'}. Start again with a lower train.learning_rate or more "
+            "train.warmup_steps, or leave these documents out."
+        )
 
     def compute_loss_context_manager(self) -> "ExitStack[bool | None]":
         """Autocast around the whole loss; Trainer has it around the model's own forward pass only."""
@@ -69,12 +140,18 @@ class WindowTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Mean over windows of the mean loss of their labelled tokens, in nats."""
+        inputs = dict(inputs)
+        visits = inputs.pop("visit", None)
         loss = window_loss(model, self.accelerator.unwrap_model(model), inputs, self.teacher)
+        self._check_loss(loss.detach(), visits)
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Any, None, None]:
         """Held-out windows: only the loss, without the teacher's term, and never logits."""
-        inputs = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}  # nor echoes
+        inputs = {
+            **{key: value for key, value in inputs.items() if key != "visit"},
+            "attention_mask": torch.ones_like(inputs["input_ids"]),
+        }  # nor echoes
         with torch.no_grad(), self.compute_loss_context_manager():
             unwrapped = self.accelerator.unwrap_model(model)
             return window_loss(model, unwrapped, self._prepare_inputs(inputs)).detach(), None, None
@@ -101,26 +178,20 @@ def window_loss(
     labelled = labels != -100
     if inputs["attention_mask"].is_floating_point():
         inputs["attention_mask"] = for_products(inputs["attention_mask"])
-    hidden = last_hidden_states(model, unwrapped, inputs)[:, :-1][labelled]
-    head = unwrapped.get_output_embeddings()
-    teacher_hidden = teacher_weight = kl_weights = None
+    ids, targets, weights = inputs["input_ids"], labels[labelled], weights[labelled]
+    taught: dict[str, torch.Tensor] = {}
     if teacher is not None:
-        ids = inputs["input_ids"]
         ordinary = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
-            teacher_hidden = last_hidden_states(teacher.model, teacher.model, ordinary)[:, :-1][labelled]
-        teacher_weight = teacher.model.get_output_embeddings().weight
-        kl_weights = teacher.kl_weight * text_runs_on[:, :-1][labelled]
-    return chunked_cross_entropy(
-        hidden,
-        head.weight,
-        labels[labelled],
-        weights[labelled],
-        bias=getattr(head, "bias", None),
-        teacher_hidden=teacher_hidden,
-        teacher_weight=teacher_weight,
-        kl_weights=kl_weights,
-    )
+            taught["teacher_hidden"] = last_hidden_states(teacher.model, ordinary)[:, :-1][labelled]
+        taught["teacher_weight"] = teacher.model.get_output_embeddings().weight
+        taught["kl_weights"] = teacher.kl_weight * text_runs_on[:, :-1][labelled]
+
+    def loss(hidden: torch.Tensor, head: nn.Module) -> torch.Tensor:
+        rows, bias = hidden[:, :-1][labelled], getattr(head, "bias", None)
+        return chunked_cross_entropy(rows, head.weight, targets, weights, bias=bias, **taught)  # type: ignore[arg-type]
+
+    return loss_for_logits(model, unwrapped, inputs, loss)
 
 
 @torch.no_grad()
@@ -187,17 +258,22 @@ def train(
     eval_dataset: Dataset[Any] | None,
     callbacks: list[TrainerCallback],
     teacher: Teacher | None,
+    say: Callable[[str], None] = print,
     compiled: bool = False,
     lean: bool = False,
 ) -> bool:
     """Train `model` in place, going on from the newest checkpoint in the output directory.
 
     Args:
+        say: told of checkpoints that are damaged.
         compiled: compile its layers.
         lean: on a CPU give freed memory back at once, which takes a tenth of the time of a step.
 
     Returns:
         Whether training came to its end (and was not stopped by a signal).
+
+    Raises:
+        UserError: when loss or gradients are no numbers any more, or a checkpoint cannot be written.
     """
     use_cache = model.config.use_cache
     trainer = WindowTrainer(
@@ -217,13 +293,7 @@ def train(
             large_blocks_given_back()
         if compiled:
             stack.enter_context(compiled_layers(model))
-        trainer.train(resume_from_checkpoint=newest_checkpoint(Path(str(arguments.output_dir))))
+        checkpoint = from_first(is_first() and newest_checkpoint(Path(str(arguments.output_dir)), say)) or None
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
     return trainer.state.global_step >= arguments.max_steps
-
-
-def newest_checkpoint(checkpoints: Path) -> str | None:
-    """The last checkpoint that was written to its end, or None."""
-    # trainer_state.json is written after weights and optimizer.
-    complete = [path for path in checkpoints.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

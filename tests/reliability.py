@@ -1,0 +1,312 @@
+"""What a run survives, and what it refuses: the evidence behind docs/results/reliability.md.
+
+    python -m tests.reliability docs/results/reliability.json --kills 20 --inputs 500
+
+Kills: a run of the embedded model is killed at random moments and started again with --resume until it is finished; its
+weights must be those of a run that nothing happened to. Inputs: broken configurations and data files; each must end
+with exit code 0 or 2, at most one message, and no run that is half there.
+"""
+
+import argparse
+import copy
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import yaml
+from rich.console import Console
+
+from skipwise import cli
+from skipwise.environment import describe_environment
+from skipwise.runs import write_json
+
+KILLED: dict[str, Any] = {
+    "model": {"path": "builtin:tiny"},
+    "lengths": {"target": 1024},
+    "data": {"source": "builtin:python", "retrieval_share": 0.3},
+    "train": {
+        "max_steps": 120,
+        "save_steps": 4,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "kl_weight": 0.0,
+    },
+    "evaluate": [
+        {"name": "perplexity", "context_lengths": [256, 1024], "documents": 4, "stride": 128, "final_tokens": 256},
+        {"name": "passkey", "context_lengths": [256, 1024], "trials": 10},
+    ],
+}
+# Until a process has imported what it needs, there is nothing to lose.
+IMPORTS = 3.0
+
+
+def kills(count: int, directory: Path, seed: int, config: dict[str, Any] = KILLED) -> dict[str, Any]:
+    """Kill one run `count` times; where it was each time, and whether it came to the same end."""
+    file = directory / "killed.yaml"
+    file.write_text(yaml.safe_dump(config))
+    undisturbed, disturbed = directory / "undisturbed", directory / "disturbed"
+    _start(file, undisturbed).communicate()
+    rng, hits = random.Random(seed), Counter[str]()
+    while hits.total() < count:
+        process = _start(file, disturbed)
+        if rng.random() < 0.3:  # while a checkpoint is written, if one is
+            _wait_for(disturbed / "checkpoints" / "unfinished", process, rng.uniform(5.0, 12.0))
+        else:
+            _wait(process, IMPORTS + rng.uniform(0.0, 7.0))
+        if process.poll() is not None:
+            break
+        where = _where(disturbed)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        hits[where] += 1
+        print(f"kill {hits.total()}: {where}", flush=True)
+    last = _start(file, disturbed)
+    output = last.communicate()[0]
+    if last.returncode:
+        raise SystemExit(f"the last start ended with {last.returncode}:\n{output}")
+    hashes = [_hash(one / "model" / "model.safetensors") for one in (undisturbed, disturbed)]
+    rows = [_figures(one) for one in (undisturbed, disturbed)]
+    return {
+        "kills": hits.total(),
+        "killed_during": dict(sorted(hits.items())),
+        "same_final_hash": hashes[0] == hashes[1],
+        "same_results": rows[0] == rows[1],
+        "logged_steps_once": _logged(undisturbed) == _logged(disturbed),
+    }
+
+
+def _start(file: Path, output: Path) -> subprocess.Popen[str]:
+    """A run in a process group of its own."""
+    command = [sys.executable, "-m", "skipwise", "extend", str(file), "--output", str(output)]
+    resume = ["--resume"] if output.exists() else []
+    return subprocess.Popen(
+        [*command, *resume], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def _wait(process: subprocess.Popen[str], seconds: float) -> None:
+    with_end = time.monotonic() + seconds
+    while time.monotonic() < with_end and process.poll() is None:
+        time.sleep(0.01)
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None and not any(path.glob("*/*")):
+        time.sleep(0.001)
+
+
+def _where(run: Path) -> str:
+    """What a run is at, by its files."""
+    if not (run / "resolved.yaml").exists():
+        return "start"
+    if (run / "checkpoints" / "unfinished").exists():
+        return "writing a checkpoint"
+    if (run / "model" / "config.json").exists():
+        return "evaluation after training"
+    return "training" if (run / "train.jsonl").exists() else "evaluation before training"
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _figures(run: Path) -> list[str]:
+    return sorted((run / "results.jsonl").read_text().splitlines())
+
+
+def _logged(run: Path) -> list[tuple[int, float]]:
+    lines = map(json.loads, (run / "train.jsonl").read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+# A run that takes a second, to be broken.
+SMALL: dict[str, Any] = {
+    "model": {"path": "builtin:tiny", "dtype": "float32"},
+    "lengths": {"target": 512, "train": 64, "original": 256},
+    "data": {"source": "data.jsonl", "held_out_share": 0.1, "retrieval_share": 0.0, "short_documents": "skip"},
+    "positions": {"name": "pose", "chunks": 2, "content": "contiguous"},
+    "rope": {"name": "yarn", "beta_fast": 4.0},
+    "train": {
+        "max_steps": 1,
+        "learning_rate": 1e-4,
+        "per_device_train_batch_size": 1,
+        "untouched_share": 0.25,
+        "kl_weight": 0.0,
+    },
+    "evaluate": [],
+    "seed": 0,
+}
+JUNK: tuple[Any, ...] = (
+    None, "", "x", "-1", "1k", "../../etc/passwd", "\u0000", "[red]", "{0}", "%s", -1, 0, 1, 3, 2**63, 0.5, -0.5, 1e308,
+    float("nan"), float("inf"), True, False, [], [1, 2], ["x"], {}, {"name": "x"}, {"name": "pose", "x": 1}, b"\xff",
+)  # fmt: skip
+BROKEN_YAML: tuple[bytes, ...] = (
+    b"", b"\x00\x01\x02", b"\xff\xfe", b"[1, 2", b"model: {path: builtin:tiny", b"- 1\n- 2\n", b"just text",
+    b"a: b: c", b"!!python/object/apply:os.system ['true']", b"&a [*a]", b"\tmodel: x", b"model: !unknown x",
+    b"model: {path: builtin:tiny}\nmodel: {path: builtin:tiny}\n", b"1: 2", b"? [a]\n: b\n", b"model:\n  path: 3\n",
+)  # fmt: skip
+WORDS = "the window of a model is how far it can look back over what it has read ".split()
+
+
+def text_of(rng: random.Random, words: int) -> str:
+    """Made-up words, as long as a document has to be."""
+    return " ".join(rng.choice(WORDS) for _ in range(words))
+
+
+def broken_data(rng: random.Random) -> tuple[str, bytes]:
+    """A name and a content of a data file, most of them not as they should be."""
+    good = [json.dumps({"text": text_of(rng, 400)}) for _ in range(12)]
+    bad = rng.choice((
+        "", "{", "null", "3", "[]", '"x"', "{}", '{"text": null}', '{"text": 3}', '{"text": []}', '{"Text": "x"}',
+        '{"text": ""}', '{"text": "\\ud800"}', '{"text": "a", "text": "b"}', "\u2028", '{"text": "x"} trailing', "NaN",
+        '{"text": "' + "x" * 10_000 + '"}', '{"text": "\\u0000"}', "<html>",
+    ))  # fmt: skip
+    kind = rng.choice(("line", "line", "all", "binary", "cut", "name", "gzip", "text", "crlf"))
+    if kind == "all":
+        good = [bad] * 12
+    elif kind == "line":
+        good[rng.randrange(12)] = bad
+    content = "\n".join(good).encode() + b"\n"
+    if kind == "binary":
+        content = rng.randbytes(3000)
+    elif kind == "cut":
+        content = content[: rng.randrange(len(content))]
+    elif kind == "crlf":
+        content = content.replace(b"\n", b"\r\n")
+    names = {"name": ("data.csv", "data", "data.json", "data.parquet", "data.zst"), "gzip": ("data.jsonl.gz",)}
+    names["text"] = ("data.txt", "data.md")
+    return rng.choice(names.get(kind, ("data.jsonl",))), content
+
+
+def _places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _places(value, (*path, key))
+
+
+def broken_config(rng: random.Random) -> bytes:
+    """A configuration with something else in a place or two, with a key too many, or that is no YAML."""
+    if rng.random() < 0.15:
+        return rng.choice(BROKEN_YAML)
+    values = copy.deepcopy(SMALL)
+    for _ in range(rng.choice((1, 1, 2))):
+        path = rng.choice([path for path in _places(values) if path])
+        inner = values
+        for key in path[:-1]:
+            inner = inner[key]
+        change = rng.random()
+        if change < 0.7:
+            inner[path[-1]] = rng.choice(JUNK)
+        elif change < 0.85:
+            del inner[path[-1]]
+        else:
+            inner[rng.choice(("x", "max_step", "__class__", "", "a b", 3))] = rng.choice(JUNK)
+    if isinstance(values.get("train"), dict):
+        values["train"].setdefault("max_steps", 1)  # or it would not take a second
+    values.setdefault("evaluate", [])
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
+
+
+def run_broken(config: bytes, data: tuple[str, bytes], directory: Path) -> tuple[int, str]:
+    """One run in this process, in a directory of its own: exit code and all that was printed.
+
+    Raises:
+        Exception: whatever the command let through, which would be a traceback.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    name, content = data
+    (directory / name).write_bytes(content)
+    (directory / "config.yaml").write_bytes(config)
+    printed = io.StringIO()
+    console = Console(file=printed, width=200)
+    before = Path.cwd()
+    os.chdir(directory)
+    try:
+        with (
+            patch.object(cli, "console", console),
+            patch.object(cli, "errors", console),
+            redirect_stdout(printed),
+            redirect_stderr(printed),
+        ):
+            code = cli.run(lambda: cli.app(["extend", "config.yaml", "--output", "run"]))
+    finally:
+        os.chdir(before)
+    return code, printed.getvalue()
+
+
+def verdict(code: int, printed: str, run: Path) -> str | None:
+    """What is wrong with how a run ended; None if nothing is."""
+    if code not in (0, 2):
+        return f"exit code {code}"
+    messages = printed.count("Error:")
+    if messages != (code == 2):
+        return f"{messages} messages"
+    if code == 2 and run.exists() and not (run / "resolved.yaml").exists():
+        return "half a run"
+    return None
+
+
+def inputs(count: int, directory: Path, seed: int) -> dict[str, Any]:
+    """`count` broken inputs, half of them configurations and half data files; how they ended."""
+    rng = random.Random(seed)
+    codes, tracebacks, wrong = Counter[int](), 0, list[str]()
+    whole = ("data.jsonl", "\n".join(json.dumps({"text": text_of(rng, 400)}) for _ in range(12)).encode() + b"\n")
+    for number in range(count):
+        config, data = (broken_config(rng), whole) if number % 2 else (b"", broken_data(rng))
+        if not number % 2:
+            values = copy.deepcopy(SMALL)
+            values["data"]["source"] = data[0]
+            config = yaml.safe_dump(values).encode()
+        place = directory / "broken"
+        try:
+            code, printed = run_broken(config, data, place)
+        except Exception as error:
+            tracebacks += 1
+            wrong.append(f"{type(error).__name__}: {error}; {config!r} {data[0]} {data[1][:300]!r}")
+            continue
+        codes[code] += 1
+        problem = verdict(code, printed, place / "run")
+        if problem:
+            wrong.append(f"{problem}; {config!r} {data[0]} {data[1][:300]!r}\n{printed[-500:]}")
+    for one in wrong:
+        print(one, flush=True)
+    exits = {str(code): number for code, number in sorted(codes.items())}
+    return {"bad_inputs": count, "exit_codes": exits, "tracebacks": tracebacks, "wrong": len(wrong)}
+
+
+def main() -> None:
+    """Both, into one file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--inputs", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        found = inputs(arguments.inputs, Path(directory), arguments.seed)
+        found |= kills(arguments.kills, Path(directory), arguments.seed)
+    command = " ".join(["python -m tests.reliability", *sys.argv[1:]])
+    write_json(arguments.output, {**found, "command": command, "environment": describe_environment()})
+    print(json.dumps(found, indent=2))
+    raise SystemExit(bool(found["wrong"] or not found["same_final_hash"]))
+
+
+if __name__ == "__main__":
+    main()
