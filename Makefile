@@ -47,11 +47,11 @@ bench: $(SMOLLM2)
 study-tiny: .venv/installed
 	$(BIN)/python scripts/long_texts.py runs/texts $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl
 	$(BIN)/skipwise study configs/studies/tiny-x8.yaml --output docs/results/tiny-x8 --jobs 2
-	for study in explore confirm; do \
+	for study in explore confirm confirm-uniform; do \
 	    $(BIN)/skipwise study configs/studies/tiny-$$study.yaml --output docs/results/tiny-$$study --jobs 2 || exit; \
 	done
 	$(BIN)/python scripts/summarise_studies.py docs/results/summary.json \
-	    docs/results/tiny-x8 docs/results/tiny-confirm docs/results/tiny-explore
+	    docs/results/tiny-x8 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-explore
 
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py
