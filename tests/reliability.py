@@ -99,8 +99,8 @@ def _start(file: Path, output: Path) -> subprocess.Popen[str]:
 
 
 def _wait(process: subprocess.Popen[str], seconds: float) -> None:
-    with_end = time.monotonic() + seconds
-    while time.monotonic() < with_end and process.poll() is None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
         time.sleep(0.01)
 
 
@@ -166,6 +166,12 @@ WORDS = "the window of a model is how far it can look back over what it has read
 def text_of(rng: random.Random, words: int) -> str:
     """Made-up words, as long as a document has to be."""
     return " ".join(rng.choice(WORDS) for _ in range(words))
+
+
+def whole_data() -> tuple[str, bytes]:
+    """A data file that nothing is wrong with."""
+    rng = random.Random(0)
+    return "data.jsonl", b"".join(json.dumps({"text": text_of(rng, 400)}).encode() + b"\n" for _ in range(12))
 
 
 def broken_data(rng: random.Random) -> tuple[str, bytes]:
@@ -267,9 +273,8 @@ def inputs(count: int, directory: Path, seed: int) -> dict[str, Any]:
     """`count` broken inputs, half of them configurations and half data files; how they ended."""
     rng = random.Random(seed)
     codes, tracebacks, wrong = Counter[int](), 0, list[str]()
-    whole = ("data.jsonl", "\n".join(json.dumps({"text": text_of(rng, 400)}) for _ in range(12)).encode() + b"\n")
     for number in range(count):
-        config, data = (broken_config(rng), whole) if number % 2 else (b"", broken_data(rng))
+        config, data = (broken_config(rng), whole_data()) if number % 2 else (b"", broken_data(rng))
         if not number % 2:
             values = copy.deepcopy(SMALL)
             values["data"]["source"] = data[0]

@@ -186,6 +186,13 @@ def test_echoes(config_file: Path, tmp_path: Path) -> None:
     assert "sdpa or eager" in " ".join(skipwise("extend", config_file, *flags, *flex, code=2).split())
 
 
+def test_more_windows_than_can_be_ordered_are_refused(config_file: Path, tmp_path: Path) -> None:
+    huge = ["--steps", 1_000_000, "--set", "train.per_device_train_batch_size=1000"]
+    alone = ["--set", "evaluate=[]", "--set", "train.kl_weight=0"]
+    output = skipwise("extend", config_file, *huge, *alone, "--output", tmp_path / "run", code=2)
+    assert "at most 268,435,456 windows" in output and "1,000,000,000" in output
+
+
 def test_processes_that_cannot_meet_are_refused(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

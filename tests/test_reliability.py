@@ -8,7 +8,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.reliability import KILLED, SMALL, broken_config, broken_data, kills, run_broken, text_of, verdict
+from tests.reliability import KILLED, SMALL, broken_config, broken_data, kills, run_broken, verdict, whole_data
 
 
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -20,8 +20,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_the_run_to_be_broken_runs(tmp_path: Path) -> None:
-    content = "\n".join(f'{{"text": "{text_of(random.Random(0), 400)}"}}' for _ in range(12)).encode() + b"\n"
-    code, printed = run_broken(yaml.safe_dump(SMALL).encode(), ("data.jsonl", content), tmp_path / "one")
+    code, printed = run_broken(yaml.safe_dump(SMALL).encode(), whole_data(), tmp_path / "one")
     assert code == 0, printed
     assert (tmp_path / "one" / "run" / "model" / "config.json").exists()
 
@@ -32,8 +31,7 @@ def test_the_run_to_be_broken_runs(tmp_path: Path) -> None:
 def test_broken_input_gets_one_message(tmp_path_factory: pytest.TempPathFactory, kind: str, seed: int) -> None:
     rng = random.Random(seed)
     place = tmp_path_factory.mktemp("broken") / "one"
-    content = "\n".join(f'{{"text": "{text_of(random.Random(0), 400)}"}}' for _ in range(12)).encode() + b"\n"
-    data = ("data.jsonl", content) if kind == "config" else broken_data(rng)
+    data = whole_data() if kind == "config" else broken_data(rng)
     values = {**SMALL, "data": {**SMALL["data"], "source": data[0]}}
     config = broken_config(rng) if kind == "config" else yaml.safe_dump(values).encode()
     code, printed = run_broken(config, data, place)
