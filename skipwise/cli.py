@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from skipwise import __version__
 from skipwise.errors import UserError
-from skipwise.ranks import is_first, joined, leave_processes, rank
+from skipwise.ranks import is_first, joined, leave_processes, lost_process, rank
 
 app = typer.Typer(
     help="Extend the context window of a language model by training on short windows.",
@@ -461,6 +461,14 @@ def run(command: Callable[[], Any]) -> int:
         if type(error).__name__ == "PreemptedError":  # its module imports what most commands do not need
             if is_first():
                 errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            return STOPPED
+        if lost_process(error):
+            errors.print(
+                f"[red]Error:[/red] process {rank()}: another process of this run, or its host, is gone. Checkpoints "
+                "are as they were; the same command on all hosts goes on with --resume.",
+                highlight=False,
+                soft_wrap=True,
+            )
             return STOPPED
         raise
     return 0

@@ -10,7 +10,7 @@ from skipwise.data.presets import expand_preset
 from skipwise.errors import UserError, nearest
 from skipwise.evaluation.specs import EvaluationSpec, Length
 from skipwise.positions import SAMPLERS, PoSE, Sampler
-from skipwise.rope import Scaling, YaRN
+from skipwise.rope import Mixed, Scaling, YaRN
 from skipwise.sections import name_of
 
 
@@ -178,6 +178,29 @@ def _source(value: object) -> object:
     return expand_preset(dict(named)) if isinstance(named, Mapping) else named
 
 
+class LoRAConfig(Section):
+    """Train low-rank adapters instead of all weights; in the end they are added to the weights. Names are peft's.
+
+    Attributes:
+        r: rank.
+        lora_alpha: adapters count alpha / r.
+        lora_dropout: on what goes into an adapter.
+        target_modules: names of linear layers, or `all-linear` for all but the output layer.
+        train_norms_and_embeddings: train these as a whole, too.
+        load_in_4bit: keep the other weights in 4 bits while training (QLoRA); needs bitsandbytes. The adapters are
+            added to the weights as they were before.
+    """
+
+    r: Annotated[int, Field(ge=1)] = 16
+    lora_alpha: Annotated[int, Field(ge=1)] = 32
+    lora_dropout: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: Annotated[tuple[str, ...], Strict(False), Field(min_length=1)] | Literal["all-linear"] = (
+        "all-linear"
+    )
+    train_norms_and_embeddings: bool = False
+    load_in_4bit: bool = False
+
+
 class TrainConfig(Section):
     """Training; the names are those of `transformers.TrainingArguments` where it has them.
 
@@ -196,6 +219,11 @@ class TrainConfig(Section):
             what goes into a layer; `selective` what is cheap, and keep matrix products and attention.
         torch_compile: compile the layers for training.
         use_liger_kernel: train with the fused GPU kernels of `liger-kernel`.
+        lora: train low-rank adapters instead of all weights; `{}` for the defaults.
+        auto_find_batch_size: lower the batch of a device to what fits into its memory, and accumulate gradients over
+            more of them, so that a step has as many windows as before.
+        fsdp: shard weights, gradients and moments over all processes (PyTorch's FSDP2).
+        deepspeed: a DeepSpeed configuration (JSON), e.g. configs/engines/zero3.json.
         save_total_limit: checkpoints that are kept while training. With one only, nothing is left if it gets damaged.
         eval_steps: loss on held-out windows every so many steps; None for never.
         load_best_model_at_end: keep the checkpoint with the lowest such loss.
@@ -217,6 +245,10 @@ class TrainConfig(Section):
     logging_steps: Annotated[int, Field(ge=1)] = 5
     save_steps: Annotated[int, Field(ge=1)] = 50
     save_total_limit: Annotated[int, Field(ge=1)] = 2
+    lora: LoRAConfig | None = None
+    auto_find_batch_size: bool = False
+    fsdp: bool = False
+    deepspeed: str | None = None
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     load_best_model_at_end: bool = False
     untouched_share: Share = 0.25
@@ -230,6 +262,17 @@ class TrainConfig(Section):
             raise UserError(
                 "load_best_model_at_end needs eval_steps, with save_steps a multiple of it, but they are "
                 f"{self.eval_steps} and {self.save_steps}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> "TrainConfig":
+        if self.fsdp and self.deepspeed:
+            raise UserError("train.fsdp and train.deepspeed both shard the model. Leave one of them out.")
+        if self.auto_find_batch_size and (self.fsdp or self.deepspeed):
+            raise UserError(
+                "train.auto_find_batch_size tries a batch on a whole model, but fsdp and deepspeed shard it. Leave it "
+                "out, and set per_device_train_batch_size and gradient_accumulation_steps."
             )
         return self
 
@@ -294,6 +337,15 @@ class RunConfig(Section):
                     raise UserError(
                         f"train.{key} is for windows with skips, but those of {self.positions} have none. Set it to 0."
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_that_stay(self) -> "RunConfig":
+        if self.train.auto_find_batch_size and isinstance(self.rope, Mixed):
+            raise UserError(
+                "With rope 'mixed' the windows of a batch are of one kind, so another batch would draw other windows. "
+                "Leave train.auto_find_batch_size out."
+            )
         return self
 
     @property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from skipwise.config import LengthsConfig, RunConfig
-from skipwise.config_files import to_yaml
+from skipwise.config_files import check_deepspeed, to_yaml
 from skipwise.data.sources import check_source, is_hub_dataset
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
@@ -43,11 +43,13 @@ def check_early(config: RunConfig, run: RunDir, resume: bool) -> None:
     """Find what is wrong without importing anything heavy.
 
     Raises:
-        UserError: for a model path, data source, output directory or length that cannot be right.
+        UserError: for a model path, data source, engine's file, output directory or length that cannot be right.
     """
     model_location(config.model.path)
     for source in config.data.sources:
         check_source(source)
+    if config.train.deepspeed:
+        check_deepspeed(Path(config.train.deepspeed))
     if config.lengths.train is not None or config.lengths.original is not None:
         train = config.lengths.train or config.lengths.original
         original = config.lengths.original or train

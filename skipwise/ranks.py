@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 # One process evaluates while the others wait, which may take hours.
 PATIENCE = timedelta(days=30)
+# In training none waits long for another; one that is silent for longer is lost.
+TIMEOUT = timedelta(minutes=30)
+# How gloo and sockets say it.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "Socket closed")
+_waiting: Any = None
 
 
 def world_size() -> int:
@@ -29,21 +34,50 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def join_processes(device: "torch.device") -> None:
+def join_processes(device: "torch.device", deepspeed: bool = False) -> None:
     """Let the processes of a run find each other; from here on each has its own device.
 
+    Args:
+        device: the kind of device they compute on.
+        deepspeed: through DeepSpeed, which wants to do that itself, also for one process.
+
     Raises:
-        UserError: when the environment speaks of several, and not of where they meet.
+        UserError: when the environment speaks of several, and not of where they meet; and for DeepSpeed without a
+            launcher, or not installed.
     """
     from accelerate import PartialState
 
-    if world_size() > 1:
+    deepspeed |= os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if deepspeed:
+        _join_with_deepspeed(device)
+    elif world_size() > 1:
         if "MASTER_ADDR" not in os.environ:
             raise UserError(
                 f"WORLD_SIZE is {world_size()}, but MASTER_ADDR is not set. Start the command with torchrun "
                 "--nproc_per_node N -m skipwise, or without WORLD_SIZE."
             )
-        PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+        PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
+    if world_size() > 1:
+        import torch
+
+        global _waiting
+        _waiting = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _join_with_deepspeed(device: "torch.device") -> None:
+    try:
+        from deepspeed.comm import init_distributed
+    except ImportError as error:
+        raise UserError(
+            "train.deepspeed needs DeepSpeed. Install it with: pip install 'skipwise[deepspeed]'"
+        ) from error
+    if "RANK" not in os.environ:
+        raise UserError(
+            "train.deepspeed needs a launcher. Start the command as torchrun --nproc_per_node N -m skipwise, or as "
+            "deepspeed --num_gpus N --module skipwise."
+        )
+    backend = "gloo" if device.type == "cpu" else None  # its own for everything else
+    init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=TIMEOUT, verbose=False)
 
 
 def joined() -> bool:
@@ -53,11 +87,11 @@ def joined() -> bool:
 
 
 def wait_for_all() -> None:
-    """Go on when every process is here."""
+    """Go on when every process is here, however long that takes."""
     if world_size() > 1:
         import torch
 
-        torch.distributed.barrier()
+        torch.distributed.barrier(_waiting)
 
 
 def from_first(value: Any) -> Any:
@@ -67,7 +101,7 @@ def from_first(value: Any) -> Any:
     import torch
 
     values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
+    torch.distributed.broadcast_object_list(values, src=0, group=_waiting)
     return values[0]
 
 
@@ -80,6 +114,28 @@ def any_of(value: bool, device: "torch.device") -> bool:
     flag = torch.tensor(int(value), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
     return bool(flag.item())
+
+
+def smallest_of(value: int, device: "torch.device") -> int:
+    """The smallest that a process has."""
+    if world_size() == 1:
+        return value
+    import torch
+
+    number = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MIN)
+    return int(number.item())
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an error means that another process of this run is gone."""
+    if not joined() or world_size() == 1:
+        return False
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
+    )
 
 
 def leave_processes() -> None:

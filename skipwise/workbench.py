@@ -36,6 +36,8 @@ from skipwise.positions import LongRecipe
 from skipwise.ranks import is_first, join_processes, world_size
 from skipwise.rope import Mixed
 from skipwise.runs import RunDir
+from skipwise.training.adapters import add_adapters, merged, trained_weights
+from skipwise.training.batch import step_on, with_fitting_batch
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
 from skipwise.training.trainer import Teacher, check_loss, train, training_arguments
 
@@ -106,6 +108,17 @@ class Workbench:
         if (run.model / "config.json").is_file():
             self._load_trained(run)
             return True
+        teacher = self._teacher()
+        if config.lora:
+            self.model = add_adapters(self.model, config.lora)
+        if config.auto_find_batch_size:
+            window = window_tokens(self.config.method, self.lengths)
+            config = with_fitting_batch(config, step_on(self.model, window, self.dtype, teacher), self.model.device)
+            self.console.print(
+                f"batch: {config.per_device_train_batch_size} windows at a time, "
+                f"{config.gradient_accumulation_steps} times a step",
+                highlight=False,
+            )
         arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
         windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
         collator = WindowCollator(
@@ -119,7 +132,7 @@ class Workbench:
             sentences=sentences_of(self.tokenizer) if isinstance(self.config.positions, LongRecipe) else None,
             target_growth=config.target_growth,
         )
-        finished = train(
+        trained = train(
             model=self.model,
             arguments=arguments,
             dataset=self._examples(config.max_steps * windows_per_step),
@@ -131,13 +144,32 @@ class Workbench:
                 StopOnSignal(),
                 *callbacks,
             ],
-            teacher=self._teacher(),
+            teacher=teacher,
             say=lambda line: self.console.print(line, highlight=False),
             compiled=config.torch_compile,
             lean=config.gradient_checkpointing is True,
         )
+        if trained.finished:
+            self._make_plain(trained.weights)
         self.model.eval()
-        return finished
+        return trained.finished
+
+    def _make_plain(self, gathered: dict[str, torch.Tensor] | None) -> None:
+        """Leave a model without shards, adapters or weights of 4 bits, where there is one to be left."""
+        lora = self.config.train.lora
+        if gathered is not None or self._four_bits:
+            weights = trained_weights(self.model) if gathered is None else gathered
+            if not is_first():
+                return
+            # An accelerator may have no room for it; it is read again from what is written.
+            self.model = load_model(self.config.model, torch.device("cpu"))
+            self.interpolate()
+            if lora:
+                self.model = add_adapters(self.model, lora.model_copy(update={"load_in_4bit": False}))
+            unknown = self.model.load_state_dict(weights, strict=False).unexpected_keys
+            assert not unknown, unknown
+        if lora:
+            self.model = merged(self.model)
 
     def _teacher(self) -> Teacher | None:
         if not self.config.train.kl_weight:
@@ -150,10 +182,16 @@ class Workbench:
         if is_first() and not (run.model / "config.json").is_file():
             card = model_card(self.config, self.lengths)
             save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
+            if self.model.device.type != default_device().type or self._four_bits:
+                self._load_trained(run)
 
     def _load_trained(self, run: RunDir) -> None:
         trained = self.config.model.model_copy(update={"path": str(run.model), "revision": None})
-        self.model = load_model(trained, self.model.device)
+        self.model = load_model(trained, default_device(), four_bits=self._four_bits)
+
+    @property
+    def _four_bits(self) -> bool:
+        return in_four_bits(self.config)
 
     def _examples(self, count: int) -> TrainingExamples:
         if count > MOST_EXAMPLES:
@@ -189,8 +227,8 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
             f"Retrieval documents need a training window of 32 tokens, but it has {lengths.train}. "
             "Raise the train length, or set data.retrieval_share to 0."
         )
-    _check_processes()
-    join_processes(default_device())
+    _check_processes(config.train)
+    join_processes(default_device(), deepspeed=bool(config.train.deepspeed))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(config.model)
@@ -202,7 +240,7 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     model_config, lines = usable_attention(config.model, default_device())
     config = config.model_copy(update={"model": model_config})
     with console.status("loading the model"):
-        model = load_model(config.model, default_device())
+        model = load_model(config.model, default_device(), four_bits=in_four_bits(config))
     check_vocabulary(model, tokenizer)
     if config.method != "interpolate":
         train_config, more = usable_speedups(config.train, model, model.device)
@@ -229,6 +267,12 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     )
 
 
+def in_four_bits(config: RunConfig) -> bool:
+    """Whether weights are kept in 4 bits, which only adapters can be trained on."""
+    lora = config.train.lora
+    return config.method != "interpolate" and lora is not None and lora.load_in_4bit
+
+
 def _speed_up(model: PreTrainedModel, config: TrainConfig) -> None:
     """What is done to the model itself, before the probe looks at it."""
     if config.use_liger_kernel:
@@ -237,8 +281,15 @@ def _speed_up(model: PreTrainedModel, config: TrainConfig) -> None:
         recompute_activations(model, "selective" if config.gradient_checkpointing == "selective" else "all")
 
 
-def _check_processes() -> None:
-    """Refuse what the Trainer would make of several accelerators in one process: copies of the model in threads."""
+def _check_processes(config: TrainConfig) -> None:
+    """Refuse what the Trainer would make of several accelerators in one process: copies of the model in threads; and
+    shards of one process.
+    """
+    if config.fsdp and world_size() == 1:
+        raise UserError(
+            "train.fsdp shards a model among processes, but there is one. Start the same command as torchrun "
+            "--nproc_per_node N -m skipwise, or leave train.fsdp out."
+        )
     count = torch.accelerator.device_count()
     if world_size() == 1 and count > 1:
         raise UserError(

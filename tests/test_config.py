@@ -179,3 +179,19 @@ def test_ready_recipes_are_valid() -> None:
         parse_config(read_yaml(recipe))
     for recipe in (root / "configs/evaluate").glob("*.yaml"):
         parse_evaluate_config(read_yaml(recipe))
+
+
+@pytest.mark.parametrize(
+    ("train", "rope", "rule"),
+    [
+        ({"fsdp": True, "deepspeed": "zero3.json"}, "yarn", "both shard the model"),
+        ({"fsdp": True, "auto_find_batch_size": True}, "yarn", "tries a batch on a whole model"),
+        ({"deepspeed": "zero3.json", "auto_find_batch_size": True}, "yarn", "tries a batch on a whole model"),
+        ({"auto_find_batch_size": True}, "mixed", "would draw other windows"),
+        ({"lora": {"rank": 4}}, "yarn", "train.lora.rank: unknown key"),
+        ({"lora": {"target_modules": []}}, "yarn", "train.lora.target_modules"),
+    ],
+)
+def test_engines_and_adapters_that_do_not_go_together(train: dict[str, Any], rope: str, rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        parse(train=train, rope=rope)

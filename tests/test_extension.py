@@ -17,6 +17,7 @@ from skipwise.extension import default_evaluations, resolve, resolve_lengths, re
 from skipwise.planning import make_plan
 from skipwise.report.table import comparison_markdown, stage_columns
 from skipwise.runs import RunDir
+from skipwise.training.trainer import Trained
 
 
 def row(stage: Any, evaluation: str, length: int, value: float | None, **changes: Any) -> EvalResult:
@@ -160,7 +161,7 @@ def test_a_configuration_reaches_the_collator(
 ) -> None:
     """Seen to fail for each setting that was left out of the workbench."""
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(workbench, "train", lambda **keywords: bool(seen.update(keywords)) or True)
+    monkeypatch.setattr(workbench, "train", lambda **keywords: seen.update(keywords) or Trained(False, None))
     values = {
         "model": {"path": str(pico_directory), "dtype": "float32"},
         "lengths": {"target": 512},

@@ -11,11 +11,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from skipwise.config import ModelConfig
 from skipwise.errors import UserError
@@ -48,23 +50,61 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return _explained(config, lambda: AutoTokenizer.from_pretrained(location, **keywords))
 
 
-def load_model(config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model with its weights in `dtype`, in evaluation mode. GGUF files are dequantised."""
+def load_model(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32, four_bits: bool = False
+) -> PreTrainedModel:
+    """The model with its weights in `dtype`, in evaluation mode. GGUF files are dequantised.
+
+    Args:
+        four_bits: keep the weights of linear layers in 4 bits (normal floats, their scales quantised as well; QLoRA,
+            arXiv 2305.14314, section 3). Needs bitsandbytes.
+    """
     use_huge_pages()
     location, keywords = _sources(config)
     if "gguf_file" in keywords:
         keywords["quantization_config"] = GgufConfig(dequantize=True)
+    if four_bits:
+        _check_four_bits(config)
+        keywords["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype(config.dtype, device),
+        )
+        keywords["device_map"] = {"": device}
     if config.attn_implementation is not None:
         keywords["attn_implementation"] = config.attn_implementation
     model: PreTrainedModel = _explained(
         config, lambda: AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **keywords)
     )
-    # nn.Module.to by name: the class's own is wrapped in a way that loses its type.
-    torch.nn.Module.to(model, device)
+    if four_bits:
+        _keep_gradients(model)
+    else:
+        # nn.Module.to by name: the class's own is wrapped in a way that loses its type.
+        torch.nn.Module.to(model, device)
     model.eval()
     if config.attn_implementation is None:
         prefer_blocks(model)
     return model
+
+
+def _check_four_bits(config: ModelConfig) -> None:
+    if not is_bitsandbytes_available():
+        raise UserError("train.lora.load_in_4bit needs bitsandbytes. Install it with: pip install 'skipwise[peft]'")
+    if model_location(config.path).endswith(".gguf"):
+        raise UserError(
+            "train.lora.load_in_4bit takes a directory or hub id with safetensors, not a .gguf file. Load the file "
+            "with transformers, save it with save_pretrained, and give that directory."
+        )
+
+
+def _keep_gradients(model: PreTrainedModel) -> None:
+    """On some CPUs bitsandbytes packs weights anew when they are first used outside of training, for a product that has
+    no gradient: training after an evaluation would go on without it, and without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _explained(config: ModelConfig, load: Callable[[], T]) -> T:

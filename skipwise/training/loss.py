@@ -64,7 +64,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Under autocast the products below would silently change their dtype.
         with torch.autocast(hidden.device.type, enabled=False):
             total, *gradients = _loss_and_gradients(
-                hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weights, chunk_rows
+                hidden,
+                weight,
+                labels,
+                row_weights,
+                bias,
+                teacher_hidden,
+                teacher_weight,
+                kl_weights,
+                chunk_rows,
+                weight_trained=ctx.needs_input_grad[1],
             )
         ctx.save_for_backward(*gradients)
         return total
@@ -74,8 +83,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The kept gradients times that of the loss."""
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_weight = None if grad_weight is None else grad_weight * grad_total
         grad_bias = None if grad_bias is None else grad_bias * grad_total
-        return (grad_hidden * grad_total, grad_weight * grad_total, None, None, grad_bias, None, None, None, None)
+        return (grad_hidden * grad_total, grad_weight, None, None, grad_bias, None, None, None, None)
 
 
 def _loss_and_gradients(
@@ -88,14 +98,15 @@ def _loss_and_gradients(
     teacher_weight: torch.Tensor | None,
     kl_weights: torch.Tensor | None,
     chunk_rows: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Loss, and the gradients of hidden states, weight and bias."""
+    weight_trained: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Loss, and the gradients of hidden states, weight (None unless it is trained) and bias."""
     matrix = weight.to(hidden.dtype)
     teacher_matrix = (
         None if teacher_weight is None or teacher_hidden is None else teacher_weight.to(teacher_hidden.dtype)
     )
     grad_hidden = torch.empty_like(hidden)
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if weight_trained else None
     grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
     total = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, len(hidden), chunk_rows):
@@ -122,8 +133,9 @@ def _loss_and_gradients(
             grad_bias += grad.sum(dim=0)
         grad = grad.to(hidden.dtype)
         grad_hidden[rows] = grad @ matrix
-        grad_weight += grad.T @ hidden[rows]
-    return total, grad_hidden, grad_weight.to(weight.dtype), grad_bias
+        if grad_weight is not None:
+            grad_weight += grad.T @ hidden[rows]
+    return total, grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias
 
 
 def window_weights(labels: torch.Tensor) -> torch.Tensor:

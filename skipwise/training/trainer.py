@@ -12,21 +12,37 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from skipwise.config import TrainConfig
 from skipwise.errors import UserError
-from skipwise.models.forward import for_products, last_hidden_states, loss_for_logits
+from skipwise.models.forward import autocast, for_products, last_hidden_states, loss_for_logits
 from skipwise.models.load import vocabulary_size
 from skipwise.models.memory import freed_memory_kept, large_blocks_given_back
 from skipwise.models.speedups import compiled_layers
 from skipwise.planning import format_bytes
-from skipwise.ranks import from_first, is_first, wait_for_all
+from skipwise.ranks import TIMEOUT, from_first, is_first, lost_process, wait_for_all
 from skipwise.training.checkpoints import UNFINISHED, newest_checkpoint, publish
+from skipwise.training.engines import (
+    deepspeed_settings,
+    engine_line,
+    weights_only_checkpoints,
+    whole_weights,
+)
 from skipwise.training.loss import chunked_cross_entropy, window_weights
 
+# Checkpoints of one file, which can be read without running what is in it. Weights are gathered in any case in the end.
+FSDP = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
 # Share by which our loss may differ from that of the model's own logits.
 LOSS_TOLERANCE = 0.02
 # A loss of more than so many times that of guessing every token with the same probability is no training any more.
@@ -45,6 +61,32 @@ class Teacher:
 
     model: PreTrainedModel
     kl_weight: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training.
+
+    Attributes:
+        finished: whether it came to its end (and was not stopped by a signal).
+        weights: of a model that an engine keeps in parts or rounded, in the first process; None where it is whole.
+    """
+
+    finished: bool
+    weights: dict[str, torch.Tensor] | None
+
+
+class SayEngine(TrainerCallback):
+    """Says what the training really runs on."""
+
+    def __init__(self, trainer: Trainer, say: Callable[[str], None]) -> None:
+        self.trainer, self.say = trainer, say
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """By then the model is wrapped."""
+        line = engine_line(self.trainer.model_wrapped, args)
+        if line:
+            self.say(f"training on {args.device.type}: {line}")
 
 
 class WindowTrainer(Trainer):
@@ -87,9 +129,12 @@ class WindowTrainer(Trainer):
             if self.state.best_global_step:  # looked for aside
                 self.state.best_model_checkpoint = str(checkpoints / f"checkpoint-{self.state.best_global_step}")
             if self.args.should_save:
+                (aside / name / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nothing reads
                 self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
                 publish(aside / name, checkpoints / name)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if lost_process(error):
+                raise
             shutil.rmtree(aside, ignore_errors=True)
             free = shutil.disk_usage(checkpoints).free
             raise UserError(
@@ -127,9 +172,9 @@ class WindowTrainer(Trainer):
         )
 
     def compute_loss_context_manager(self) -> "ExitStack[bool | None]":
-        """Autocast around the whole loss; Trainer has it around the model's own forward pass only."""
+        """Autocast around the whole loss; engines have it around the model's own forward pass only."""
         contexts = super().compute_loss_context_manager()
-        contexts.enter_context(self.accelerator.autocast())
+        contexts.enter_context(autocast(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32))
         return contexts
 
     def compute_loss(
@@ -238,6 +283,10 @@ def training_arguments(
         bf16=dtype == torch.bfloat16,
         use_cpu=device.type == "cpu",
         seed=seed,
+        deepspeed=deepspeed_settings(Path(config.deepspeed), dtype) if config.deepspeed else None,
+        fsdp=True if config.fsdp else None,  # type: ignore[arg-type]  # a bool, says its own code
+        fsdp_config=FSDP if config.fsdp else None,
+        ddp_timeout=int(TIMEOUT.total_seconds()),
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -257,16 +306,13 @@ def train(
     say: Callable[[str], None] = print,
     compiled: bool = False,
     lean: bool = False,
-) -> bool:
+) -> Trained:
     """Train `model` in place, going on from the newest checkpoint in the output directory.
 
     Args:
-        say: told of checkpoints that are damaged.
+        say: told what training runs on, and of checkpoints that are damaged.
         compiled: compile its layers.
         lean: on a CPU give freed memory back at once; a step then takes a tenth longer.
-
-    Returns:
-        Whether training came to its end (and was not stopped by a signal).
 
     Raises:
         UserError: when loss or gradients are no numbers any more, or a checkpoint cannot be written.
@@ -282,6 +328,7 @@ def train(
         teacher=teacher,
     )
     trainer.remove_callback(PrinterCallback)  # ours shows the progress
+    trainer.add_callback(SayEngine(trainer, say))
     with ExitStack() as stack:
         if model.device.type == "cpu" and not lean:
             stack.enter_context(freed_memory_kept())
@@ -290,6 +337,8 @@ def train(
         if compiled:
             stack.enter_context(compiled_layers(model))
         checkpoint = from_first(is_first() and newest_checkpoint(Path(str(arguments.output_dir)), say)) or None
+        stack.enter_context(weights_only_checkpoints())
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
-    return trainer.state.global_step >= arguments.max_steps
+    finished = trainer.state.global_step >= arguments.max_steps
+    return Trained(finished, whole_weights(trainer) if finished else None)

@@ -1,15 +1,16 @@
 """One process of a training that `test_ranks.py` starts: writes which windows it drew, and weights at the end.
 
-torchrun --nproc_per_node N tests/training/ranks_worker.py OUTPUT BATCH [STOP]
+torchrun --nproc_per_node N tests/training/ranks_worker.py OUTPUT BATCH [--stop STEP] [--engine ENGINE]
 """
 
+import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
 from skipwise import PoSE, WindowCollator
@@ -21,6 +22,7 @@ from tests.conftest import pico_llama
 from tests.training.test_trainer import CPU, LENGTHS, examples
 
 STEPS, WINDOWS = 6, 4
+ENGINES = Path(__file__).parents[2] / "configs" / "engines"
 
 
 class SignalOne(TrainerCallback):
@@ -36,12 +38,24 @@ class SignalOne(TrainerCallback):
 
 def main() -> None:
     """Train."""
-    output, batch, *stop = sys.argv[1:]
-    out = Path(output)
-    join_processes(CPU)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("--stop", type=int)
+    parser.add_argument("--engine", default="ddp")
+    given = parser.parse_args()
+    out: Path = given.output
+    zero = ENGINES / f"{given.engine}.json"
     config = TrainConfig(
-        max_steps=STEPS, learning_rate=1e-3, per_device_train_batch_size=int(batch), save_steps=2, logging_steps=1
+        max_steps=STEPS,
+        learning_rate=1e-3,
+        per_device_train_batch_size=given.batch,
+        save_steps=2,
+        logging_steps=1,
+        fsdp=given.engine.startswith("fsdp"),
+        deepspeed=str(zero) if zero.exists() else None,
     )
+    join_processes(CPU, deepspeed=bool(config.deepspeed))
     collator, drawn = WindowCollator(PoSE(), LENGTHS, mark_text=True), list[list[list[int]]]()
 
     def collate(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -50,19 +64,26 @@ def main() -> None:
 
     model = pico_llama()
     signals = StopOnSignal()
-    callbacks = [TrainLog(out / "train.jsonl"), *([SignalOne(signals, int(stop[0]))] if stop else []), signals]
-    finished = train(
+    callbacks = [TrainLog(out / "train.jsonl"), *([SignalOne(signals, given.stop)] if given.stop else []), signals]
+    arguments = training_arguments(config, out / "checkpoints", seed=0, dtype=torch.float32, device=CPU)
+    if given.engine == "fsdp":
+        # Accelerate shards on accelerators only; it must take this CPU for one.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    said: list[str] = []
+    trained = train(
         model=model,
-        arguments=training_arguments(config, out / "checkpoints", seed=0, dtype=torch.float32, device=CPU),
+        arguments=arguments,
         dataset=examples(STEPS * WINDOWS),
         collator=collate,
         eval_dataset=None,
         callbacks=callbacks,
         teacher=None,
+        say=said.append,
     )
-    (out / f"drawn-{rank()}.json").write_text(json.dumps({"drawn": drawn, "finished": finished}))
-    if rank() == 0:
-        torch.save(model.state_dict(), out / "weights.pt")
+    report = {"drawn": drawn, "finished": trained.finished, "said": said}
+    (out / f"drawn-{rank()}.json").write_text(json.dumps(report))
+    if rank() == 0 and trained.finished:
+        torch.save(trained.weights or model.state_dict(), out / "weights.pt")
     leave_processes()
 
 

@@ -32,7 +32,7 @@ def run(model: PreTrainedModel, output: Path, *callbacks: TrainerCallback, said:
         callbacks=list(callbacks),
         teacher=None,
         say=([] if said is None else said).append,
-    )
+    ).finished
 
 
 class StopAfter(TrainerCallback):

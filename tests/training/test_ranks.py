@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
+
+from skipwise.models.locate import model_location
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "training" / "ranks_worker.py"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def launch(ranks: int, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -24,16 +34,20 @@ def launch(ranks: int, *command: str, env: dict[str, str] | None = None) -> subp
     )
 
 
-def work(directory: Path, ranks: int, *stop: str) -> Path:
+def work(directory: Path, ranks: int, *options: str) -> Path:
     directory.mkdir(exist_ok=True)
-    done = launch(ranks, str(WORKER), str(directory), str(4 // ranks), *stop)
+    done = launch(ranks, str(WORKER), str(directory), str(4 // ranks), *options)
     assert done.returncode == 0, done.stderr[-2000:]
     return directory
 
 
+def report(directory: Path, rank: int) -> Any:
+    return json.loads((directory / f"drawn-{rank}.json").read_text())
+
+
 def windows_of_steps(directory: Path, ranks: int) -> list[set[tuple[int, ...]]]:
     """What was drawn for each step, by all processes together (a process may draw ahead)."""
-    drawn = [json.loads((directory / f"drawn-{rank}.json").read_text())["drawn"] for rank in range(ranks)]
+    drawn = [report(directory, rank)["drawn"] for rank in range(ranks)]
     return [{tuple(visit) for batch in batches for visit in batch} for batches in zip(*drawn, strict=True)]
 
 
@@ -51,7 +65,41 @@ def test_two_processes_train_like_one(tmp_path: Path, alone: Path) -> None:
     """The same windows in every step, the same losses, the same weights but for rounding."""
     two = work(tmp_path / "two", 2)
     assert windows_of_steps(two, 2) == windows_of_steps(alone, 1)
-    assert losses(two) == pytest.approx(losses(alone), rel=1e-4)  # logged with four digits after the point
+    assert_same_training(two, alone)
+
+
+@pytest.mark.parametrize(
+    ("engine", "says", "interrupted"),
+    [
+        ("fsdp", "FSDP2", True),
+        ("zero1", "DeepSpeed ZeRO-1", False),
+        ("zero2", "DeepSpeed ZeRO-2", False),
+        ("zero3", "DeepSpeed ZeRO-3", True),
+        ("zero3-offload", "DeepSpeed ZeRO-3", False),
+    ],
+)
+def test_every_engine_trains_like_one_process(
+    tmp_path: Path, alone: Path, engine: str, says: str, interrupted: bool
+) -> None:
+    """Also when it was stopped and resumed; and it is what it says. Losses and weights are those of one process."""
+    if engine.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    two = tmp_path / "two"
+    if interrupted:
+        work(two, 2, "--engine", engine, "--stop", "3")
+    work(two, 2, "--engine", engine)
+    assert report(two, 0)["said"][-1] == f"training on cpu: {says} on 2 processes"
+    assert_same_training(two, alone)
+
+
+def test_says_aloud_that_a_cpu_has_no_fsdp(tmp_path: Path) -> None:
+    """Accelerate copies the model to every process instead, without a word."""
+    two = work(tmp_path / "two", 2, "--engine", "fsdp-on-cpu")
+    assert "DDP on 2 processes (FSDP was asked for" in report(two, 0)["said"][-1]
+
+
+def assert_same_training(two: Path, alone: Path) -> None:
+    assert losses(two) == pytest.approx(losses(alone), rel=1e-4)
     weights = [torch.load(one / "weights.pt", weights_only=True) for one in (alone, two)]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
@@ -59,26 +107,62 @@ def test_two_processes_train_like_one(tmp_path: Path, alone: Path) -> None:
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path, alone: Path) -> None:
     """They resume to the same end. Seen to hang when every process decided for itself."""
-    two = work(tmp_path / "two", 2, "3")
-    ends = [json.loads((two / f"drawn-{rank}.json").read_text())["finished"] for rank in (0, 1)]
+    two = work(tmp_path / "two", 2, "--stop", "3")
+    ends = [report(two, rank)["finished"] for rank in (0, 1)]
     assert ends == [False, False]
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
     work(two, 2)
     assert losses(two) == pytest.approx(losses(alone), rel=1e-4)
 
 
-def test_a_whole_run_under_torchrun(tmp_path: Path) -> None:
-    """One plan, one log, one model, and the other process's errors are told apart."""
+def extension(directory: Path, **train: Any) -> Path:
+    """The file of a short one."""
     config: dict[str, Any] = {
         "model": {"path": "builtin:tiny"},
         "lengths": {"target": 512},
         "data": "builtin:python",
-        "train": {"max_steps": 2, "per_device_train_batch_size": 1, "logging_steps": 1, "kl_weight": 0.0},
+        "train": {"max_steps": 2, "per_device_train_batch_size": 1, "logging_steps": 1, "kl_weight": 0.0, **train},
         "evaluate": [{"name": "passkey", "context_lengths": [256], "trials": 2}],
         "stages": ["extended"],
     }
-    file = tmp_path / "config.yaml"
+    file = directory / "config.yaml"
     file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("launcher", "engine"),
+    [
+        (["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"], "DDP"),
+        (["deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank", "--module"], "DeepSpeed ZeRO-3"),
+    ],
+    ids=["accelerate", "deepspeed"],
+)
+def test_a_whole_run_under_other_launchers(tmp_path: Path, launcher: list[str], engine: str) -> None:
+    """The model that is written is a plain one, whatever trained it."""
+    zero3 = engine.startswith("DeepSpeed")
+    if zero3:
+        pytest.importorskip("deepspeed")
+    file = extension(tmp_path, **({"deepspeed": str(ROOT / "configs" / "engines" / "zero3.json")} if zero3 else {}))
+    output = tmp_path / "run"
+    module = ["-m"] if not zero3 else []
+    arguments = [*module, "skipwise", "extend", str(file), "--output", str(output)]
+    port = ["--main_process_port" if not zero3 else "--master_port", str(free_port())]
+    done = launch(1, "-m", launcher[0], *port, *launcher[1:], *arguments)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"training on cpu: {engine} on 2 processes" in " ".join(done.stdout.split())
+    before = AutoModelForCausalLM.from_pretrained(model_location("builtin:tiny")).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(output / "model").state_dict()
+    assert before.keys() == after.keys()
+    moved = [float((after[name] - before[name]).abs().max()) for name in before]
+    # Every weight was trained, and is still itself. (In bfloat16 a norm of 1 would not have moved.)
+    assert all(0 < one < 1e-4 for one in moved)
+    assert (output / "results.jsonl").exists()
+
+
+def test_a_whole_run_under_torchrun(tmp_path: Path) -> None:
+    """One plan, one log, one model, and the other process's errors are told apart."""
+    file = extension(tmp_path)
     output = tmp_path / "run"
     done = launch(2, "-m", "skipwise", "extend", str(file), "--output", str(output))
     assert done.returncode == 0, done.stderr[-2000:]

@@ -46,7 +46,7 @@ def run(model: PreTrainedModel, output: Path, config: TrainConfig, callbacks: li
         eval_dataset=examples(4) if config.eval_steps else None,
         callbacks=callbacks,
         teacher=keywords.get("teacher"),
-    )
+    ).finished
 
 
 def test_our_loss_is_that_of_the_model(llama: PreTrainedModel) -> None:

@@ -1,0 +1,66 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685; QLoRA, arXiv 2305.14314) through peft, and a plain model out of them."""
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from skipwise.config import LoRAConfig
+from skipwise.errors import UserError
+
+
+def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PreTrainedModel:
+    """The model with adapters in its linear layers, which alone are trained, with norms and embeddings if asked for.
+
+    Raises:
+        UserError: without peft, or where the named modules are not there.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    except ImportError as error:
+        raise UserError("train.lora needs peft. Install it with: pip install 'skipwise[peft]'") from error
+    if config.load_in_4bit:
+        # It would checkpoint layers in its own way; ours is chosen elsewhere.
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.target_modules if isinstance(config.target_modules, str) else [*config.target_modules],
+        modules_to_save=norms_and_embeddings(model) if config.train_norms_and_embeddings else None,
+        ensure_weight_tying=config.train_norms_and_embeddings and bool(model.config.tie_word_embeddings),
+    )
+    try:
+        return get_peft_model(model, settings)  # type: ignore[return-value]  # passes on whatever it is asked
+    except ValueError as error:
+        raise UserError(
+            f"train.lora.target_modules must name linear layers of {type(model).__name__}, but are "
+            f"{config.target_modules!r}: {error}"
+        ) from error
+
+
+def norms_and_embeddings(model: PreTrainedModel) -> list[str]:
+    """The names that normalisation layers and input embeddings go by, without what they are in.
+
+    Long windows need them (LongLoRA, arXiv 2309.12307, section 3.3).
+    """
+    embedding = model.get_input_embeddings()
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if module is embedding or type(module).__name__.endswith("Norm")
+    }
+    return sorted(names)
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of `add_adapters` with the adapters in its weights, as if these had been trained themselves."""
+    plain: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
+    plain.requires_grad_(True)
+    return plain
+
+
+def trained_weights(model: nn.Module) -> dict[str, Any]:
+    """What was trained, by name."""
+    return {name: weight.detach().cpu() for name, weight in model.named_parameters() if weight.requires_grad}
