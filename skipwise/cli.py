@@ -1,5 +1,6 @@
 """The command line."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -21,8 +22,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-console = Console(quiet=not is_first())
-errors = Console(stderr=True)
+# Names of models, documents and files are shown as they are: none of them is markup.
+console = Console(quiet=not is_first(), markup=False, highlight=False)
+errors = Console(stderr=True, markup=False, highlight=False)
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers may try again
 
@@ -51,7 +53,7 @@ class Command(TyperCommand):
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        console.print(__version__, highlight=False)
+        console.print(__version__)
         raise typer.Exit
 
 
@@ -115,13 +117,13 @@ def extend(
         keep_checkpoints=keep_checkpoints,
     )
     if not dry_run:
-        console.print(f"Model: {run / 'model'}", highlight=False)
+        console.print(f"Model: {run / 'model'}")
     if rows:
         title = f"{config.model.path}, target {config.lengths.target:,}, rope {config.rope.name}"
         console.print(comparison_table(title, stage_columns(rows, trained=config.method)))
         for reason in sorted({row.reason for row in rows if row.status == "failed" and row.reason}):
-            console.print(f"failed: {reason}", highlight=False)
-        console.print(f"Results: {run / 'results.jsonl'}", highlight=False)
+            console.print(f"failed: {reason}")
+        console.print(f"Results: {run / 'results.jsonl'}")
 
 
 @app.command(cls=Command)
@@ -180,9 +182,9 @@ def plan(
     memory = None if device_memory is None else device_memory * 1e9
     console.print(plain_table(f"{of}{sharing}", *describe_costs(costs, config.train.max_steps, memory)))
     if flops:
-        console.print(f"at {flops:.3g} FLOP/s a device{', as measured here' if measure else ''}", highlight=False)
+        console.print(f"at {flops:.3g} FLOP/s a device{', as measured here' if measure else ''}")
     for line in explain_costs(config, costs, devices, has_windowed_layers(model_config), memory):
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 @app.command(cls=Command)
@@ -228,7 +230,7 @@ def coverage(
         return
     title = f"Relative distances of {lengths.target:,} in windows of {lengths.train:,}"
     console.print(plain_table(title, *describe_coverages(found)))
-    console.print("~ of a sample of windows; the rest is exact", highlight=False)
+    console.print("~ of a sample of windows; the rest is exact")
 
 
 @app.command(cls=Command)
@@ -258,7 +260,7 @@ def evaluate(
     found = request.find_models(models)
     values = request.values_of_run(found) if config is None else read_yaml(config)
     if config is None and values:
-        console.print("evaluations, seed and documents are those of the first run", highlight=False)
+        console.print("evaluations, seed and documents are those of the first run")
     flags: dict[str, Any] = {"data": {"sources": data or None}, "chat": chat, "seed": seed}
     if data:
         values.pop("data", None)  # the documents of a run are those it held out; others are used whole
@@ -288,7 +290,7 @@ def evaluate(
         console.print(difference_table(shown.first, shown.differences))
     whole = side_by_side(directory)
     write_text(RunDir(directory).table, evaluation_markdown(whole.columns, whole.first, whole.differences))
-    console.print(f"Rows and examples: {directory}", highlight=False)
+    console.print(f"Rows and examples: {directory}")
     if not any(row.value is not None for row in rows):
         raise UserError("Nothing could be measured; the reasons are above.")
 
@@ -338,8 +340,8 @@ def study(
     text = study_markdown(figures)
     write_text(directory.table, text)
     draw_study(figures, losses, directory.path / "plots")
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Tables and plots: {directory.path}", highlight=False)
+    console.print(text, soft_wrap=True)
+    console.print(f"Tables and plots: {directory.path}")
     if failure is not None:
         raise failure
 
@@ -376,7 +378,7 @@ def search(
     config = parse_config(_values(model, flags, None, set_))
     wanted = Search(cast("Fitness", fitness), documents, generations, population)
     file = search_factors(config, wanted, output, console)
-    console.print(f"Found: {file}. Use its rope section in a configuration.", highlight=False)
+    console.print(f"Found: {file}. Use its rope section in a configuration.")
 
 
 @app.command(cls=Command)
@@ -430,6 +432,7 @@ def _short(path: str) -> str:
 
 def main() -> None:
     """Run a command; turn a user's mistake into one message and exit code 2."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says on every CPU that it could be faster
     signal.signal(signal.SIGTERM, _stop)  # a training puts its own in this place, which saves first
     code = run(app)
     if code in (0, STOPPED):  # after an error others may still wait for this process; its launcher ends them
@@ -448,25 +451,24 @@ def run(command: Callable[[], Any]) -> int:
         command()
     except UserError as error:
         if is_first() or joined():  # before, every process finds the same
-            errors.print("[red]Error:[/red]", end=" ")
+            errors.print("Error:", style="red", end=" ")
             of = "" if is_first() else f"process {rank()}: "
-            errors.print(f"{of}{error}", markup=False, highlight=False, soft_wrap=True)
+            errors.print(f"{of}{error}", soft_wrap=True)
         return 2
     except SystemExit as ended:
         if ended.code in (INTERRUPTED, STOPPED):
             word = "Interrupted" if ended.code == INTERRUPTED else "Stopped"
-            errors.print(f"{word}. The same command goes on (extend and demo with --resume).", highlight=False)
+            errors.print(f"{word}. The same command goes on (extend and demo with --resume).")
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except Exception as error:
         if type(error).__name__ == "PreemptedError":  # its module imports what most commands do not need
             if is_first():
-                errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+                errors.print(str(error), soft_wrap=True)
             return STOPPED
         if lost_process(error):
             errors.print(
-                f"[red]Error:[/red] process {rank()}: another process of this run, or its host, is gone. Checkpoints "
-                "are as they were; the same command on all hosts goes on with --resume.",
-                highlight=False,
+                f"Error: process {rank()}: another process of this run, or its host, is gone. Checkpoints are as they "
+                "were; the same command on all hosts goes on with --resume.",
                 soft_wrap=True,
             )
             return STOPPED

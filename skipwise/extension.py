@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from skipwise.config import LengthsConfig, RunConfig
 from skipwise.config_files import check_deepspeed, to_yaml
@@ -192,7 +193,7 @@ def extend(
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
     rows = run.read_results()
     for warning in retrieval_warnings(rows, lengths.original):
-        console.print(f"[yellow]Warning:[/yellow] {warning}")
+        console.print(Text.assemble(("Warning:", "yellow"), f" {warning}"))
     return rows
 
 

@@ -8,7 +8,15 @@ import yaml
 
 from skipwise import NTK, PoSE, RandPos, UserError, YaRN
 from skipwise.config import RunConfig, method_overrides
-from skipwise.config_files import merge, parse_assignment, parse_config, parse_evaluate_config, read_yaml, to_yaml
+from skipwise.config_files import (
+    check_deepspeed,
+    merge,
+    parse_assignment,
+    parse_config,
+    parse_evaluate_config,
+    read_yaml,
+    to_yaml,
+)
 from skipwise.positions import SAMPLERS
 from skipwise.rope import ROPE_SCALINGS
 from skipwise.sections import name_of
@@ -171,12 +179,15 @@ def test_ready_recipes_are_valid() -> None:
     root = Path(__file__).parent.parent
     recipes = [
         *(root / "configs").glob("*.yaml"),
+        *(root / "configs/paper").glob("*.yaml"),
         *(path for path in root.glob("docs/results/*/config.yaml") if not (path.parent / "models.json").exists()),
         root / "skipwise/demo.yaml",
     ]
     assert len(recipes) >= 2
     for recipe in recipes:
-        parse_config(read_yaml(recipe))
+        engine = parse_config(read_yaml(recipe)).train.deepspeed
+        if engine:
+            check_deepspeed(root / engine)
     for recipe in (root / "configs/evaluate").glob("*.yaml"):
         parse_evaluate_config(read_yaml(recipe))
 

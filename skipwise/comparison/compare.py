@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from skipwise.comparison.ledger import (
     check_names,
@@ -221,10 +222,10 @@ def _measure(run: RunDir, one: Prepared, config: EvaluateConfig, console: Consol
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     compared = one.compared
-    console.print(compared.name, style="bold", highlight=False)
+    console.print(Text(compared.name, "bold"))
     device = default_device()
     dtype = compute_dtype(config.dtype, device)
-    with console.status(f"evaluating {compared.name}") as status:
+    with console.status(Text(f"evaluating {compared.name}")) as status:
         # In the dtype of the products, as a server would hold it.
         located, lines = usable_attention(model_config(compared, config), device)
         for line in lines:

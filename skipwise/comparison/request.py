@@ -56,7 +56,8 @@ def find_models(names: Sequence[str]) -> list[Compared]:
 
 def _find(name: str) -> Compared:
     run = RunDir(Path(name))
-    short = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name.rpartition(":")[2]).name.removesuffix(".gguf")) or "model"
+    last = Path(name.rpartition(":")[2]).name.removesuffix(".gguf")
+    short = re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip(".") or "model"
     if run.models.is_file():
         raise UserError(f"{name} is an evaluation, not a model. Name the models that it measured.")
     if not run.resolved.is_file():

@@ -1,6 +1,7 @@
 """The sources of a configuration, tokenised, with a word to the user about each."""
 
 from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig
@@ -14,10 +15,10 @@ def open_sources(data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, cons
 
 def _open(data: DocumentsConfig, index: int, tokenizer: PreTrainedTokenizerBase, console: Console) -> TokenStore:
     source = data.sources[index]
-    with console.status(f"tokenising {source.source}") as status:
+    with console.status(Text(f"tokenising {source.source}")) as status:
 
         def progress(documents: int, tokens: int) -> None:
-            status.update(f"tokenising {source.source}: {documents:,} documents, {tokens:,} tokens")
+            status.update(Text(f"tokenising {source.source}: {documents:,} documents, {tokens:,} tokens"))
 
         if not console.is_terminal and not is_stored(source, data, tokenizer):
             console.print(f"tokenising {source.source}", highlight=False)

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.data.held_out import HeldOut
@@ -41,9 +42,9 @@ class ConsoleSay:
 
     def __call__(self, text: str, *, detail: str = "", stay: bool = False) -> None:
         """See `Say`."""
-        self.status.update(text + detail)
+        self.status.update(Text(text + detail))
         if stay or (text != self.said and not self.console.is_terminal):
-            self.console.print(text, highlight=False)
+            self.console.print(text, markup=False, highlight=False)
         self.said = text
 
 

@@ -1,5 +1,10 @@
 """The model card that goes with a checkpoint."""
 
+import re
+from pathlib import Path
+
+import yaml
+
 from skipwise.config import RunConfig
 from skipwise.config_files import to_yaml
 from skipwise.lengths import Lengths
@@ -7,15 +12,15 @@ from skipwise.lengths import Lengths
 
 def model_card(config: RunConfig, lengths: Lengths) -> str:
     """A README.md in the form model hubs read: what was done to which model, and how to repeat it."""
+    name = shown_name(config.model.path)
+    about = {"base_model": name, "library_name": "transformers", "tags": ["skipwise", "long-context"]}
     return f"""---
-base_model: {config.model.path}
-library_name: transformers
-tags: [skipwise, long-context]
+{yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip()}
 ---
 
-# {config.model.path} with a window of {lengths.target:,} tokens
+# {name} with a window of {lengths.target:,} tokens
 
-The context window of `{config.model.path}` was extended from {lengths.original:,} to {lengths.target:,} tokens with
+The context window of `{name}` was extended from {lengths.original:,} to {lengths.target:,} tokens with
 Skipwise: method `{config.method}`, RoPE scaling `{config.rope.name}`, training windows of {lengths.train:,} tokens.
 It opens with `transformers.AutoModelForCausalLM.from_pretrained`.
 
@@ -25,3 +30,9 @@ Configuration:
 {to_yaml(config).rstrip()}
 ```
 """
+
+
+def shown_name(path: str) -> str:
+    """A hub id as it is; of a local path its last part; in either no character that means something in Markdown."""
+    name = Path(path).name if Path(path).exists() else path
+    return re.sub(r"[^\w./:@ -]+", "-", name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from skipwise.lengths import format_length
 from skipwise.report.figures import legend_below, length_axis, new_figure, save_figure, styles
+from skipwise.report.table import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ def study_markdown(summary: Summary) -> str:
         for arm, own in _by_arm(rows).items():
             cells = {row["context_length"]: row for row in own}
             body.append([arm, *(_cell(cells.get(length)) for length in lengths)])
-        parts.append(f"## {evaluation.replace('_', ' ')}, {domain}\n\n{_table(header, body)}")
+        parts.append(f"## {evaluation.replace('_', ' ')}, {domain}\n\n{markdown_table(header, body)}")
     compared = [row for row in summary["figures"] if row.get("over_reference")]
     if compared:
         parts.append(_differences(compared, summary))
@@ -63,7 +64,7 @@ def _differences(rows: Sequence[Row], summary: Summary) -> str:
     ]
     return (
         f"## Beside {summary['reference']}\n\nPerplexities as ratios (below 1 is better), scores as differences.\n\n"
-        f"{_table(header, body)}"
+        f"{markdown_table(header, body)}"
     )
 
 
@@ -73,7 +74,7 @@ def _rates(rates: Sequence[Row]) -> str:
          ", ".join(f"{rate:g}: {value:.4g}" for rate, value in row["tried"])]
         for row in rates
     ]  # fmt: skip
-    return f"## Learning rates, chosen in development\n\n{_table(['method', 'chosen', 'tried'], body)}"
+    return f"## Learning rates, chosen in development\n\n{markdown_table(['method', 'chosen', 'tried'], body)}"
 
 
 def _by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -109,11 +110,6 @@ def _value(row: Row, loss: bool, difference: bool = False) -> str:
 
 def _p(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def draw_study(summary: Summary, losses: Mapping[str, Sequence[tuple[int, float]]], directory: Path) -> list[Path]:

@@ -1,9 +1,10 @@
 """Tables for the terminal and for Markdown."""
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from skipwise.evaluation.figures import Figure
 from skipwise.evaluation.specs import EvalResult
@@ -81,12 +82,12 @@ def difference_table(first: str, differences: Differences) -> Table:
     """`difference_lines` for the terminal."""
     header, body = difference_lines(differences)
     table = Table(
-        title=f"Difference from {first}", caption=DIFFERENCE_NOTE, title_justify="left", caption_justify="left"
+        title=Text(f"Difference from {first}"), caption=DIFFERENCE_NOTE, title_justify="left", caption_justify="left"
     )
     for number, heading in enumerate(header):
-        table.add_column(heading, justify="left" if number == 0 else "right")
+        table.add_column(Text(heading), justify="left" if number == 0 else "right")
     for line in body:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 
@@ -94,7 +95,10 @@ def evaluation_markdown(columns: Columns, first: str, differences: Differences) 
     """Models side by side, how they differ, and what failed."""
     parts = [comparison_markdown(columns), f"{'; '.join(_notes(columns))}.\n"]
     if differences:
-        parts += [f"Difference from {first} ({DIFFERENCE_NOTE}):\n", _markdown(*difference_lines(differences))]
+        parts += [
+            f"Difference from {first} ({DIFFERENCE_NOTE}):\n",
+            markdown_table(*difference_lines(differences)) + "\n",
+        ]
     failed = {(row.evaluation, row.reason) for rows in columns.values() for row in rows if row.status == "failed"}
     parts += [f"Failed: {name}: {reason}\n" for name, reason in sorted(failed, key=str)]
     return "\n".join(parts)
@@ -109,24 +113,30 @@ def _difference(figure: Figure) -> str:
 def comparison_table(title: str, columns: Columns) -> Table:
     """`comparison` for the terminal, with what its signs mean below."""
     header, body = comparison(columns)
-    table = Table(title=title, caption="; ".join(_notes(columns)), title_justify="left", caption_justify="left")
+    table = Table(title=Text(title), caption="; ".join(_notes(columns)), title_justify="left", caption_justify="left")
     for number, heading in enumerate(header):
-        table.add_column(heading, justify="left" if number == 0 else "right")
+        table.add_column(Text(heading), justify="left" if number == 0 else "right")
     for previous, line in zip([None, *body], body, strict=False):
         if previous is not None and _suite(previous[0]) != _suite(line[0]):
             table.add_section()
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 
 def comparison_markdown(columns: Columns) -> str:
     """`comparison` as a Markdown table."""
-    return _markdown(*comparison(columns))
+    return markdown_table(*comparison(columns)) + "\n"
 
 
-def _markdown(header: list[str], body: list[list[str]]) -> str:
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A column of names and columns of figures; what is in a cell stays in it, and is text."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *body])
+    rows = [[_in_a_cell(cell) for cell in line] for line in (header, *body)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (rows[0], rule, *rows[1:]))
+
+
+def _in_a_cell(text: str) -> str:
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def _notes(columns: Columns) -> list[str]:
@@ -142,7 +152,7 @@ def depth_table(heading: str, rows: Sequence[EvalResult]) -> Table | None:
     depths = sorted({depth for depth, _ in cells})
     if len(depths) < 2:
         return None
-    table = Table(title=f"Passkey by depth: {heading}", title_justify="left")
+    table = Table(title=Text(f"Passkey by depth: {heading}"), title_justify="left")
     table.add_column("depth", justify="right")
     for length in lengths:
         table.add_column(format_length(length), justify="right")
@@ -156,19 +166,19 @@ def depth_table(heading: str, rows: Sequence[EvalResult]) -> Table | None:
 
 def pairs_table(title: str, pairs: Sequence[tuple[str, str]]) -> Table:
     """Two columns without lines: what, and how much."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(title=Text(title), title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
     for what, value in pairs:
-        table.add_row(escape(what), escape(value))
+        table.add_row(Text(what), Text(value))
     return table
 
 
 def plain_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
     """A column of names, and columns of figures."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for number, heading in enumerate(header):
-        table.add_column(escape(heading), justify="right" if number else "left")
+        table.add_column(Text(heading), justify="right" if number else "left")
     for cells in body:
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(Text, cells))
     return table
 
 

@@ -88,8 +88,11 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _domains_can_be_reported(self) -> "StudyConfig":
         for name, domain in self.domains.items():
-            if not re.fullmatch(r"[\w.-]+", name):
-                raise UserError(f"domains: a name has letters, digits and . _ - only, not {name!r}. Rename it.")
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise UserError(
+                    f"domains: a name begins with a letter or digit and has only these and . _ -, not {name!r}. "
+                    "Rename it."
+                )
             if not domain.evaluate:
                 raise UserError(f"domains.{name}: says not what to measure. Give it evaluate.")
             if any(isinstance(spec, Harness) for spec in domain.evaluate):
@@ -290,7 +293,8 @@ def _cell(
     method, scaling, budget = choice
     parts = ["development" if development else None, method, scaling, budget]
     parts += [f"rate{rate:g}" if development else None, None if seed is None else f"seed{seed}"]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(part for part in parts if part)).lower()
+    # The name of a directory, which must not lead out of the one it is in.
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(part for part in parts if part)).lower().lstrip(".") or "cell"
     base = _run(study, "base", {}, None)
     if study.methods[method] == UNTOUCHED:
         return Cell(name, method, None, None, None, None, base.model, None, domains)

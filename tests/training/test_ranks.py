@@ -17,6 +17,7 @@ from skipwise.models.locate import model_location
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "training" / "ranks_worker.py"
+ENGINES = ROOT / "configs" / "engines"
 
 
 def free_port() -> int:
@@ -130,27 +131,30 @@ def extension(directory: Path, **train: Any) -> Path:
     return file
 
 
+ACCELERATE = ["accelerate.commands.launch", "--config_file", str(ENGINES / "fsdp2.yaml"), "--num_processes", "2"]
+DEEPSPEED = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank"]
+
+
 @pytest.mark.parametrize(
-    ("launcher", "engine"),
+    ("launcher", "port", "module", "engine", "says"),
     [
-        (["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"], "DDP"),
-        (["deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank", "--module"], "DeepSpeed ZeRO-3"),
+        (ACCELERATE, "--main_process_port", "-m", None, "DDP on 2 processes (FSDP was asked for"),
+        (DEEPSPEED, "--master_port", "--module", "zero3.json", "DeepSpeed ZeRO-3 on 2 processes"),
     ],
     ids=["accelerate", "deepspeed"],
 )
-def test_a_whole_run_under_other_launchers(tmp_path: Path, launcher: list[str], engine: str) -> None:
-    """The model that is written is a plain one, whatever trained it."""
-    zero3 = engine.startswith("DeepSpeed")
-    if zero3:
+def test_a_whole_run_under_other_launchers(
+    tmp_path: Path, launcher: list[str], port: str, module: str, engine: str | None, says: str
+) -> None:
+    """The model that is written is a plain one, whatever trained it. (A CPU has no FSDP, which is said aloud.)"""
+    if engine:
         pytest.importorskip("deepspeed")
-    file = extension(tmp_path, **({"deepspeed": str(ROOT / "configs" / "engines" / "zero3.json")} if zero3 else {}))
+    file = extension(tmp_path, deepspeed=str(ENGINES / engine) if engine else None)
     output = tmp_path / "run"
-    module = ["-m"] if not zero3 else []
-    arguments = [*module, "skipwise", "extend", str(file), "--output", str(output)]
-    port = ["--main_process_port" if not zero3 else "--master_port", str(free_port())]
-    done = launch(1, "-m", launcher[0], *port, *launcher[1:], *arguments)
+    started = [*launcher, port, str(free_port()), module, "skipwise", "extend", str(file), "--output", str(output)]
+    done = launch(1, "-m", *started)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert f"training on cpu: {engine} on 2 processes" in " ".join(done.stdout.split())
+    assert f"training on cpu: {says}" in " ".join(done.stdout.split())
     before = AutoModelForCausalLM.from_pretrained(model_location("builtin:tiny")).state_dict()
     after = AutoModelForCausalLM.from_pretrained(output / "model").state_dict()
     assert before.keys() == after.keys()
