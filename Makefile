@@ -2,8 +2,9 @@
 # make test   all tests
 # make bench  all benchmarks but the trainings of time_to_quality.py (hours; their rows are kept), benchmarks/results.json
 #             and the tables and plots of docs/performance.md
-# make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl and
-#             proofs.jsonl (see that page). Cells that are committed are not run again; all of them take hours
+# make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl,
+#             proofs.jsonl and plays.jsonl (see that page). Cells that are committed are not run again; all of them take hours
+# make reliability   20 kills of one run and 500 broken inputs, docs/results/reliability.json; half an hour
 # make check  formatting, lint, types, tests: what CI runs
 #
 # On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:
@@ -14,7 +15,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
-.PHONY: bench demo demo-smollm2 evaluate-smollm2 study-tiny tiny-model test lint check clean
+.PHONY: bench demo demo-smollm2 evaluate-smollm2 reliability study-tiny tiny-model test lint check clean
 
 demo: .venv/installed
 	$(BIN)/skipwise demo --output runs/demo --resume
@@ -45,13 +46,18 @@ bench: $(SMOLLM2)
 	$(BIN)/python benchmarks/summary.py
 
 study-tiny: .venv/installed
-	$(BIN)/python scripts/long_texts.py runs/texts $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl
+	$(BIN)/python scripts/long_texts.py runs/texts \
+	    $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl $(TEXTS)/plays.jsonl
 	$(BIN)/skipwise study configs/studies/tiny-x8.yaml --output docs/results/tiny-x8 --jobs 2
-	for study in explore confirm confirm-uniform; do \
+	for study in explore confirm confirm-uniform confirm-untouched; do \
 	    $(BIN)/skipwise study configs/studies/tiny-$$study.yaml --output docs/results/tiny-$$study --jobs 2 || exit; \
 	done
 	$(BIN)/python scripts/summarise_studies.py docs/results/summary.json \
-	    docs/results/tiny-x8 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-explore
+	    docs/results/tiny-x8 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-confirm-untouched \
+	    docs/results/tiny-explore
+
+reliability: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability docs/results/reliability.json --kills 20 --inputs 500
 
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py

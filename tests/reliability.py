@@ -147,6 +147,10 @@ SMALL: dict[str, Any] = {
         "per_device_train_batch_size": 1,
         "untouched_share": 0.25,
         "kl_weight": 0.0,
+        "auto_find_batch_size": False,
+        "fsdp": False,
+        "deepspeed": None,
+        "lora": None,
     },
     "evaluate": [],
     "seed": 0,
@@ -241,7 +245,7 @@ def run_broken(config: bytes, data: tuple[str, bytes], directory: Path) -> tuple
     (directory / name).write_bytes(content)
     (directory / "config.yaml").write_bytes(config)
     printed = io.StringIO()
-    console = Console(file=printed, width=200)
+    console = Console(file=printed, width=200, markup=False, highlight=False)
     before = Path.cwd()
     os.chdir(directory)
     try:
