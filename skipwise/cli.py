@@ -135,7 +135,9 @@ def plan(
     train_length: Annotated[str | None, typer.Option(help="Tokens in a training window.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
     devices: Annotated[int, typer.Option(help="That share the work.", min=1)] = 1,
-    zero: Annotated[int, typer.Option(help="ZeRO stage; 3 is also FSDP.", min=0, max=3)] = 0,
+    zero: Annotated[
+        int | None, typer.Option(help="ZeRO stage; 3 is also FSDP.  [default: of the configuration]", min=0, max=3)
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Devices are CPUs, whose heap holds more than is in use.")] = False,
     device_memory: Annotated[float | None, typer.Option(help="Of a device, in GB.", min=0.0)] = None,
     flops: Annotated[
@@ -149,7 +151,7 @@ def plan(
 
     from skipwise.config_files import parse_config
     from skipwise.models.shape import has_windowed_layers, read_config, read_windows, shape_of
-    from skipwise.planning import compare_costs, cost_rows, describe_costs, explain_costs, resolve_target
+    from skipwise.planning import compare_costs, cost_rows, describe_costs, explain_costs, resolve_target, zero_stage
 
     if measure and flops:
         raise UserError(f"--measure finds the rate itself, so --flops {flops:g} cannot be kept. Leave one of them out.")
@@ -169,6 +171,7 @@ def plan(
         from skipwise.models.speed import products_per_second
 
         flops = products_per_second(config.model.dtype)
+    zero = zero_stage(config.train) if zero is None else zero
     costs = compare_costs(config, lengths, shape, devices=devices, zero=zero, cpu=cpu, flops_per_second=flops)
     if as_json:
         about = {"model": config.model.path, "parameters": shape.parameters, "original_length": lengths.original}
@@ -183,7 +186,7 @@ def plan(
     console.print(plain_table(f"{of}{sharing}", *describe_costs(costs, config.train.max_steps, memory)))
     if flops:
         console.print(f"at {flops:.3g} FLOP/s a device{', as measured here' if measure else ''}")
-    for line in explain_costs(config, costs, devices, has_windowed_layers(model_config), memory):
+    for line in explain_costs(config, costs, has_windowed_layers(model_config), memory):
         console.print(line)
 
 

@@ -51,6 +51,10 @@ Share = Annotated[Number, Field(ge=0.0, le=1.0)]
 MOST_STEPS, MOST_WINDOWS = 1_000_000, 10_000
 
 
+# What numpy takes.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
 class Section(BaseModel):
     """A part of the configuration: frozen, and strict about keys and types."""
 
@@ -321,7 +325,7 @@ class RunConfig(Section):
         "interpolated",
         "extended",
     )
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_row_per_figure(self) -> "RunConfig":
@@ -373,7 +377,7 @@ class EvaluateConfig(Section):
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     chat: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one_row_per_figure(self) -> "EvaluateConfig":

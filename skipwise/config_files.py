@@ -33,14 +33,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_deepspeed(path: Path) -> None:
-    """Raise `UserError` unless a file holds a JSON object."""
+def read_deepspeed(path: Path) -> dict[str, Any]:
+    """A DeepSpeed configuration.
+
+    Raises:
+        UserError: unless the file holds a JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"train.deepspeed: {path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"train.deepspeed: {path} must hold an object, not {type(value).__name__}.")
+    return value
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from skipwise.models.shape import ModelShape
 
 # Bytes of a number.
 FLOAT32, BFLOAT16 = 4, 2
+# A weight in 4 bits with its share of the scales, which are rounded themselves (QLoRA, arXiv 2305.14314, Section 3).
+FOUR_BITS = 0.5 + 0.127 / 8
 # Tokens whose logits exist at a time (`models/forward.py`).
 LOGIT_ROWS = 512
 # On a CPU the heap grows by more than what is kept, since temporary tensors leave holes between those that stay, and
@@ -27,6 +29,9 @@ class Step:
         checkpointing: whether activations of a layer are computed again in the backward pass; `selective`: all but
             those of matrix products and attention.
         teacher: whether an untouched copy of the model reads every window, too.
+        adapter_rank: of low-rank adapters, which alone are trained; 0 for all weights.
+        embeddings_trained: the input embedding beside adapters (and norms, which are few).
+        four_bits: whether the weights of layers are kept in 4 bits.
     """
 
     window: int
@@ -34,6 +39,9 @@ class Step:
     accumulation: int = 1
     checkpointing: bool | Literal["selective"] = False
     teacher: bool = False
+    adapter_rank: int = 0
+    embeddings_trained: bool = False
+    four_bits: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,12 @@ def step_flops(shape: ModelShape, step: Step) -> StepFlops:
 
     A pass over a token multiplies and adds once per weight of a matrix (Kaplan et al., arXiv 2001.08361, Section 2.1),
     and twice per layer, query dimension and token seen; a causal token sees half of its window. The backward pass is
-    two such passes, checkpointing (of all, not selective) and a teacher are one each.
+    two such passes, checkpointing (of all, not selective) and a teacher are one each. Weights that are not trained have
+    no gradient, which is half of the backward pass of their products; products of adapters are not counted.
     """
     passes = 3 + (step.checkpointing is True) + step.teacher
     tokens = step.window * step.windows * step.accumulation
-    products = 2.0 * shape.product_weights * tokens * passes
+    products = 2.0 * shape.product_weights * tokens * (passes - bool(step.adapter_rank))
     attention = 4.0 * shape.layers * shape.query_size * (step.window / 2) * tokens * passes
     return StepFlops(products, attention)
 
@@ -73,7 +82,7 @@ class StepMemory:
     """Bytes of one device at the height of a training step, by part.
 
     Attributes:
-        weights: in float32.
+        weights: in float32, or those of layers in 4 bits.
         copies: of the matrices in bfloat16, as autocast makes them in every step.
         optimizer: both moments of Adam, in float32.
         teacher: the untouched model in bfloat16, whole on every device.
@@ -119,9 +128,15 @@ def step_memory(shape: ModelShape, step: Step, devices: int = 1, zero: int = 0, 
         raise UserError(f"ZeRO has stages 0 to 3 on at least one device, not {zero} on {devices}. Set --zero 3.")
     parameters = shape.parameters
     of_weights, of_gradients, of_optimizer = (devices if zero >= stage else 1 for stage in (3, 2, 1))
-    # Stage 3 gathers one layer at a time.
-    copied = shape.layer_weights + shape.embedding_weights if zero == 3 else shape.product_weights
-    copies = BFLOAT16 * copied
+    matrices = shape.layers * shape.layer_weights
+    adapters = adapter_weights(shape, step.adapter_rank)
+    weights = FLOAT32 * (parameters - matrices + adapters) + (FOUR_BITS if step.four_bits else FLOAT32) * matrices
+    trained = parameters
+    if step.adapter_rank:
+        trained = adapters + (shape.embedding_weights if step.embeddings_trained else 0)
+    # Stage 3 gathers one layer at a time; 4 bits are unpacked for a matrix at a time, which is less.
+    copied = shape.layer_weights + shape.embedding_weights
+    copies = BFLOAT16 * (copied if zero == 3 or step.four_bits else shape.product_weights)
     tokens = step.window * step.windows
     layer = activation_bytes(shape)
     kept = kept_bytes(shape, products=step.checkpointing == "selective")
@@ -129,16 +144,23 @@ def step_memory(shape: ModelShape, step: Step, devices: int = 1, zero: int = 0, 
     rows = min(LOGIT_ROWS, tokens)
     logits = rows * shape.vocabulary * (2 * BFLOAT16 + 2 * FLOAT32) * (2 if step.teacher else 1)
     return StepMemory(
-        weights=FLOAT32 * parameters / of_weights,
+        weights=weights / of_weights,
         copies=copies,
-        optimizer=2 * FLOAT32 * parameters / of_optimizer,
+        optimizer=2 * FLOAT32 * trained / of_optimizer,
         teacher=float(BFLOAT16 * parameters) if step.teacher else 0.0,
-        gradients=FLOAT32 * parameters / of_gradients,
+        gradients=FLOAT32 * trained / of_gradients,
         activations=activations * (CPU_HEAP if cpu else 1.0),
-        logits=logits + (FLOAT32 + BFLOAT16) * shape.embedding_weights,
+        logits=logits + (BFLOAT16 if step.adapter_rank else FLOAT32 + BFLOAT16) * shape.embedding_weights,
         buffers=CPU_BUFFERS if cpu else 0.0,
         accumulated=step.accumulation > 1,
     )
+
+
+def adapter_weights(shape: ModelShape, rank: int) -> int:
+    """Weights of the two factors beside every matrix of every layer: `rank` times what goes in and what comes out."""
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    attention = 4 * hidden + 2 * shape.query_size + 2 * shape.key_size
+    return rank * shape.layers * (attention + (3 if shape.gated else 2) * (hidden + inner))
 
 
 def kept_bytes(shape: ModelShape, products: bool) -> int:

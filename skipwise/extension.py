@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skipwise.config import LengthsConfig, RunConfig
-from skipwise.config_files import check_deepspeed, to_yaml
+from skipwise.config_files import read_deepspeed, to_yaml
 from skipwise.data.sources import check_source, is_hub_dataset
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
@@ -50,7 +50,7 @@ def check_early(config: RunConfig, run: RunDir, resume: bool) -> None:
     for source in config.data.sources:
         check_source(source)
     if config.train.deepspeed:
-        check_deepspeed(Path(config.train.deepspeed))
+        read_deepspeed(Path(config.train.deepspeed))
     if config.lengths.train is not None or config.lengths.original is not None:
         train = config.lengths.train or config.lengths.original
         original = config.lengths.original or train

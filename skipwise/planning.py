@@ -1,9 +1,11 @@
 """What a run will do, from its configuration alone. No torch."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from skipwise.config import RunConfig
+from skipwise.config import RunConfig, TrainConfig
+from skipwise.config_files import read_deepspeed
 from skipwise.costs import Step, StepFlops, StepMemory, step_flops, step_memory
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths, format_length
@@ -55,7 +57,18 @@ def step_of(config: RunConfig, window: int, teacher: bool) -> Step:
         accumulation=train.gradient_accumulation_steps,
         checkpointing=train.gradient_checkpointing,
         teacher=teacher,
+        adapter_rank=train.lora.r if train.lora else 0,
+        embeddings_trained=bool(train.lora and train.lora.train_norms_and_embeddings),
+        four_bits=bool(train.lora and train.lora.load_in_4bit),
     )
+
+
+def zero_stage(train: TrainConfig) -> int:
+    """The stage of sharding that a configuration asks for; FSDP shards as stage 3 does."""
+    if train.deepspeed is None:
+        return 3 if train.fsdp else 0
+    stage: int = read_deepspeed(Path(train.deepspeed)).get("zero_optimization", {}).get("stage", 0)
+    return stage
 
 
 def make_plan(
@@ -195,9 +208,7 @@ def resolve_target(config: RunConfig, first: int, current: int) -> Lengths:
     return lengths
 
 
-def explain_costs(
-    config: RunConfig, costs: list[Cost], devices: int, windowed: bool, device_memory: float | None
-) -> list[str]:
+def explain_costs(config: RunConfig, costs: list[Cost], windowed: bool, device_memory: float | None) -> list[str]:
     """What the table leaves unsaid, a line each.
 
     Args:
@@ -208,6 +219,8 @@ def explain_costs(
         lines.append("Teacher: the untouched model, to which short windows are held; train.kl_weight=0 does without.")
     if any(cost.seconds is not None for cost in costs):
         lines.append("Seconds: as if all ran at that rate; a whole step takes about half as long again.")
+    if config.train.lora:
+        lines.append("Adapters: beside all matrices of layers; what they keep of activations is not counted.")
     uncounted = [name for name in ("torch_compile", "use_liger_kernel") if getattr(config.train, name)]
     if config.model.attn_implementation == "eager":
         uncounted.append("the scores that eager attention keeps")
@@ -215,8 +228,6 @@ def explain_costs(
         uncounted.append("that layers of this model see only the last tokens (extend does not take such models yet)")
     if uncounted:
         lines.append(f"Not counted: {', '.join(uncounted)}.")
-    if devices > 1:
-        lines.append("extend itself runs on one device so far.")
     if device_memory is not None:
         lines.append("Drivers and fragments take some memory more, which is not counted.")
         if any(cost.memory.peak > device_memory for cost in costs):

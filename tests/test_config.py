@@ -9,11 +9,11 @@ import yaml
 from skipwise import NTK, PoSE, RandPos, UserError, YaRN
 from skipwise.config import RunConfig, method_overrides
 from skipwise.config_files import (
-    check_deepspeed,
     merge,
     parse_assignment,
     parse_config,
     parse_evaluate_config,
+    read_deepspeed,
     read_yaml,
     to_yaml,
 )
@@ -187,7 +187,7 @@ def test_ready_recipes_are_valid() -> None:
     for recipe in recipes:
         engine = parse_config(read_yaml(recipe)).train.deepspeed
         if engine:
-            check_deepspeed(root / engine)
+            read_deepspeed(root / engine)
     for recipe in (root / "configs/evaluate").glob("*.yaml"):
         parse_evaluate_config(read_yaml(recipe))
 
@@ -206,3 +206,10 @@ def test_ready_recipes_are_valid() -> None:
 def test_engines_and_adapters_that_do_not_go_together(train: dict[str, Any], rope: str, rule: str) -> None:
     with pytest.raises(UserError, match=rule):
         parse(train=train, rope=rope)
+
+
+def test_seeds_are_those_that_numpy_takes() -> None:
+    """Seen to end in a traceback when training began."""
+    assert parse(seed=2**32 - 1).seed == 2**32 - 1
+    with pytest.raises(UserError, match="seed"):
+        parse(seed=2**32)

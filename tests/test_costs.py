@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from skipwise import UserError
 from skipwise.cli import app
-from skipwise.costs import LOGIT_ROWS, Step, activation_bytes, step_flops, step_memory
+from skipwise.costs import LOGIT_ROWS, Step, activation_bytes, adapter_weights, step_flops, step_memory
 from skipwise.models.forward import CHUNK_ROWS
 from skipwise.models.locate import TINY
 from skipwise.models.shape import ModelShape, has_windowed_layers, read_config, read_windows, shape_of
@@ -85,6 +85,39 @@ def test_memory_by_hand() -> None:
     accumulated = step_memory(SMALL, Step(window=10, accumulation=8))
     assert accumulated.peak == memory.peak + memory.gradients
     assert step_memory(SMALL, Step(window=10, teacher=True)).teacher == 2 * parameters
+
+
+def test_adapters_by_hand() -> None:
+    """Rank 3 beside seven matrices of two layers; only they have gradients and moments."""
+    size = 3 * 2 * ((8 + 8) + 2 * (8 + 4) + (8 + 8) + 3 * (8 + 16))
+    memory = step_memory(SMALL, Step(window=10, adapter_rank=3))
+    assert adapter_weights(SMALL, 3) == size
+    assert memory.weights == 4 * (SMALL.parameters + size)
+    assert (memory.gradients, memory.optimizer) == (4 * size, 8 * size)
+    more = step_memory(SMALL, Step(window=10, adapter_rank=3, embeddings_trained=True))
+    assert more.gradients == 4 * (size + 10 * 8)
+    four = step_memory(SMALL, Step(window=10, adapter_rank=3, four_bits=True))
+    matrices = 2 * SMALL.layer_weights
+    assert four.weights == pytest.approx(memory.weights - (4 - 0.515875) * matrices)
+    whole, adapted = (step_flops(SMALL, Step(window=10, adapter_rank=rank)) for rank in (0, 3))
+    assert adapted.products == pytest.approx(whole.products * 2 / 3)
+    assert adapted.attention == whole.attention
+
+
+def test_adapters_are_as_large_as_those_of_peft() -> None:
+    from skipwise.config import LoRAConfig
+    from skipwise.training.adapters import add_adapters
+
+    pytest.importorskip("peft")
+    for kind in ("wide heads", "two matrices"):
+        adapted = add_adapters(AutoModelForCausalLM.from_config(CONFIGS[kind]), LoRAConfig(r=3))
+        trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+        assert adapter_weights(shape_of(CONFIGS[kind].to_dict()), 3) == trained + _shared(kind)
+
+
+def _shared(kind: str) -> int:
+    """Where queries, keys and values are one matrix, one factor serves all three."""
+    return 2 * 3 * 2 * 32 if kind == "two matrices" else 0
 
 
 @pytest.mark.parametrize(("zero", "divided"), [(1, 1), (2, 2), (3, 3)])
@@ -182,7 +215,7 @@ def test_what_the_table_leaves_unsaid() -> None:
     flags = ["--set", "train.torch_compile=true", "--set", "model.attn_implementation=eager", "--devices", "2"]
     arguments = ["plan", "builtin:tiny", "--target", "4k", "--device-memory", "0.5", "--flops", "1e12", *flags]
     said = " ".join(CliRunner().invoke(app, arguments).output.split())
-    for words in ("train.kl_weight=0", "half as long again", "torch_compile, the scores", "on one device", "may with"):
+    for words in ("train.kl_weight=0", "half as long again", "torch_compile, the scores", "may with"):
         assert words in said
     quiet = CliRunner().invoke(app, ["plan", "builtin:tiny", "--target", "4k", "--set", "train.kl_weight=0"]).output
     assert "Teacher" not in quiet and "Not counted" not in quiet

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from skipwise.config import EvaluateConfig, ModelConfig, Number, RunConfig, Section, method_overrides
+from skipwise.config import EvaluateConfig, ModelConfig, Number, RunConfig, Section, Seed, method_overrides
 from skipwise.config_files import merge, parse_config, parse_section, read_yaml
 from skipwise.errors import UserError, nearest
 from skipwise.evaluation.specs import Harness, Length
@@ -19,7 +19,7 @@ from skipwise.planning import resolve_target, window_tokens
 
 UNTOUCHED = "untouched"
 Budget = Literal["steps", "tokens"]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False), Field(min_length=1)]
+Seeds = Annotated[tuple[Seed, ...], Strict(False), Field(min_length=1)]
 # What the study sets for all runs, and what would make methods unequal without a word.
 NOT_IN_BASE = ("evaluate", "stages", "seed")
 NOT_IN_METHODS = (*NOT_IN_BASE, "model", "lengths.target", "lengths.original", "train.max_steps")

@@ -1,6 +1,5 @@
 """Engines: what Accelerate made of a training on several devices, and a plain model out of it again."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from skipwise.config_files import read_deepspeed
 from skipwise.ranks import is_first
 
 ONE_PROCESS = "one process"
@@ -27,7 +27,7 @@ def deepspeed_settings(path: Path, dtype: torch.dtype) -> dict[str, Any]:
 
     With `torch_autocast` products are made in `dtype` and weights stay float32, as everywhere else here.
     """
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_deepspeed(path)
     autocast = settings.get("torch_autocast", {})
     if autocast.get("enabled") == "auto":
         settings["torch_autocast"] = {**autocast, "enabled": dtype == torch.bfloat16}
