@@ -58,6 +58,7 @@ study-tiny: .venv/installed
 
 reliability: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability docs/results/reliability.json --kills 20 --inputs 500
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scaling docs/results/scaling.json
 
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py
