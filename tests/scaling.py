@@ -1,4 +1,4 @@
-"""One process and two, with every engine: windows consumed, losses and weights; the evidence behind docs/results/reliability.md.
+"""One process and two, with every engine: windows, losses and weights; evidence for docs/results/reliability.md.
 
     python -m tests.scaling docs/results/scaling.json
 
