@@ -50,8 +50,6 @@ KILLED: dict[str, Any] = {
         {"name": "passkey", "context_lengths": [256, 1024], "trials": 10},
     ],
 }
-# Until a process has imported what it needs, there is nothing to lose.
-IMPORTS = 3.0
 
 
 def kills(count: int, directory: Path, seed: int, config: dict[str, Any] = KILLED) -> dict[str, Any]:
@@ -59,14 +57,14 @@ def kills(count: int, directory: Path, seed: int, config: dict[str, Any] = KILLE
     file = directory / "killed.yaml"
     file.write_text(yaml.safe_dump(config))
     undisturbed, disturbed = directory / "undisturbed", directory / "disturbed"
-    _start(file, undisturbed).communicate()
+    imports, whole = _durations(_start(file, undisturbed))
     rng, hits = random.Random(seed), Counter[str]()
     while hits.total() < count:
         process = _start(file, disturbed)
         if rng.random() < 0.3:  # while a checkpoint is written, if one is
-            _wait_for(disturbed / "checkpoints" / "unfinished", process, rng.uniform(5.0, 12.0))
+            _wait_for(disturbed / "checkpoints" / "unfinished", process, imports + rng.uniform(0.0, whole / 2))
         else:
-            _wait(process, IMPORTS + rng.uniform(0.0, 7.0))
+            _wait(process, imports + rng.uniform(0.0, whole / 4))
         if process.poll() is not None:
             break
         where = _where(disturbed)
@@ -96,6 +94,16 @@ def _start(file: Path, output: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command, *resume], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+
+
+def _durations(process: subprocess.Popen[str]) -> tuple[float, float]:
+    """Seconds until a run says something (before, there is nothing to lose), and from then to its end."""
+    started = time.monotonic()
+    assert process.stdout is not None
+    process.stdout.readline()
+    spoke = time.monotonic()
+    process.communicate()
+    return spoke - started, time.monotonic() - spoke
 
 
 def _wait(process: subprocess.Popen[str], seconds: float) -> None:
