@@ -110,7 +110,7 @@ def measure(path: str, side: str, train_length: int, target: int, batch: int, st
             arguments = training_arguments(ours, Path(directory), 0, torch.bfloat16, device)
             train(
                 model=model, arguments=arguments, dataset=windows, collator=default_data_collator, eval_dataset=None,
-                callbacks=[clock], teacher=None, lean=CHECKPOINTING.get(side) == "all",
+                callbacks=[clock], teacher=None, dtype=torch.bfloat16, lean=CHECKPOINTING.get(side) == "all",
             )  # fmt: skip
         else:
             train_as_usual(model, side, directory, windows, batch, steps, clock)

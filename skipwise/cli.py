@@ -470,8 +470,8 @@ def run(command: Callable[[], Any]) -> int:
             return STOPPED
         if lost_process(error):
             errors.print(
-                f"Error: process {rank()}: another process of this run, or its host, is gone. Checkpoints are as they "
-                "were; the same command on all hosts goes on with --resume.",
+                f"Error: process {rank()}: another process of this run, or its host, is gone ({error}). Checkpoints "
+                "are as they were; the same command on all hosts goes on with --resume.",
                 soft_wrap=True,
             )
             return STOPPED

@@ -273,6 +273,10 @@ class TrainConfig(Section):
     def _one_engine(self) -> "TrainConfig":
         if self.fsdp and self.deepspeed:
             raise UserError("train.fsdp and train.deepspeed both shard the model. Leave one of them out.")
+        if self.lora and self.lora.load_in_4bit and (self.fsdp or self.deepspeed):
+            raise UserError(
+                "train.lora.load_in_4bit packs weights, which fsdp and deepspeed would shard. Leave one of them out."
+            )
         if self.auto_find_batch_size and (self.fsdp or self.deepspeed):
             raise UserError(
                 "train.auto_find_batch_size tries a batch on a whole model, but fsdp and deepspeed shard it. Leave it "

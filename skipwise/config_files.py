@@ -45,6 +45,16 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
         raise UserError(f"train.deepspeed: {path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"train.deepspeed: {path} must hold an object, not {type(value).__name__}.")
+    zero = value.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+        raise UserError(
+            f"train.deepspeed: {path} must say zero_optimization.stage, 0 to 3, but zero_optimization is {zero!r}. "
+            "Begin with one of configs/engines/zero*.json."
+        )
+    if not isinstance(value.get("torch_autocast", {}), dict):
+        raise UserError(
+            f"train.deepspeed: torch_autocast in {path} must be an object. Leave it out, or see configs/engines."
+        )
     return value
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ def describe_environment() -> dict[str, Any]:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return {
-        "command": shlex.join(_without_directories(argument) for argument in sys.argv),
+        "command": shlex.join(without_directories(argument) for argument in sys.argv),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
@@ -31,9 +32,14 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _without_directories(argument: str) -> str:
-    """Absolute paths tell nothing to anyone else, and may tell too much."""
-    return Path(argument).name if Path(argument).is_absolute() else argument
+def without_directories(text: str) -> str:
+    """A text with only the last part of each absolute path in it: they tell nothing to anyone else, or too much.
+
+    >>> without_directories("--output=/home/someone/runs/one"), without_directories("org/model")
+    ('--output=one', 'org/model')
+    """
+    absolute = r"""(?<![\w.~:-])(/|[A-Za-z]:\\)[^\s'",:;\]})]*"""
+    return re.sub(absolute, lambda found: re.split(r"[/\\]", found[0])[-1], text)
 
 
 def _version(package: str) -> str | None:

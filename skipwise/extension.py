@@ -263,6 +263,12 @@ def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench",
             raise UserError(
                 f"{run.path} was started on other data (see {run.data}). Bring them back, or choose another --output."
             )
+        before = json.loads(run.plan.read_text(encoding="utf-8"))["windows_per_step"]
+        if before != plan.windows_per_step:
+            raise UserError(
+                f"{run.path} was started with {before} windows in a step, but these processes have "
+                f"{plan.windows_per_step}. Start as many processes as before, or choose another --output."
+            )
         return
     write_text(run.config, given)
     write_json(run.environment, describe_environment())

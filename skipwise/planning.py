@@ -67,7 +67,7 @@ def zero_stage(train: TrainConfig) -> int:
     """The stage of sharding that a configuration asks for; FSDP shards as stage 3 does."""
     if train.deepspeed is None:
         return 3 if train.fsdp else 0
-    stage: int = read_deepspeed(Path(train.deepspeed)).get("zero_optimization", {}).get("stage", 0)
+    stage: int = read_deepspeed(Path(train.deepspeed))["zero_optimization"]["stage"]
     return stage
 
 

@@ -78,6 +78,10 @@ def _join_with_deepspeed(device: "torch.device") -> None:
         )
     backend = "gloo" if device.type == "cpu" else None  # its own for everything else
     init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=TIMEOUT, verbose=False)
+    if device.type != "cpu":  # it would do so when it wraps a model, which is loaded before
+        import torch
+
+        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def joined() -> bool:
@@ -131,11 +135,7 @@ def lost_process(error: BaseException) -> bool:
     """Whether an error means that another process of this run is gone."""
     if not joined() or world_size() == 1:
         return False
-    import torch
-
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
-    )
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
 
 
 def leave_processes() -> None:

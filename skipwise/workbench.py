@@ -33,10 +33,10 @@ from skipwise.models.rope import read_rope, set_rope_scaling
 from skipwise.models.speedups import usable_attention, usable_speedups, use_liger
 from skipwise.planning import window_tokens
 from skipwise.positions import LongRecipe
-from skipwise.ranks import is_first, join_processes, world_size
+from skipwise.ranks import from_first, is_first, join_processes, world_size
 from skipwise.rope import Mixed
 from skipwise.runs import RunDir
-from skipwise.training.adapters import add_adapters, merged, trained_weights
+from skipwise.training.adapters import add_adapters, check_adapters, merged, trained_weights
 from skipwise.training.batch import step_on, with_fitting_batch
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
 from skipwise.training.trainer import Teacher, check_loss, train, training_arguments
@@ -75,12 +75,17 @@ class Workbench:
                 is nothing to watch the loss on.
         """
         check_loss(self.model)
+        if self.config.train.lora:
+            check_adapters(self.model, self.config.train.lora)
         if self.config.train.eval_steps:
             self._eval_examples()
         if self.config.method != "interpolate":
             training = self.config.train
             self.model.train()
-            probe_attention(self.model, self.lengths.target, training.per_device_train_batch_size, dtype=self.dtype)
+            # Some backends take another path for a batch of one, which the batch may become.
+            wanted = training.per_device_train_batch_size
+            for batch in {wanted, 1} if training.auto_find_batch_size else {wanted}:
+                probe_attention(self.model, self.lengths.target, batch, dtype=self.dtype)
             self.console.print("attention reaches across a skip, and sees how far it is: checked")
             if training.echo_share:
                 probe_score_mask(self.model, self.dtype)
@@ -105,15 +110,18 @@ class Workbench:
             Whether training came to its end.
         """
         config = self.config.train
-        if (run.model / "config.json").is_file():
-            self._load_trained(run)
+        if from_first(is_first() and (run.model / "config.json").is_file()):
+            if is_first():
+                self._load_trained(run)
             return True
         teacher = self._teacher()
         if config.lora:
+            torch.manual_seed(self.config.seed)  # for their first weights
             self.model = add_adapters(self.model, config.lora)
         if config.auto_find_batch_size:
             window = window_tokens(self.config.method, self.lengths)
-            config = with_fitting_batch(config, step_on(self.model, window, self.dtype, teacher), self.model.device)
+            trial = step_on(self.model, window, self.dtype, teacher, echoes=bool(config.echo_share))
+            config = with_fitting_batch(config, trial, self.model.device)
             self.console.print(
                 f"batch: {config.per_device_train_batch_size} windows at a time, "
                 f"{config.gradient_accumulation_steps} times a step",
@@ -145,6 +153,7 @@ class Workbench:
                 *callbacks,
             ],
             teacher=teacher,
+            dtype=self.dtype,
             say=lambda line: self.console.print(line, highlight=False),
             compiled=config.torch_compile,
             lean=config.gradient_checkpointing is True,
@@ -174,7 +183,7 @@ class Workbench:
     def _teacher(self) -> Teacher | None:
         if not self.config.train.kl_weight:
             return None
-        model = load_model(self.config.model, self.model.device, self.dtype)
+        model = load_model(self.config.model, self.model.device, self.dtype, four_bits=self._four_bits)
         return Teacher(model, self.config.train.kl_weight)
 
     def save(self, run: RunDir) -> None:

@@ -55,8 +55,8 @@ def test_names_that_look_like_markup_are_shown_as_they_are(
 
 
 def test_what_is_in_a_cell_of_a_table_stays_in_it() -> None:
-    table = markdown_table(["method", "value"], [["a|b\nc <script>", "1"]])
-    assert table.splitlines()[-1] == "| a\\|b c &lt;script&gt; | 1 |"
+    table = markdown_table(["method", "value"], [["a|b\nc <script> [x](y)", "1"]])
+    assert table.splitlines()[-1] == "| a\\|b c \\<script\\> [x\\](y) | 1 |"
 
 
 @pytest.mark.parametrize("name", ["..", "../..", ".hidden", "a/../../b", "\n", "/etc/passwd"])
@@ -103,13 +103,14 @@ def test_checkpoints_of_any_engine_are_data(tmp_path: Path) -> None:
 
 
 def test_weights_are_not_unpickled(pico_directory: Path, text_file: Path, tmp_path: Path) -> None:
-    """transformers reads old `.bin` weights with nothing in them but tensors."""
+    """Old `.bin` weights are not read at all."""
     trace, model = tmp_path / "trace", tmp_path / "model"
     shutil.copytree(pico_directory, model)
     weights = AutoModelForCausalLM.from_pretrained(model).state_dict()
     (model / "model.safetensors").unlink()
     torch.save({**weights, "more": Runs(trace)}, model / "pytorch_model.bin")
-    skipwise("evaluate", model, "--data", text_file, "--only", "passkey", "--output", tmp_path / "out", code=2)
+    settings = ["--data", text_file, "--only", "passkey", "--lengths", "512", "--output", tmp_path / "out"]
+    assert "safetensors" in skipwise("evaluate", model, *settings, code=2)
     assert not trace.exists()
 
 
@@ -120,13 +121,17 @@ def test_code_of_a_model_runs_only_when_asked_for(pico_directory: Path, text_fil
     config |= {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}, "model_type": "own"}
     (model / "config.json").write_text(json.dumps(config))
     (model / "own.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
-    skipwise("evaluate", model, "--data", text_file, "--only", "passkey", "--output", tmp_path / "out", code=2)
+    settings = ["--data", text_file, "--only", "passkey", "--lengths", "512", "--output", tmp_path / "out"]
+    skipwise("evaluate", model, *settings, code=2)
     assert not trace.exists()
+    skipwise("evaluate", model, *settings, "--set", "trust_remote_code=true", code=2)  # there is no model in it
+    assert trace.exists()
 
 
 def test_the_environment_has_no_secrets_and_no_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_thisisasecret")
-    monkeypatch.setattr("sys.argv", ["skipwise", "extend", str(tmp_path / "config.yaml")])
+    arguments = [str(tmp_path / "config.yaml"), f"--output={tmp_path}/run", "--set", f"model.path={tmp_path}/model"]
+    monkeypatch.setattr("sys.argv", ["skipwise", "extend", *arguments])
     told = json.dumps(describe_environment())
     assert "hf_thisisasecret" not in told
     assert str(tmp_path) not in told

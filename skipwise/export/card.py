@@ -7,6 +7,7 @@ import yaml
 
 from skipwise.config import RunConfig
 from skipwise.config_files import to_yaml
+from skipwise.environment import without_directories
 from skipwise.lengths import Lengths
 
 
@@ -27,7 +28,7 @@ It opens with `transformers.AutoModelForCausalLM.from_pretrained`.
 Configuration:
 
 ```yaml
-{to_yaml(config).rstrip()}
+{without_directories(to_yaml(config)).rstrip()}
 ```
 """
 

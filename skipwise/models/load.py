@@ -63,6 +63,8 @@ def load_model(
     location, keywords = _sources(config)
     if "gguf_file" in keywords:
         keywords["quantization_config"] = GgufConfig(dequantize=True)
+    else:
+        keywords["use_safetensors"] = True  # and no pickles
     if four_bits:
         _check_four_bits(config)
         keywords["quantization_config"] = BitsAndBytesConfig(
@@ -109,9 +111,12 @@ def _keep_gradients(model: PreTrainedModel) -> None:
 
 def _explained(config: ModelConfig, load: Callable[[], T]) -> T:
     """`load()`, with its many ways to fail turned into one message."""
+    known = (OSError, ValueError, KeyError, ImportError, struct.error, SafetensorError)
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, struct.error, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, known) and not config.trust_remote_code:  # code of others raises what it wants
+            raise
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"{config.path!r} must be a model directory, hub id or .gguf file, but cannot be loaded: {first_line}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from skipwise.lengths import format_length
 from skipwise.report.figures import legend_below, length_axis, new_figure, save_figure, styles
-from skipwise.report.table import markdown_table
+from skipwise.report.table import as_text, markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,9 @@ def study_markdown(summary: Summary) -> str:
     if summary["learning_rates"]:
         parts.append(_rates(summary["learning_rates"]))
     if summary["failed"]:
-        lines = (f"- {one['cell']}, {one['domain']}, {one['figure']}: {one['reason']}" for one in summary["failed"])
+        lines = (
+            f"- {one['cell']}, {one['domain']}, {one['figure']}: {as_text(one['reason'])}" for one in summary["failed"]
+        )
         parts.append("## Failed\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -44,7 +46,7 @@ def _heading(summary: Summary) -> str:
     seeds, planned = (", ".join(map(str, summary[key])) or "none" for key in ("seeds", "planned_seeds"))
     unfinished = "" if seeds == planned else f" of {planned}: this study is not finished"
     return (
-        f"# {summary['model']}: {lengths[0]} to {lengths[2]} tokens in windows of {lengths[1]}\n\n"
+        f"# {as_text(summary['model'])}: {lengths[0]} to {lengths[2]} tokens in windows of {lengths[1]}\n\n"
         f"Seeds {seeds}{unfinished}. Brackets are 95 % intervals over seeds and documents."
     )
 
@@ -63,7 +65,8 @@ def _differences(rows: Sequence[Row], summary: Summary) -> str:
         for row in rows
     ]
     return (
-        f"## Beside {summary['reference']}\n\nPerplexities as ratios (below 1 is better), scores as differences.\n\n"
+        f"## Beside {as_text(summary['reference'])}\n\n"
+        "Perplexities as ratios (below 1 is better), scores as differences.\n\n"
         f"{markdown_table(header, body)}"
     )
 

@@ -1,6 +1,6 @@
 """Tables for the terminal and for Markdown."""
 
-import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
@@ -96,11 +96,11 @@ def evaluation_markdown(columns: Columns, first: str, differences: Differences) 
     parts = [comparison_markdown(columns), f"{'; '.join(_notes(columns))}.\n"]
     if differences:
         parts += [
-            f"Difference from {first} ({DIFFERENCE_NOTE}):\n",
+            f"Difference from {as_text(first)} ({DIFFERENCE_NOTE}):\n",
             markdown_table(*difference_lines(differences)) + "\n",
         ]
     failed = {(row.evaluation, row.reason) for rows in columns.values() for row in rows if row.status == "failed"}
-    parts += [f"Failed: {name}: {reason}\n" for name, reason in sorted(failed, key=str)]
+    parts += [f"Failed: {name}: {as_text(str(reason))}\n" for name, reason in sorted(failed, key=str)]
     return "\n".join(parts)
 
 
@@ -131,12 +131,13 @@ def comparison_markdown(columns: Columns) -> str:
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A column of names and columns of figures; what is in a cell stays in it, and is text."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    rows = [[_in_a_cell(cell) for cell in line] for line in (header, *body)]
+    rows = [[as_text(cell) for cell in line] for line in (header, *body)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (rows[0], rule, *rows[1:]))
 
 
-def _in_a_cell(text: str) -> str:
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+def as_text(text: str) -> str:
+    """In Markdown, on one line, with nothing in it that means more than itself."""
+    return re.sub(r"([\\`<>|]|\](?=\())", r"\\\1", " ".join(text.split()))
 
 
 def _notes(columns: Columns) -> list[str]:

@@ -4,21 +4,31 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.import_utils import is_peft_available
 
 from skipwise.config import LoRAConfig
-from skipwise.errors import UserError
+from skipwise.errors import UserError, nearest
+
+
+def check_adapters(model: PreTrainedModel, config: LoRAConfig) -> None:
+    """Raise `UserError` without peft, or where the named modules are not there."""
+    if not is_peft_available():
+        raise UserError("train.lora needs peft. Install it with: pip install 'skipwise[peft]'")
+    if isinstance(config.target_modules, str):
+        return
+    there = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    missing = [name for name in config.target_modules if name not in there]
+    if missing:
+        raise UserError(
+            f"train.lora.target_modules must name linear layers of {type(model).__name__}, which has no "
+            f"{', '.join(missing)}.{nearest(missing[0], sorted(there))}"
+        )
 
 
 def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PreTrainedModel:
-    """The model with adapters in its linear layers, which alone are trained, with norms and embeddings if asked for.
+    """The model with adapters in its linear layers, which alone are trained, with norms and embeddings if asked for."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    Raises:
-        UserError: without peft, or where the named modules are not there.
-    """
-    try:
-        from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    except ImportError as error:
-        raise UserError("train.lora needs peft. Install it with: pip install 'skipwise[peft]'") from error
     if config.load_in_4bit:
         # It would checkpoint layers in its own way; ours is chosen elsewhere.
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
@@ -31,13 +41,7 @@ def add_adapters(model: PreTrainedModel, config: LoRAConfig) -> PreTrainedModel:
         modules_to_save=norms_and_embeddings(model) if config.train_norms_and_embeddings else None,
         ensure_weight_tying=config.train_norms_and_embeddings and bool(model.config.tie_word_embeddings),
     )
-    try:
-        return get_peft_model(model, settings)  # type: ignore[return-value]  # passes on whatever it is asked
-    except ValueError as error:
-        raise UserError(
-            f"train.lora.target_modules must name linear layers of {type(model).__name__}, but are "
-            f"{config.target_modules!r}: {error}"
-        ) from error
+    return get_peft_model(model, settings)  # type: ignore[return-value]  # passes on whatever it is asked
 
 
 def norms_and_embeddings(model: PreTrainedModel) -> list[str]:

@@ -11,7 +11,7 @@ from skipwise.config import TrainConfig
 from skipwise.errors import UserError
 from skipwise.models.forward import autocast
 from skipwise.models.load import vocabulary_size
-from skipwise.ranks import smallest_of
+from skipwise.ranks import smallest_of, world_size
 from skipwise.training.trainer import Teacher, window_loss
 
 
@@ -53,7 +53,9 @@ def with_fitting_batch(config: TrainConfig, try_step: Callable[[int], None], dev
     )
 
 
-def step_on(model: PreTrainedModel, window: int, dtype: torch.dtype, teacher: Teacher | None) -> Callable[[int], None]:
+def step_on(
+    model: PreTrainedModel, window: int, dtype: torch.dtype, teacher: Teacher | None, echoes: bool = False
+) -> Callable[[int], None]:
     """A function that does what a training step of a batch does, but changes nothing.
 
     Args:
@@ -61,20 +63,29 @@ def step_on(model: PreTrainedModel, window: int, dtype: torch.dtype, teacher: Te
         window: tokens of one.
         dtype: of matrix products.
         teacher: that training will have.
+        echoes: whether windows come with a mask of attention scores.
     """
 
     def step(size: int) -> None:
         ids = torch.randint(vocabulary_size(model), (size, window), device=model.device)
-        everything = torch.ones_like(ids)
-        inputs = {"input_ids": ids, "labels": ids, "attention_mask": everything, "text_runs_on": everything}
-        moments = [torch.empty(2, *weight.shape, device=weight.device) for weight in _trained(model)]
+        inputs = {"input_ids": ids, "labels": ids, "text_runs_on": torch.ones_like(ids)}
+        inputs["position_ids"] = torch.arange(window, device=model.device).expand_as(ids)
+        inputs["attention_mask"] = torch.ones_like(ids)
+        if echoes:
+            inputs["attention_mask"] = torch.full((size, 1, window, window), -torch.inf, device=model.device).triu(1)
+        # Both moments, and with several processes the buckets in which gradients travel.
+        copies = 2 if world_size() == 1 else 3
+        held = [torch.empty(copies, *weight.shape, device=weight.device) for weight in _trained(model)]
+        mode = model.training
+        model.train()
         try:
             with autocast(model.device, dtype):
                 loss = window_loss(model, model, inputs, teacher)
             loss.backward()
         finally:
             model.zero_grad(set_to_none=True)
-            del moments
+            model.train(mode)
+            del held
 
     return step
 

@@ -25,7 +25,8 @@ WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 def deepspeed_settings(path: Path, dtype: torch.dtype) -> dict[str, Any]:
     """A DeepSpeed configuration, with `auto` filled in where transformers does not know it.
 
-    With `torch_autocast` products are made in `dtype` and weights stay float32, as everywhere else here.
+    With `torch_autocast` products are made in `dtype` and weights stay float32, as everywhere else here; with a `bf16`
+    section of its own DeepSpeed rounds what it computes with, and steps on float32 copies.
     """
     settings = read_deepspeed(path)
     autocast = settings.get("torch_autocast", {})
@@ -77,7 +78,7 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 
 
 def _deepspeed_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What its optimizer steps on; the weights of the model itself may be rounded to bfloat16."""
+    """What its optimizer steps on; with a `bf16` section the weights of the model itself are rounded."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 

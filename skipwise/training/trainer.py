@@ -94,12 +94,14 @@ class WindowTrainer(Trainer):
 
     Args:
         teacher: for the KL term; None for no such term.
+        dtype: of matrix products. Trainer and engines have ways of their own to set it (`bf16`), some of which round
+            weights, hidden states or the loss; autocast around the loss does not.
         keywords: as for `Trainer`.
     """
 
-    def __init__(self, *, teacher: Teacher | None = None, **keywords: Any) -> None:
+    def __init__(self, *, teacher: Teacher | None = None, dtype: torch.dtype = torch.float32, **keywords: Any) -> None:
         super().__init__(**keywords)
-        self.teacher = teacher
+        self.teacher, self.dtype = teacher, dtype
         # Ours is a mean over windows, so Trainer must divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._aside: str | None = None
@@ -172,9 +174,9 @@ class WindowTrainer(Trainer):
         )
 
     def compute_loss_context_manager(self) -> "ExitStack[bool | None]":
-        """Autocast around the whole loss; engines have it around the model's own forward pass only."""
+        """Autocast around the whole loss."""
         contexts = super().compute_loss_context_manager()
-        contexts.enter_context(autocast(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32))
+        contexts.enter_context(autocast(self.args.device, self.dtype))
         return contexts
 
     def compute_loss(
@@ -257,8 +259,21 @@ def check_loss(model: PreTrainedModel) -> None:
 def training_arguments(
     config: TrainConfig, checkpoints: Path, seed: int, dtype: torch.dtype, device: torch.device
 ) -> TrainingArguments:
-    """`TrainingArguments` for a section of ours, but for what is done to the model itself before (see `models/`)."""
+    """`TrainingArguments` for a section of ours, but for what is done to the model itself before (see `models/`).
+
+    Raises:
+        UserError: for a DeepSpeed configuration that it does not take.
+    """
     evaluated = config.eval_steps is not None
+    try:
+        return _training_arguments(config, checkpoints, seed, dtype, device, evaluated)
+    except ValueError as error:
+        raise UserError(f"The engine does not take its configuration: {error}") from error
+
+
+def _training_arguments(
+    config: TrainConfig, checkpoints: Path, seed: int, dtype: torch.dtype, device: torch.device, evaluated: bool
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=config.max_steps,
@@ -280,7 +295,6 @@ def training_arguments(
         eval_steps=config.eval_steps,
         load_best_model_at_end=config.load_best_model_at_end,
         metric_for_best_model="eval_loss" if config.load_best_model_at_end else None,
-        bf16=dtype == torch.bfloat16,
         use_cpu=device.type == "cpu",
         seed=seed,
         deepspeed=deepspeed_settings(Path(config.deepspeed), dtype) if config.deepspeed else None,
@@ -303,6 +317,7 @@ def train(
     eval_dataset: Dataset[Any] | None,
     callbacks: list[TrainerCallback],
     teacher: Teacher | None,
+    dtype: torch.dtype = torch.float32,
     say: Callable[[str], None] = print,
     compiled: bool = False,
     lean: bool = False,
@@ -310,6 +325,7 @@ def train(
     """Train `model` in place, going on from the newest checkpoint in the output directory.
 
     Args:
+        dtype: of matrix products.
         say: told what training runs on, and of checkpoints that are damaged.
         compiled: compile its layers.
         lean: on a CPU give freed memory back at once; a step then takes a tenth longer.
@@ -326,6 +342,7 @@ def train(
         data_collator=collator,
         callbacks=callbacks,
         teacher=teacher,
+        dtype=dtype,
     )
     trainer.remove_callback(PrinterCallback)  # ours shows the progress
     trainer.add_callback(SayEngine(trainer, say))

@@ -1,6 +1,6 @@
 """One process of a training that `test_ranks.py` starts: writes which windows it drew, and weights at the end.
 
-torchrun --nproc_per_node N tests/training/ranks_worker.py OUTPUT BATCH [--stop STEP] [--engine ENGINE]
+torchrun --nproc_per_node N tests/training/ranks_worker.py OUTPUT BATCH [--stop STEP] [--engine ENGINE] [--dtype DTYPE]
 """
 
 import argparse
@@ -43,8 +43,10 @@ def main() -> None:
     parser.add_argument("batch", type=int)
     parser.add_argument("--stop", type=int)
     parser.add_argument("--engine", default="ddp")
+    parser.add_argument("--dtype", default="float32")
     given = parser.parse_args()
     out: Path = given.output
+    dtype: torch.dtype = getattr(torch, given.dtype)
     zero = ENGINES / f"{given.engine}.json"
     config = TrainConfig(
         max_steps=STEPS,
@@ -65,7 +67,7 @@ def main() -> None:
     model = pico_llama()
     signals = StopOnSignal()
     callbacks = [TrainLog(out / "train.jsonl"), *([SignalOne(signals, given.stop)] if given.stop else []), signals]
-    arguments = training_arguments(config, out / "checkpoints", seed=0, dtype=torch.float32, device=CPU)
+    arguments = training_arguments(config, out / "checkpoints", seed=0, dtype=dtype, device=CPU)
     if given.engine == "fsdp":
         # Accelerate shards on accelerators only; it must take this CPU for one.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
@@ -78,6 +80,7 @@ def main() -> None:
         eval_dataset=None,
         callbacks=callbacks,
         teacher=None,
+        dtype=dtype,
         say=said.append,
     )
     report = {"drawn": drawn, "finished": trained.finished, "said": said}

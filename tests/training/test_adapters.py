@@ -9,30 +9,39 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from skipwise import PoSE, WindowCollator
+from skipwise import PoSE, WindowCollator, workbench
 from skipwise.config import LoRAConfig, ModelConfig, TrainConfig
 from skipwise.config_files import parse_config
 from skipwise.errors import UserError
-from skipwise.extension import extend
+from skipwise.extension import PreemptedError, extend
 from skipwise.models.load import load_model
 from skipwise.models.locate import model_location
 from skipwise.runs import RunDir
-from skipwise.training.adapters import add_adapters, merged, trained_weights
-from skipwise.training.trainer import train, training_arguments, window_loss
+from skipwise.training.adapters import add_adapters, check_adapters, merged, trained_weights
+from skipwise.training.trainer import Trained, train, training_arguments, window_loss
 from tests.conftest import pico_llama
 from tests.training.test_trainer import CPU, LENGTHS, examples
 
 pytest.importorskip("peft")
 
 
-def train_adapters(model: PreTrainedModel, lora: LoRAConfig, directory: Path, steps: int = 4) -> Any:
+def train_adapters(
+    model: PreTrainedModel, lora: LoRAConfig, directory: Path, steps: int = 4, drawn: list[int] | None = None
+) -> Any:
     adapted = add_adapters(model, lora)
     config = TrainConfig(max_steps=steps, learning_rate=1e-2, save_steps=2)
+    collator = WindowCollator(PoSE(), LENGTHS, mark_text=True)
+
+    def collate(features: list[Any]) -> dict[str, torch.Tensor]:
+        if drawn is not None:
+            drawn.append(len(features))
+        return collator(features)
+
     train(
         model=adapted,  # type: ignore[arg-type]
         arguments=training_arguments(config, directory, seed=0, dtype=torch.float32, device=CPU),
         dataset=examples(4 * steps),
-        collator=WindowCollator(PoSE(), LENGTHS, mark_text=True),
+        collator=collate,
         eval_dataset=None,
         callbacks=[],
         teacher=None,
@@ -40,7 +49,7 @@ def train_adapters(model: PreTrainedModel, lora: LoRAConfig, directory: Path, st
     return adapted.eval()
 
 
-def extend_tiny(directory: Path, learning_rate: float, **lora: Any) -> RunDir:
+def extend_tiny(directory: Path, learning_rate: float, seed: int = 0, **lora: Any) -> RunDir:
     config = parse_config(
         {
             "model": {"path": "builtin:tiny"},
@@ -48,6 +57,7 @@ def extend_tiny(directory: Path, learning_rate: float, **lora: Any) -> RunDir:
             "data": "builtin:python",
             "train": {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": learning_rate, "lora": lora},
             "evaluate": [],
+            "seed": seed,
         }
     )
     run = RunDir(directory / "run")
@@ -77,13 +87,15 @@ def test_the_merged_model_is_a_plain_one_that_says_the_same(tmp_path: Path, tied
 
 def test_checkpoints_hold_adapters_only_and_resume_exactly(tmp_path: Path) -> None:
     whole = trained_weights(train_adapters(pico_llama(), LoRAConfig(), tmp_path / "whole"))
-    train_adapters(pico_llama(), LoRAConfig(), tmp_path / "parts", steps=4)
+    train_adapters(pico_llama(), LoRAConfig(), tmp_path / "parts")
     # Back to the middle: what came after is gone.
     for file in (tmp_path / "parts" / "checkpoint-4").iterdir():
         file.unlink()
     (tmp_path / "parts" / "checkpoint-4").rmdir()
     assert not (tmp_path / "parts" / "checkpoint-2" / "model.safetensors").exists()
-    resumed = trained_weights(train_adapters(pico_llama(), LoRAConfig(), tmp_path / "parts"))
+    drawn: list[int] = []
+    resumed = trained_weights(train_adapters(pico_llama(), LoRAConfig(), tmp_path / "parts", drawn=drawn))
+    assert len(drawn) == 2  # the other half
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -139,5 +151,23 @@ def test_gradients_of_adapters_on_four_bit_weights_are_those_on_the_same_weights
 
 
 def test_says_which_modules_there_are_not() -> None:
-    with pytest.raises(UserError, match=r"target_modules must name linear layers of LlamaForCausalLM"):
-        add_adapters(pico_llama(), LoRAConfig(target_modules=("query",)))
+    with pytest.raises(UserError, match=r"target_modules must name linear layers of LlamaForCausalLM.*no query"):
+        check_adapters(pico_llama(), LoRAConfig(target_modules=("q_proj", "query")))
+    check_adapters(pico_llama(), LoRAConfig(target_modules=("q_proj", "v_proj")))
+
+
+def test_first_weights_of_adapters_come_from_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was drawn before."""
+    seen: list[torch.Tensor] = []
+
+    def remember(**keywords: Any) -> Trained:
+        seen.append(next(w for n, w in keywords["model"].named_parameters() if "lora_A" in n).detach().clone())
+        return Trained(False, None)
+
+    monkeypatch.setattr(workbench, "train", remember)
+    for number, seed in enumerate((1, 1, 2)):
+        torch.rand(number + 1)
+        with pytest.raises(PreemptedError):
+            extend_tiny(tmp_path / str(number), 1e-4, seed=seed, r=4)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])

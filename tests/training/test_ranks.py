@@ -88,9 +88,25 @@ def test_every_engine_trains_like_one_process(
     two = tmp_path / "two"
     if interrupted:
         work(two, 2, "--engine", engine, "--stop", "3")
+        assert [report(two, rank)["finished"] for rank in (0, 1)] == [False, False]
     work(two, 2, "--engine", engine)
+    assert len(report(two, 0)["drawn"]) == (2 if interrupted else 6)  # of 6 steps; it was stopped after the fourth
     assert report(two, 0)["said"][-1] == f"training on cpu: {says} on 2 processes"
     assert_same_training(two, alone)
+
+
+def test_products_in_bfloat16_are_the_same_with_every_engine(tmp_path: Path) -> None:
+    """Engines have ways of their own to compute in bfloat16, which round weights, or the loss to steps of 1/32."""
+    pytest.importorskip("deepspeed")
+    alone = work(tmp_path / "alone", 1, "--dtype", "bfloat16")
+    for engine in ("fsdp", "zero3"):
+        two = work(tmp_path / engine, 2, "--dtype", "bfloat16", "--engine", engine)
+        assert losses(two) == pytest.approx(losses(alone), rel=1e-3)
+        weights = [torch.load(one / "weights.pt", weights_only=True) for one in (alone, two)]
+        for name, weight in weights[0].items():
+            assert weights[1][name].dtype == torch.float32
+            # An optimizer's step is as large for a gradient that is nothing but rounding.
+            assert float((weights[1][name] - weight).abs().mean()) < 1e-4
 
 
 def test_says_aloud_that_a_cpu_has_no_fsdp(tmp_path: Path) -> None:
@@ -113,7 +129,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path, a
     assert ends == [False, False]
     assert sorted(path.name for path in (two / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
     work(two, 2)
-    assert losses(two) == pytest.approx(losses(alone), rel=1e-4)
+    assert len(report(two, 0)["drawn"]) == 2
+    assert_same_training(two, alone)
 
 
 def extension(directory: Path, **train: Any) -> Path:
@@ -162,6 +179,23 @@ def test_a_whole_run_under_other_launchers(
     # Every weight was trained, and is still itself. (In bfloat16 a norm of 1 would not have moved.)
     assert all(0 < one < 1e-4 for one in moved)
     assert (output / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("engine", ["zero3", "fsdp"])
+def test_adapters_on_a_sharded_model(tmp_path: Path, engine: str) -> None:
+    """What is written is a plain model, in which they are added to the weights beside which they were."""
+    pytest.importorskip("peft")
+    shards: dict[str, Any] = {"fsdp": True}
+    if engine == "zero3":
+        pytest.importorskip("deepspeed")
+        shards = {"deepspeed": str(ENGINES / "zero3.json")}
+    file, output = extension(tmp_path, lora={"r": 4}, learning_rate=1e-3, **shards), tmp_path / "run"
+    done = launch(2, "-m", "skipwise", "extend", str(file), "--output", str(output))
+    assert done.returncode == 0, done.stderr[-2000:]
+    before = AutoModelForCausalLM.from_pretrained(model_location("builtin:tiny")).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(output / "model").state_dict()
+    moved = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def test_a_whole_run_under_torchrun(tmp_path: Path) -> None:

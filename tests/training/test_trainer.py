@@ -46,6 +46,7 @@ def run(model: PreTrainedModel, output: Path, config: TrainConfig, callbacks: li
         eval_dataset=examples(4) if config.eval_steps else None,
         callbacks=callbacks,
         teacher=keywords.get("teacher"),
+        dtype=keywords.get("dtype", torch.float32),
     ).finished
 
 
@@ -183,11 +184,17 @@ def test_small_updates_survive(tmp_path: Path) -> None:
     before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
     config = TrainConfig(max_steps=1, learning_rate=1e-6, warmup_steps=0, lr_scheduler_type="constant")
     arguments = training_arguments(config, tmp_path / "out", seed=0, dtype=torch.bfloat16, device=CPU)
-    assert arguments.bf16
     trainer = WindowTrainer(
-        model=model, args=arguments, train_dataset=examples(4), data_collator=WindowCollator(PoSE(), LENGTHS)
+        model=model,
+        args=arguments,
+        train_dataset=examples(4),
+        data_collator=WindowCollator(PoSE(), LENGTHS),
+        dtype=torch.bfloat16,
     )
+    products: list[torch.dtype] = []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, args, output: products.append(output.dtype))
     trainer.train()
+    assert set(products) == {torch.bfloat16}
     after = model.model.layers[0].mlp.up_proj.weight
     assert after.dtype == torch.float32
     assert (after != before).float().mean() > 0.99
