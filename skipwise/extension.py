@@ -67,10 +67,11 @@ def resolve_lengths(config: RunConfig, model_config: "PreTrainedConfig") -> Leng
         UserError: when the target is not above the model's current window, or the sampler cannot
             work with the lengths.
     """
-    from skipwise.models.rope import check_full_attention, read_rope
+    from skipwise.models.rope import read_rope
+    from skipwise.models.windowed import windowed_layers
 
     info = read_rope(model_config)
-    check_full_attention(model_config, config.lengths.target)
+    windowed_layers(model_config, config.lengths.target)  # refuses other kinds
     return resolve_target(config, info.original, info.current)
 
 

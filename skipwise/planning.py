@@ -225,7 +225,7 @@ def explain_costs(config: RunConfig, costs: list[Cost], windowed: bool, device_m
     if config.model.attn_implementation == "eager":
         uncounted.append("the scores that eager attention keeps")
     if windowed:
-        uncounted.append("that layers of this model see only the last tokens (extend does not take such models yet)")
+        uncounted.append("that layers of this model see only the last tokens")
     if uncounted:
         lines.append(f"Not counted: {', '.join(uncounted)}.")
     if device_memory is not None:

@@ -258,22 +258,9 @@ def test_nothing_held_out_to_watch_the_loss_on(config_file: Path, tmp_path: Path
 
 def test_wrong_models_are_refused(config_file: Path, tmp_path: Path) -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=258, n_positions=64))
-    windowed = MistralForCausalLM(
-        MistralConfig(
-            vocab_size=258,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            intermediate_size=16,
-            sliding_window=16,
-            max_position_embeddings=64,
-        )
-    )
     small = pico_llama(vocab_size=100)
     for name, model, message in (
         ("gpt2", gpt2, "rotary position embeddings"),
-        ("windowed", windowed, "windowed layers"),
         ("vocabulary", small, "must share a vocabulary"),
     ):
         model.save_pretrained(tmp_path / name)
@@ -284,6 +271,25 @@ def test_wrong_models_are_refused(config_file: Path, tmp_path: Path) -> None:
     for path, message in ((tmp_path / "nothing", "does not exist"), ("builtin:tny", "Did you mean 'builtin:tiny'")):
         output = skipwise("extend", config_file, "--set", f"model.path={path}", "--output", tmp_path / "run", code=2)
         assert message in " ".join(output.split())
+
+
+def test_a_model_with_windowed_layers(config_file: Path, tmp_path: Path) -> None:
+    """Masked by distance in training; and the line that says how far it can see at all."""
+    config = MistralConfig(
+        vocab_size=258,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        sliding_window=16,
+        max_position_embeddings=64,
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path / "windowed")
+    byte_tokenizer().save_pretrained(tmp_path / "windowed")
+    flags = ["--set", f"model.path={tmp_path / 'windowed'}", "--set", "evaluate=[]", "--output", tmp_path / "run"]
+    assert "All 2 layers see only the last 16 tokens" in " ".join(skipwise("extend", config_file, *flags).split())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").config.sliding_window == 16
 
 
 def test_a_directory_that_is_no_run_is_left_alone(config_file: Path, tmp_path: Path) -> None:

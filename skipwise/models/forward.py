@@ -1,7 +1,8 @@
 """Forward passes that never make more logits than they need."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ CHUNK_ROWS = 512
 def loss_for_logits(
     model: nn.Module,
     unwrapped: PreTrainedModel,
-    inputs: dict[str, torch.Tensor],
+    inputs: Mapping[str, Any],
     loss: Callable[[torch.Tensor, nn.Module], torch.Tensor],
 ) -> torch.Tensor:
     """What `loss` makes of the last hidden states and the output layer, in the place where that would make logits.

@@ -48,7 +48,7 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
     """What the config says about RoPE.
 
     Raises:
-        UserError: for a model without RoPE, with windowed layers or with several rotary tables.
+        UserError: for a model without RoPE or with several rotary tables.
     """
     config = text_config(config)
     parameters = getattr(config, "rope_parameters", None)
@@ -94,24 +94,6 @@ def read_window(config: PreTrainedConfig) -> int | None:
 def has_learned_positions(config: PreTrainedConfig) -> bool:
     """Whether a model has an embedding per position, of which there is none beyond its window."""
     return not hasattr(text_config(config), "rope_parameters") and read_window(config) is not None
-
-
-def check_full_attention(config: PreTrainedConfig, target: int) -> None:
-    """Raise `UserError` for layers that mask by token index.
-
-    In a skipped window such layers attend across the skip, at distances they never meet later.
-    """
-    config = text_config(config)
-    window = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    windowed = {kind for kind in layer_types or () if kind not in ("full_attention", "attention")}
-    if layer_types is None and window is not None and getattr(config, "use_sliding_window", True):
-        windowed = {"sliding_attention"}
-    if windowed and not (windowed == {"sliding_attention"} and window is not None and window >= target):
-        raise UserError(
-            f"Models with windowed layers are not supported yet, but {config.model_type!r} has "
-            f"{', '.join(sorted(windowed))} (window {window}). Choose a model with full attention in every layer."
-        )
 
 
 def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Lengths) -> None:

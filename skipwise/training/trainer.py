@@ -29,7 +29,9 @@ from skipwise.errors import UserError
 from skipwise.models.forward import autocast, for_products, last_hidden_states, loss_for_logits
 from skipwise.models.load import vocabulary_size
 from skipwise.models.memory import freed_memory_kept, large_blocks_given_back
+from skipwise.models.rope import text_config
 from skipwise.models.speedups import compiled_layers
+from skipwise.models.windowed import Masks, masks_by_distance, windowed_layers
 from skipwise.planning import format_bytes
 from skipwise.ranks import TIMEOUT, from_first, is_first, lost_process, wait_for_all
 from skipwise.training.checkpoints import UNFINISHED, newest_checkpoint, publish
@@ -219,8 +221,7 @@ def window_loss(
     text_runs_on = inputs.pop("text_runs_on", torch.ones_like(inputs["input_ids"]))
     weights = window_weights(labels)
     labelled = labels != -100
-    if inputs["attention_mask"].is_floating_point():
-        inputs["attention_mask"] = for_products(inputs["attention_mask"])
+    given = {**inputs, "attention_mask": _masks(unwrapped, inputs)}
     ids, targets, weights = inputs["input_ids"], labels[labelled], weights[labelled]
     taught: dict[str, torch.Tensor] = {}
     if teacher is not None:
@@ -234,7 +235,19 @@ def window_loss(
         rows, bias = hidden[:, :-1][labelled], getattr(head, "bias", None)
         return chunked_cross_entropy(rows, head.weight, targets, weights, bias=bias, **taught)  # type: ignore[arg-type]
 
-    return loss_for_logits(model, unwrapped, inputs, loss)
+    return loss_for_logits(model, unwrapped, given, loss)
+
+
+def _masks(unwrapped: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Masks:
+    """What the model is told to hide, in the dtype of products."""
+    masks: Masks = inputs["attention_mask"]
+    layers = windowed_layers(unwrapped.config, text_config(unwrapped.config).max_position_embeddings)
+    if layers is not None and "position_ids" in inputs:
+        eager = unwrapped.config._attn_implementation == "eager"
+        masks = masks_by_distance(layers, inputs["position_ids"], inputs["attention_mask"], eager)
+    if isinstance(masks, dict):
+        return {kind: None if mask is None else for_products(mask) for kind, mask in masks.items()}
+    return for_products(masks) if masks.is_floating_point() else masks
 
 
 @torch.no_grad()
