@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma3TextConfig, GPT2Config, PreTrainedModel
+from transformers import Gemma3TextConfig, GPT2Config, PreTrainedModel, Qwen2Config
 
 from skipwise import Lengths, Linear, Mixed, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
 from skipwise.config_files import parse_config
