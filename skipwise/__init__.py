@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from skipwise.lengths import Lengths
     from skipwise.models.probe import probe_attention
     from skipwise.models.rope import set_rope_scaling
+    from skipwise.models.windowed import masks_for
     from skipwise.positions import (
         CREAM,
         Document,
@@ -33,6 +34,7 @@ _MODULES = {
     "skipwise.lengths": ("Lengths",),
     "skipwise.models.probe": ("probe_attention",),
     "skipwise.models.rope": ("set_rope_scaling",),
+    "skipwise.models.windowed": ("masks_for",),
     "skipwise.positions": (
         *("CREAM", "Document", "FullLength", "LongRecipe", "Matched"),
         *("Plain", "PoSE", "PositionSampler", "RandPos", "Window"),
@@ -62,6 +64,7 @@ __all__ = [
     "WindowCollator",
     "YaRN",
     "YaRNRevised",
+    "masks_for",
     "probe_attention",
     "sentences_of",
     "set_rope_scaling",

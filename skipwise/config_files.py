@@ -51,10 +51,12 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
             f"train.deepspeed: {path} must say zero_optimization.stage, 0 to 3, but zero_optimization is {zero!r}. "
             "Begin with one of configs/engines/zero*.json."
         )
-    if not isinstance(value.get("torch_autocast", {}), dict):
-        raise UserError(
-            f"train.deepspeed: torch_autocast in {path} must be an object. Leave it out, or see configs/engines."
-        )
+    for key in ("bf16", "fp16", "torch_autocast"):
+        if key in value:
+            raise UserError(
+                f"train.deepspeed: {path} must leave {key} to Skipwise, which sets the dtype of products (model.dtype) "
+                "alike for every engine. Remove it."
+            )
     return value
 
 

@@ -2,11 +2,10 @@
 
 import os
 import platform
-import re
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 _PACKAGES = ("skipwise", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "safetensors")
@@ -20,7 +19,7 @@ def describe_environment() -> dict[str, Any]:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return {
-        "command": shlex.join(without_directories(argument) for argument in sys.argv),
+        "command": shlex.join(_argument(argument) for argument in sys.argv),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
@@ -32,14 +31,22 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def without_directories(text: str) -> str:
-    """A text with only the last part of each absolute path in it: they tell nothing to anyone else, or too much.
+def without_directories(value: str) -> str:
+    """Of an absolute path the last part: the others tell nothing to anyone else, or too much.
 
-    >>> without_directories("--output=/home/someone/runs/one"), without_directories("org/model")
-    ('--output=one', 'org/model')
+    >>> without_directories("/home/some one/runs/one/"), without_directories("org/model")
+    ('one', 'org/model')
     """
-    absolute = r"""(?<![\w.~:-])(/|[A-Za-z]:\\)[^\s'",:;\]})]*"""
-    return re.sub(absolute, lambda found: re.split(r"[/\\]", found[0])[-1], text)
+    for kind in (PurePosixPath, PureWindowsPath):
+        if kind(value).is_absolute():
+            return kind(value).name
+    return value
+
+
+def _argument(text: str) -> str:
+    """An argument, or an assignment, that may be of a path."""
+    head, sign, value = text.partition("=")
+    return without_directories(head) + sign + without_directories(value)
 
 
 def _version(package: str) -> str | None:

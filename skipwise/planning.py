@@ -225,7 +225,9 @@ def explain_costs(config: RunConfig, costs: list[Cost], windowed: bool, device_m
     if config.model.attn_implementation == "eager":
         uncounted.append("the scores that eager attention keeps")
     if windowed:
-        uncounted.append("that layers of this model see only the last tokens")
+        uncounted.append(
+            "that some layers see only the last tokens, and their mask (a byte for each pair of tokens of a window)"
+        )
     if uncounted:
         lines.append(f"Not counted: {', '.join(uncounted)}.")
     if device_memory is not None:

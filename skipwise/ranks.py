@@ -47,7 +47,11 @@ def join_processes(device: "torch.device", deepspeed: bool = False) -> None:
     """
     from accelerate import PartialState
 
-    deepspeed |= os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if not deepspeed and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "DeepSpeed gets its configuration from train.deepspeed, but there is none, only Accelerate's. Set "
+            "train.deepspeed (see configs/engines), and launch with distributed_type MULTI_GPU, or with torchrun."
+        )
     if deepspeed:
         _join_with_deepspeed(device)
     elif world_size() > 1:

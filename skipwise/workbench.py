@@ -89,9 +89,9 @@ class Workbench:
                 probe_attention(self.model, self.lengths.target, batch, dtype=self.dtype)
             self.console.print("attention reaches across a skip, and sees how far it is: checked")
             layers = windowed_layers(self.model.config, self.lengths.target)
-            if layers is not None:
+            if layers is not None and self.config.method not in ("plain", "full"):
                 check_takes_masks(self.model)
-                probe_windows(self.model, layers)
+                probe_windows(self.model, layers, self.dtype)
                 self.console.print(layers.describe(), highlight=False)
             if training.echo_share:
                 probe_score_mask(self.model, self.dtype)

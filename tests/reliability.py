@@ -57,14 +57,16 @@ def kills(count: int, directory: Path, seed: int, config: dict[str, Any] = KILLE
     file = directory / "killed.yaml"
     file.write_text(yaml.safe_dump(config))
     undisturbed, disturbed = directory / "undisturbed", directory / "disturbed"
-    imports, whole = _durations(_start(file, undisturbed))
+    whole = _duration(_start(file, undisturbed))
     rng, hits = random.Random(seed), Counter[str]()
     while hits.total() < count:
         process = _start(file, disturbed)
+        assert process.stdout is not None
+        process.stdout.readline()  # before it speaks there is nothing to lose
         if rng.random() < 0.3:  # while a checkpoint is written, if one is
-            _wait_for(disturbed / "checkpoints" / "unfinished", process, imports + rng.uniform(0.0, whole / 2))
+            _wait_for(disturbed / "checkpoints" / "unfinished", process, rng.uniform(0.0, whole / 2))
         else:
-            _wait(process, imports + rng.uniform(0.0, whole / 4))
+            _wait(process, rng.uniform(0.0, whole / 4))
         if process.poll() is not None:
             break
         where = _where(disturbed)
@@ -96,14 +98,13 @@ def _start(file: Path, output: Path) -> subprocess.Popen[str]:
     )
 
 
-def _durations(process: subprocess.Popen[str]) -> tuple[float, float]:
-    """Seconds until a run says something (before, there is nothing to lose), and from then to its end."""
-    started = time.monotonic()
+def _duration(process: subprocess.Popen[str]) -> float:
+    """Seconds from when a run says something to its end."""
     assert process.stdout is not None
     process.stdout.readline()
     spoke = time.monotonic()
     process.communicate()
-    return spoke - started, time.monotonic() - spoke
+    return time.monotonic() - spoke
 
 
 def _wait(process: subprocess.Popen[str], seconds: float) -> None:

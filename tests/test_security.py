@@ -130,11 +130,17 @@ def test_code_of_a_model_runs_only_when_asked_for(pico_directory: Path, text_fil
 
 def test_the_environment_has_no_secrets_and_no_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_thisisasecret")
-    arguments = [str(tmp_path / "config.yaml"), f"--output={tmp_path}/run", "--set", f"model.path={tmp_path}/model"]
+    arguments = [
+        str(tmp_path / "config.yaml"),
+        f"--output={tmp_path}/some one/run/",
+        "--set",
+        f"model.path={tmp_path}/model",
+    ]
     monkeypatch.setattr("sys.argv", ["skipwise", "extend", *arguments])
     told = json.dumps(describe_environment())
     assert "hf_thisisasecret" not in told
-    assert str(tmp_path) not in told
+    assert str(tmp_path) not in told and "some one" not in told
+    assert "--output=run" in told
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from skipwise.config import RunConfig
-from skipwise.config_files import to_yaml
 from skipwise.environment import without_directories
 from skipwise.lengths import Lengths
 
@@ -28,9 +28,22 @@ It opens with `transformers.AutoModelForCausalLM.from_pretrained`.
 Configuration:
 
 ```yaml
-{without_directories(to_yaml(config)).rstrip()}
+{_published(config).rstrip()}
 ```
 """
+
+
+def _published(config: RunConfig) -> str:
+    """The configuration as YAML, without the directories of whoever made it."""
+    return yaml.safe_dump(_without_directories(config.model_dump(mode="json")), sort_keys=False)
+
+
+def _without_directories(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_directories(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_directories(inner) for inner in value]
+    return without_directories(value) if isinstance(value, str) else value
 
 
 def shown_name(path: str) -> str:

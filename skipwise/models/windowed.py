@@ -4,6 +4,7 @@ transformers masks such layers by the index of tokens. Behind a skip they would 
 never meet later.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from skipwise.errors import UserError
 from skipwise.models import attention
+from skipwise.models.forward import autocast, for_products
 from skipwise.models.load import vocabulary_size
 from skipwise.models.rope import text_config
 
@@ -18,6 +20,10 @@ FULL, WINDOWED = "full_attention", "sliding_attention"
 # Attention that takes a mask of scores.
 TAKES_MASKS = ("sdpa", "eager", attention.NAME)
 Masks = torch.Tensor | dict[str, torch.Tensor | None]
+# Of a mask, at a time.
+ROWS = 1024
+# Rounding of logits is smaller.
+LEAST_CHANGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -83,53 +89,90 @@ def check_takes_masks(model: PreTrainedModel) -> None:
         )
 
 
-def masks_by_distance(
-    layers: Layers, position_ids: torch.Tensor, attention_mask: torch.Tensor, eager: bool = False
-) -> Masks:
-    """What to give a model with windowed layers as `attention_mask`.
+def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Masks:
+    """What to give a model as `attention_mask` in training, in the dtype of products.
 
     Args:
-        layers: which of them are windowed.
-        position_ids: int64[batch, n], increasing along n.
-        attention_mask: all ones, [batch, n]; or scores to add, float[batch, 1, n, n].
-        eager: for an implementation that does not hide what comes later by itself.
+        model: with its target length in its config.
+        inputs: `attention_mask`: all ones, [batch, n], or scores to add, float[batch, 1, n, n]; and `position_ids`,
+            int64[batch, n], increasing along n. Without these there are no skips.
 
     Returns:
-        `attention_mask` itself where nothing is skipped; else float32[batch, 1, n, n] to add to scores, for all
-        layers or for each kind (None: plain causal attention).
+        `attention_mask` itself where nothing is skipped or no layer is windowed; else a mask for all layers, or one for
+        each kind (None: plain causal attention).
     """
-    steps = position_ids.diff(dim=-1)
-    scores = attention_mask.is_floating_point()
-    if not scores and bool((steps == 1).all()):
-        return attention_mask
-    distance = position_ids[:, None, :, None] - position_ids[:, None, None, :]
-    hidden = (distance < 0) | (distance >= layers.window)
-    causal = torch.zeros(distance.shape, device=distance.device).masked_fill(distance < 0, -torch.inf)
-    full = attention_mask if scores else causal
-    near = full.masked_fill(hidden, -torch.inf)
-    if not layers.by_kind:
-        return near
-    return {FULL: full if scores or eager else None, WINDOWED: near}
+    given = inputs["attention_mask"]
+    layers = windowed_layers(model.config, text_config(model.config).max_position_embeddings)
+    positions = inputs.get("position_ids")
+    if layers is None or positions is None or not bool((positions.diff(dim=-1) != 1).any()):
+        return for_products(given) if given.is_floating_point() else given
+    eager = model.config._attn_implementation == "eager"
+    near = near_keys(positions, layers.window)
+    if not given.is_floating_point() and not eager:
+        return {FULL: None, WINDOWED: near} if layers.by_kind else near
+    if not given.is_floating_point():
+        n = positions.shape[-1]
+        given = torch.full((len(positions), 1, n, n), -torch.inf, device=positions.device).triu(1)
+    full, scores = for_products(given), for_products(given.masked_fill(~near, -torch.inf))
+    return {FULL: full, WINDOWED: scores} if layers.by_kind else scores
+
+
+def near_keys(position_ids: torch.Tensor, window: int) -> torch.Tensor:
+    """bool[batch, 1, n, n]: of each token, which ones a windowed layer sees, itself included.
+
+    Args:
+        position_ids: int64[batch, n].
+        window: distances below it are seen.
+    """
+    batch, n = position_ids.shape
+    near = torch.empty(batch, 1, n, n, dtype=torch.bool, device=position_ids.device)
+    keys = position_ids.int()[:, None, None, :]
+    for rows in torch.arange(n, device=position_ids.device).split(ROWS):  # distances are four times as large
+        distance = position_ids.int()[:, None, rows, None] - keys
+        near[:, :, rows] = (distance >= 0) & (distance < window)
+    return near
 
 
 @torch.no_grad()
-def probe_windows(model: PreTrainedModel, layers: Layers) -> None:
+def probe_windows(model: PreTrainedModel, layers: Layers, dtype: torch.dtype = torch.float32) -> None:
     """Check, on the model itself, that its windowed layers take a mask by distance.
 
+    Args:
+        model: its mode is kept.
+        layers: of it.
+        dtype: compute dtype of the training.
+
     Raises:
-        UserError: when hiding what lies behind a far skip changes nothing.
+        UserError: when hiding what lies behind a far skip changes nothing, or not enough.
     """
-    n = 16
+    n, half = 16, 8
     ids = torch.randint(vocabulary_size(model), (1, n), generator=torch.Generator().manual_seed(0)).to(model.device)
+    other = ids.clone()
+    other[:, half - 1] = (other[:, half - 1] + 1) % vocabulary_size(model)
     positions = torch.arange(n, device=model.device)[None]
-    positions = positions + layers.window * (positions >= n // 2)
+    positions = positions + layers.window * (positions >= half)
     ones = torch.ones_like(ids)
-    masks = masks_by_distance(layers, positions, ones, model.config._attn_implementation == "eager")
-    plain, masked = (
-        model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits[:, n // 2 :].float()
-        for mask in (ones, masks)
-    )
-    if float((plain - masked).abs().max()) < 1e-6:
+
+    def behind(tokens: torch.Tensor, mask: Masks) -> torch.Tensor:
+        """Logits of the tokens behind the skip."""
+        logits: torch.Tensor = model(
+            input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False
+        ).logits
+        return logits[:, half:].float()
+
+    mode = model.training
+    model.eval()  # no dropout, whose draws differ
+    try:
+        with autocast(model.device, dtype):
+            masks = masks_for(model, {"attention_mask": ones, "position_ids": positions})
+            masked = behind(ids, masks)
+            taken = float((behind(ids, ones) - masked).abs().max()) > LEAST_CHANGE
+            blind = float((behind(other, masks) - masked).abs().max()) < LEAST_CHANGE
+    except (TypeError, ValueError, AttributeError) as error:  # of a forward pass that expects something else
+        raise UserError(f"{type(model).__name__} takes no mask for its windowed layers: {error}") from error
+    finally:
+        model.train(mode)
+    if not taken or (layers.windowed == layers.total and not blind):
         raise UserError(
             f"Windowed layers must be masked by distance, but {type(model).__name__} takes no mask for them. Choose a "
             "model with full attention in every layer."

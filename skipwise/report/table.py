@@ -136,7 +136,7 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def as_text(text: str) -> str:
-    """In Markdown, on one line, with nothing in it that means more than itself."""
+    """In Markdown, on one line, without HTML, links, code or cells of its own."""
     return re.sub(r"([\\`<>|]|\](?=\())", r"\\\1", " ".join(text.split()))
 
 

@@ -69,7 +69,8 @@ def step_on(
     def step(size: int) -> None:
         ids = torch.randint(vocabulary_size(model), (size, window), device=model.device)
         inputs = {"input_ids": ids, "labels": ids, "text_runs_on": torch.ones_like(ids)}
-        inputs["position_ids"] = torch.arange(window, device=model.device).expand_as(ids)
+        positions = torch.arange(window, device=model.device)
+        inputs["position_ids"] = (positions + (positions >= window // 2)).expand_as(ids)  # with a skip
         inputs["attention_mask"] = torch.ones_like(ids)
         if echoes:
             inputs["attention_mask"] = torch.full((size, 1, window, window), -torch.inf, device=model.device).triu(1)

@@ -109,13 +109,14 @@ class StopOnSignal(TrainerCallback):
         self._previous: dict[int, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take the signals over; a second one ends the process as usual."""
+        """Take the signals over; a second SIGINT ends the process as usual."""
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True
-        self._restore()
+        if number == signal.SIGINT:  # launchers may send SIGTERM twice; who presses Ctrl-C twice means it
+            signal.signal(number, self._previous.pop(number))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask the Trainer to save and stop: all processes after the same step, whichever got the signal first."""

@@ -23,16 +23,13 @@ WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def deepspeed_settings(path: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """A DeepSpeed configuration, with `auto` filled in where transformers does not know it.
+    """A DeepSpeed configuration, with autocast to `dtype`.
 
-    With `torch_autocast` products are made in `dtype` and weights stay float32, as everywhere else here; with a `bf16`
-    section of its own DeepSpeed rounds what it computes with, and steps on float32 copies.
+    It would switch off that around the whole loss, and otherwise send weights and gradients of linear layers rounded.
     """
-    settings = read_deepspeed(path)
-    autocast = settings.get("torch_autocast", {})
-    if autocast.get("enabled") == "auto":
-        settings["torch_autocast"] = {**autocast, "enabled": dtype == torch.bfloat16}
-    return settings
+    enabled = dtype == torch.bfloat16
+    autocast = {"enabled": enabled, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    return {**read_deepspeed(path), "torch_autocast": autocast}
 
 
 def engine_of(wrapped: nn.Module) -> str:
@@ -62,7 +59,7 @@ def engine_line(wrapped: nn.Module, arguments: TrainingArguments) -> str | None:
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
-    """The float32 weights of a model that an engine keeps in parts or rounded, gathered on the CPU of the first process
+    """The float32 weights of a model that an engine keeps in parts, gathered on the CPU of the first process
     (nothing in the others); None where the model itself has them. All processes must take part.
     """
     engine = engine_of(trainer.model_wrapped)
@@ -78,7 +75,7 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 
 
 def _deepspeed_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What its optimizer steps on; with a `bf16` section the weights of the model itself are rounded."""
+    """What its optimizer steps on, from the parts that processes have."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 

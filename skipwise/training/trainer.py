@@ -1,6 +1,7 @@
 """The Hugging Face Trainer, with our windows and our loss."""
 
 import math
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,12 +27,11 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from skipwise.config import TrainConfig
 from skipwise.errors import UserError
-from skipwise.models.forward import autocast, for_products, last_hidden_states, loss_for_logits
+from skipwise.models.forward import autocast, last_hidden_states, loss_for_logits
 from skipwise.models.load import vocabulary_size
 from skipwise.models.memory import freed_memory_kept, large_blocks_given_back
-from skipwise.models.rope import text_config
 from skipwise.models.speedups import compiled_layers
-from skipwise.models.windowed import Masks, masks_by_distance, windowed_layers
+from skipwise.models.windowed import masks_for
 from skipwise.planning import format_bytes
 from skipwise.ranks import TIMEOUT, from_first, is_first, lost_process, wait_for_all
 from skipwise.training.checkpoints import UNFINISHED, newest_checkpoint, publish
@@ -71,7 +71,7 @@ class Trained:
 
     Attributes:
         finished: whether it came to its end (and was not stopped by a signal).
-        weights: of a model that an engine keeps in parts or rounded, in the first process; None where it is whole.
+        weights: of a model that an engine keeps in parts, in the first process; None where it is whole.
     """
 
     finished: bool
@@ -221,7 +221,7 @@ def window_loss(
     text_runs_on = inputs.pop("text_runs_on", torch.ones_like(inputs["input_ids"]))
     weights = window_weights(labels)
     labelled = labels != -100
-    given = {**inputs, "attention_mask": _masks(unwrapped, inputs)}
+    given = {**inputs, "attention_mask": masks_for(unwrapped, inputs)}
     ids, targets, weights = inputs["input_ids"], labels[labelled], weights[labelled]
     taught: dict[str, torch.Tensor] = {}
     if teacher is not None:
@@ -236,18 +236,6 @@ def window_loss(
         return chunked_cross_entropy(rows, head.weight, targets, weights, bias=bias, **taught)  # type: ignore[arg-type]
 
     return loss_for_logits(model, unwrapped, given, loss)
-
-
-def _masks(unwrapped: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Masks:
-    """What the model is told to hide, in the dtype of products."""
-    masks: Masks = inputs["attention_mask"]
-    layers = windowed_layers(unwrapped.config, text_config(unwrapped.config).max_position_embeddings)
-    if layers is not None and "position_ids" in inputs:
-        eager = unwrapped.config._attn_implementation == "eager"
-        masks = masks_by_distance(layers, inputs["position_ids"], inputs["attention_mask"], eager)
-    if isinstance(masks, dict):
-        return {kind: None if mask is None else for_products(mask) for kind, mask in masks.items()}
-    return for_products(masks) if masks.is_floating_point() else masks
 
 
 @torch.no_grad()
@@ -278,6 +266,8 @@ def training_arguments(
         UserError: for a DeepSpeed configuration that it does not take.
     """
     evaluated = config.eval_steps is not None
+    # What `accelerate launch` passes on would round weights in some engines; see `WindowTrainer`.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     try:
         return _training_arguments(config, checkpoints, seed, dtype, device, evaluated)
     except ValueError as error:

@@ -19,14 +19,10 @@ from transformers import (
 )
 
 from skipwise.errors import UserError
-from skipwise.models.windowed import (
-    FULL,
-    WINDOWED,
-    check_takes_masks,
-    masks_by_distance,
-    probe_windows,
-    windowed_layers,
-)
+from skipwise.models import attention as blocks
+from skipwise.models.recompute import recompute_activations
+from skipwise.models.windowed import FULL, WINDOWED, check_takes_masks, masks_for, probe_windows, windowed_layers
+from skipwise.training.trainer import window_loss
 
 WINDOW, TARGET = 6, 64
 SMALL: dict[str, Any] = {
@@ -77,7 +73,7 @@ def test_a_window_with_skips_sees_what_its_tokens_would_see_in_the_whole_text(ki
         whole = model(text, attention_mask=there, position_ids=torch.arange(TARGET).expand(2, -1), use_cache=False)
         layers = windowed_layers(model.config, TARGET)
         assert layers is not None
-        masks = masks_by_distance(layers, positions, torch.ones_like(positions), eager=attention == "eager")
+        masks = masks_for(model, {"attention_mask": torch.ones_like(positions), "position_ids": positions})
         ids = text.gather(1, positions)
         ours = model(ids, attention_mask=masks, position_ids=positions, use_cache=False).logits
         by_index = model(ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False).logits
@@ -87,20 +83,42 @@ def test_a_window_with_skips_sees_what_its_tokens_would_see_in_the_whole_text(ki
     probe_windows(model, layers)
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", blocks.NAME])
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_training_masks_by_distance(kind: str, attention: str, recomputed: bool) -> None:
+    """The loss of a window is that of its tokens in the whole text, and so are gradients."""
+    model = picomodel(kind, attention).train()
+    if recomputed:
+        recompute_activations(model, "all")
+    positions = torch.tensor([[0, 1, 2, 3, 7, 8, 9, 30, 31, 32, 33, 34]])
+    text = torch.randint(3, 100, (1, TARGET), generator=torch.Generator().manual_seed(1))
+    there = torch.zeros_like(text).scatter_(1, positions, 1)
+    ids = text.gather(1, positions)
+    window = {"input_ids": ids, "labels": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)}
+    loss = window_loss(model, model, window)
+    loss.backward()
+    gradient = model.get_input_embeddings().weight.grad
+    model.zero_grad(set_to_none=True)
+    logits = model(text, attention_mask=there, position_ids=torch.arange(TARGET)[None], use_cache=False).logits
+    expected = torch.nn.functional.cross_entropy(logits[0, positions[0, :-1]], ids[0, 1:])
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, model.get_input_embeddings().weight.grad, rtol=1e-3, atol=1e-4)
+
+
 def test_nothing_is_masked_anew_where_nothing_is_skipped() -> None:
-    layers = windowed_layers(CONFIGS["qwen2"], TARGET)
-    assert layers is not None
     ones = torch.ones(2, 8, dtype=torch.int64)
-    assert masks_by_distance(layers, torch.arange(8).expand(2, -1), ones) is ones
+    inputs = {"attention_mask": ones, "position_ids": torch.arange(8).expand(2, -1)}
+    assert masks_for(picomodel("qwen2", "sdpa"), inputs) is ones
+    assert masks_for(picomodel("qwen2", "sdpa"), {"attention_mask": ones}) is ones
 
 
 def test_scores_that_are_there_stay() -> None:
-    layers = windowed_layers(CONFIGS["qwen2"], TARGET)
-    assert layers is not None
     positions = torch.tensor([[0, 1, 2, 20]])
     scores = torch.full((1, 1, 4, 4), -torch.inf).triu(1)
     scores[..., 3, 0] = scores[..., 2, 0] = 2.5
-    masks = masks_by_distance(layers, positions, scores)
+    masks = masks_for(picomodel("qwen2", "sdpa"), {"attention_mask": scores, "position_ids": positions})
     assert isinstance(masks, dict)
     assert masks[FULL] is scores
     near = masks[WINDOWED]

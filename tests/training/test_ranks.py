@@ -181,21 +181,18 @@ def test_a_whole_run_under_other_launchers(
     assert (output / "results.jsonl").exists()
 
 
-@pytest.mark.parametrize("engine", ["zero3", "fsdp"])
-def test_adapters_on_a_sharded_model(tmp_path: Path, engine: str) -> None:
+def test_adapters_on_a_sharded_model(tmp_path: Path) -> None:
     """What is written is a plain model, in which they are added to the weights beside which they were."""
     pytest.importorskip("peft")
-    shards: dict[str, Any] = {"fsdp": True}
-    if engine == "zero3":
-        pytest.importorskip("deepspeed")
-        shards = {"deepspeed": str(ENGINES / "zero3.json")}
-    file, output = extension(tmp_path, lora={"r": 4}, learning_rate=1e-3, **shards), tmp_path / "run"
+    pytest.importorskip("deepspeed")
+    zero3 = str(ENGINES / "zero3.json")
+    file, output = extension(tmp_path, lora={"r": 4}, learning_rate=1e-3, deepspeed=zero3), tmp_path / "run"
     done = launch(2, "-m", "skipwise", "extend", str(file), "--output", str(output))
     assert done.returncode == 0, done.stderr[-2000:]
     before = AutoModelForCausalLM.from_pretrained(model_location("builtin:tiny")).state_dict()
     after = AutoModelForCausalLM.from_pretrained(output / "model").state_dict()
-    moved = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "_proj" in name}
 
 
 def test_a_whole_run_under_torchrun(tmp_path: Path) -> None:
