@@ -2,8 +2,9 @@
 
 import errno
 import json
+import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from skipwise import PoSE, UserError, WindowCollator
 from skipwise.config import TrainConfig
-from skipwise.training.callbacks import TrainLog
+from skipwise.training.callbacks import StopOnSignal, TrainLog
 from skipwise.training.checkpoints import MANIFEST, damage, newest_checkpoint, publish
 from skipwise.training.trainer import train, training_arguments
 from tests.conftest import pico_llama
@@ -172,3 +173,17 @@ def test_a_log_has_every_step_once(tmp_path: Path) -> None:
     run(pico_llama(), tmp_path / "checkpoints", TrainLog(log))
     steps = [line["step"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_launchers_may_send_the_signal_twice() -> None:
+    """To the group and to the process, say. Seen to end the process when the second one was not taken."""
+    before = signal.getsignal(signal.SIGTERM)
+    stop, nothing = StopOnSignal(), cast("Any", None)
+    stop.on_train_begin(nothing, nothing, nothing)
+    try:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.stopped
+    finally:
+        stop.on_train_end(nothing, nothing, nothing)
+    assert signal.getsignal(signal.SIGTERM) is before
