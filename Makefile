@@ -4,7 +4,8 @@
 #             and the tables and plots of docs/performance.md
 # make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl,
 #             proofs.jsonl and plays.jsonl (see that page). Cells that are committed are not run again; all of them take hours
-# make reliability   20 kills of one run and 500 broken inputs, docs/results/reliability.json; half an hour
+# make reliability   20 kills of one run and 500 broken inputs (docs/results/reliability.json), one process beside two
+#             (scaling.json); a quarter of an hour
 # make check  formatting, lint, types, tests: what CI runs
 #
 # On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:

@@ -153,6 +153,7 @@ def _loss(bench: "Workbench", documents: Sequence[Scored], lengths: Lengths) -> 
 
     @torch.no_grad()
     def loss(factors: Factors) -> float:
+        """Mean over what is scored of all documents, in nats, under these factors."""
         set_rope_scaling(bench.model, Mixed(long_factors=factors), lengths)
         total = count = 0.0
         for tokens, scored in documents:

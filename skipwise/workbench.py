@@ -125,32 +125,14 @@ class Workbench:
             torch.manual_seed(self.config.seed)  # for their first weights
             self.model = add_adapters(self.model, config.lora)
         if config.auto_find_batch_size:
-            window = window_tokens(self.config.method, self.lengths)
-            trial = step_on(self.model, window, self.dtype, teacher, echoes=bool(config.echo_share))
-            config = with_fitting_batch(config, trial, self.model.device)
-            self.console.print(
-                f"batch: {config.per_device_train_batch_size} windows at a time, "
-                f"{config.gradient_accumulation_steps} times a step",
-                highlight=False,
-            )
+            config = self._with_fitting_batch(config, teacher)
         arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
         windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
-        collator = WindowCollator(
-            self.config.positions,
-            self.lengths,
-            self.config.seed,
-            config.untouched_share,
-            config.echo_share,
-            mark_text=True,
-            whole_batches=isinstance(self.config.rope, Mixed),
-            sentences=sentences_of(self.tokenizer) if isinstance(self.config.positions, LongRecipe) else None,
-            target_growth=config.target_growth,
-        )
         trained = train(
             model=self.model,
             arguments=arguments,
             dataset=self._examples(config.max_steps * windows_per_step),
-            collator=collator,
+            collator=self._collator(),
             eval_dataset=self._eval_examples() if config.eval_steps else None,
             callbacks=[
                 ProgressBar(self.console, windows_per_step * window_tokens(self.config.method, self.lengths)),
@@ -168,6 +150,33 @@ class Workbench:
             self._make_plain(trained.weights)
         self.model.eval()
         return trained.finished
+
+    def _with_fitting_batch(self, config: TrainConfig, teacher: Teacher | None) -> TrainConfig:
+        """The batch that fits, said aloud."""
+        window = window_tokens(self.config.method, self.lengths)
+        trial = step_on(self.model, window, self.dtype, teacher, echoes=bool(config.echo_share))
+        config = with_fitting_batch(config, trial, self.model.device)
+        self.console.print(
+            f"batch: {config.per_device_train_batch_size} windows at a time, "
+            f"{config.gradient_accumulation_steps} times a step",
+            highlight=False,
+        )
+        return config
+
+    def _collator(self) -> WindowCollator:
+        """What draws the windows."""
+        training = self.config.train
+        return WindowCollator(
+            self.config.positions,
+            self.lengths,
+            self.config.seed,
+            training.untouched_share,
+            training.echo_share,
+            mark_text=True,
+            whole_batches=isinstance(self.config.rope, Mixed),
+            sentences=sentences_of(self.tokenizer) if isinstance(self.config.positions, LongRecipe) else None,
+            target_growth=training.target_growth,
+        )
 
     def _make_plain(self, gathered: dict[str, torch.Tensor] | None) -> None:
         """Leave a model without shards, adapters or weights of 4 bits, where there is one to be left."""

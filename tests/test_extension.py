@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from transformers import LlamaConfig
 
@@ -178,3 +179,30 @@ def test_a_configuration_reaches_the_collator(
     # Held-out windows are those of the target, also while it grows.
     assert {seen["eval_dataset"][index]["progress"] for index in range(4)} == {1.0}
     assert seen["dataset"][0]["progress"] == 0.0
+
+
+def test_a_batch_that_does_not_fit_is_accumulated(
+    pico_directory: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def room_for_two(*_: Any, **__: Any) -> Callable[[int], None]:
+        def step(size: int) -> None:
+            if size > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+        return step
+
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(workbench, "step_on", room_for_two)
+    monkeypatch.setattr(workbench, "train", lambda **keywords: seen.update(keywords) or Trained(False, None))
+    values = {
+        "model": {"path": str(pico_directory), "dtype": "float32"},
+        "lengths": {"target": 512},
+        "data": {"source": str(text_file), "held_out_share": 0.3},
+        "train": {"per_device_train_batch_size": 8, "auto_find_batch_size": True, "kl_weight": 0.0, "max_steps": 3},
+    }
+    lengths = Lengths(original=64, train=64, target=512)
+    bench = workbench.open_workbench(parse_config(values), lengths, Console(quiet=True))
+    bench.train(RunDir(tmp_path / "run"))
+    arguments = seen["arguments"]
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 4)
+    assert len(seen["dataset"]) == 3 * 8  # windows, as before

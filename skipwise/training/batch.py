@@ -67,6 +67,7 @@ def step_on(
     """
 
     def step(size: int) -> None:
+        """Forward and backward pass of so many windows, with as much memory set aside as training will hold."""
         ids = torch.randint(vocabulary_size(model), (size, window), device=model.device)
         inputs = {"input_ids": ids, "labels": ids, "text_runs_on": torch.ones_like(ids)}
         positions = torch.arange(window, device=model.device)

@@ -269,46 +269,40 @@ def training_arguments(
     # What `accelerate launch` passes on would round weights in some engines; see `WindowTrainer`.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     try:
-        return _training_arguments(config, checkpoints, seed, dtype, device, evaluated)
+        return TrainingArguments(
+            output_dir=str(checkpoints),
+            max_steps=config.max_steps,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type=config.lr_scheduler_type,
+            warmup_steps=config.warmup_steps,
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            per_device_eval_batch_size=config.per_device_train_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            weight_decay=config.weight_decay,
+            adam_beta2=config.adam_beta2,
+            max_grad_norm=config.max_grad_norm,
+            dataloader_num_workers=config.dataloader_num_workers,
+            logging_steps=config.logging_steps,
+            logging_first_step=True,
+            save_steps=config.save_steps,
+            save_total_limit=config.save_total_limit,
+            eval_strategy="steps" if evaluated else "no",
+            eval_steps=config.eval_steps,
+            load_best_model_at_end=config.load_best_model_at_end,
+            metric_for_best_model="eval_loss" if config.load_best_model_at_end else None,
+            use_cpu=device.type == "cpu",
+            seed=seed,
+            deepspeed=deepspeed_settings(Path(config.deepspeed), dtype) if config.deepspeed else None,
+            fsdp=True if config.fsdp else None,  # type: ignore[arg-type]  # a bool, says its own code
+            fsdp_config=FSDP if config.fsdp else None,
+            ddp_timeout=int(TIMEOUT.total_seconds()),
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+        )
     except ValueError as error:
         raise UserError(f"The engine does not take its configuration: {error}") from error
-
-
-def _training_arguments(
-    config: TrainConfig, checkpoints: Path, seed: int, dtype: torch.dtype, device: torch.device, evaluated: bool
-) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=config.max_steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        weight_decay=config.weight_decay,
-        adam_beta2=config.adam_beta2,
-        max_grad_norm=config.max_grad_norm,
-        dataloader_num_workers=config.dataloader_num_workers,
-        logging_steps=config.logging_steps,
-        logging_first_step=True,
-        save_steps=config.save_steps,
-        save_total_limit=config.save_total_limit,
-        eval_strategy="steps" if evaluated else "no",
-        eval_steps=config.eval_steps,
-        load_best_model_at_end=config.load_best_model_at_end,
-        metric_for_best_model="eval_loss" if config.load_best_model_at_end else None,
-        use_cpu=device.type == "cpu",
-        seed=seed,
-        deepspeed=deepspeed_settings(Path(config.deepspeed), dtype) if config.deepspeed else None,
-        fsdp=True if config.fsdp else None,  # type: ignore[arg-type]  # a bool, says its own code
-        fsdp_config=FSDP if config.fsdp else None,
-        ddp_timeout=int(TIMEOUT.total_seconds()),
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-    )
 
 
 def train(
