@@ -1,9 +1,9 @@
 """Long texts as documents for experiments: a development part and a reported part of each source.
 
-    python scripts/long_texts.py OUTPUT TEXTS.jsonl...
+    python scripts/long_texts.py OUTPUT TEXTS.jsonl... [--characters 20000]
 
-Every file is a domain; its lines have a `title` and a `text`. A text is cut at line ends into documents of about
-20,000 characters; the first third of them goes to OUTPUT/<domain>-development.jsonl, the others to
+Every file is a domain; its lines have a `title` and a `text`. A text is cut at line ends into documents of about so
+many characters; the first third of them goes to OUTPUT/<domain>-development.jsonl, the others to
 OUTPUT/<domain>.jsonl, and a document where the two meet to neither. Titles and hashes of the texts are printed.
 """
 
@@ -12,16 +12,14 @@ import hashlib
 import json
 from pathlib import Path
 
-DOCUMENT = 20_000
 
-
-def documents_of(text: str) -> list[str]:
-    """Pieces of about `DOCUMENT` characters that end with a line; a short rest is left out."""
+def documents_of(text: str, characters: int) -> list[str]:
+    """Pieces of about `characters` that end with a line; a short rest is left out."""
     documents, current, size = [], list[str](), 0
     for line in text.splitlines(keepends=True):
         current.append(line)
         size += len(line)
-        if size >= DOCUMENT:
+        if size >= characters:
             documents.append("".join(current))
             current, size = [], 0
     return documents
@@ -32,13 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("texts", type=Path, nargs="+")
+    parser.add_argument("--characters", type=int, default=20_000, help="of a document, about")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     for path in arguments.texts:
         parts: dict[str, list[str]] = {"-development": [], "": []}
         for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n"):
             record = json.loads(line)
-            documents = documents_of(record["text"])
+            documents = documents_of(record["text"], arguments.characters)
             third = len(documents) // 3
             parts["-development"] += documents[:third]
             parts[""] += documents[third + 1 :] if third else documents

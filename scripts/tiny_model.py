@@ -12,6 +12,7 @@ And the matrices are trained with Muon.
 
 import argparse
 import copy
+import json
 import math
 from pathlib import Path
 
@@ -32,7 +33,9 @@ from skipwise.digests import short_digest
 from skipwise.evaluation.passkey import count_retrieved, make_trials
 from skipwise.evaluation.prompts import encoder
 from skipwise.models.forward import autocast
+from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.load import compute_dtype
+from skipwise.runs import write_json
 from skipwise.training.trainer import window_loss
 from skipwise.workbench import retrieval_documents
 
@@ -232,6 +235,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path
     half = copy.deepcopy(model)
     torch.nn.Module.to(half, torch.bfloat16)
     half.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    write_json(path / "config.json", with_legacy_rope(config))
     tokenizer.save_pretrained(path)
 
 

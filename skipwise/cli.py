@@ -9,12 +9,11 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from typer.core import TyperCommand
 
-from skipwise import __version__
+from skipwise import __version__, model_commands
 from skipwise.errors import UserError
 from skipwise.ranks import is_first, joined, leave_processes, lost_process, rank
+from skipwise.terminal import Command, console, errors
 
 app = typer.Typer(
     help="Extend the context window of a language model by training on short windows.",
@@ -22,33 +21,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-# Names of models, documents and files are shown as they are: none of them is markup.
-console = Console(quiet=not is_first(), markup=False, highlight=False)
-errors = Console(stderr=True, markup=False, highlight=False)
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: schedulers may try again
-
-
-class Command(TyperCommand):
-    """A command whose help names what there is to choose from; the list of commands then need not import it."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """With `{methods}` and the like filled in."""
-        from skipwise.config import METHODS
-        from skipwise.evaluation.specs import EVALUATIONS
-        from skipwise.rope import ROPE_SCALINGS
-        from skipwise.sections import name_of
-
-        names = {
-            "{methods}": METHODS,
-            "{scalings}": [name_of(cls) for cls in ROPE_SCALINGS],
-            "{evaluations}": [name_of(cls) for cls in EVALUATIONS],
-        }
-        for parameter in self.params:
-            for place, choices in names.items():
-                if isinstance(parameter, typer.core.TyperOption) and parameter.help:
-                    parameter.help = parameter.help.replace(place, ", ".join(choices))
-        return super().get_params(ctx)
 
 
 def _show_version(wanted: bool) -> None:
@@ -393,6 +367,9 @@ def demo(
     from skipwise.demo import run_demo
 
     run_demo(output, console, resume)
+
+
+app.command(cls=Command)(model_commands.doctor)
 
 
 @app.command("list")

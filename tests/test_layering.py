@@ -20,6 +20,8 @@ LAYERS = [
     ["extension"],
     ["report"],
     ["demo", "study", "search", "comparison"],
+    ["terminal"],
+    ["model_commands"],
     ["cli", "__main__", "__init__"],
 ]
 

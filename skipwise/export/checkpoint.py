@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
+from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.rope import is_rotary_table, same_table, text_config
 from skipwise.runs import write_json, write_text
 
@@ -44,27 +44,6 @@ def save_checkpoint(
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-# Families whose older configs call the two by other names.
-_LEGACY_NAMES = {
-    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-    "gpt_neox_japanese": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-}
-
-
-def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """A `config.json` with `rope_theta` and `rope_scaling` beside its `rope_parameters`.
-
-    transformers lets `rope_scaling` win when both are there, so it holds everything: a poorer copy
-    would lose the attention factor. The default type needs no `rope_scaling`.
-    """
-    parameters = config["rope_parameters"]
-    names = _LEGACY_NAMES.get(config["model_type"], {})
-    outside = {names.get(k, k): parameters[k] for k in ("rope_theta", "partial_rotary_factor") if k in parameters}
-    # "type" is the key before "rope_type"; the oldest readers know nothing else.
-    scaling = None if parameters["rope_type"] == "default" else {**parameters, "type": parameters["rope_type"]}
-    return {**config, "rope_theta": parameters["rope_theta"], **outside, "rope_scaling": scaling}
 
 
 def _check_written(path: Path, model: PreTrainedModel, lengths: Lengths) -> None:

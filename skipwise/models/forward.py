@@ -2,14 +2,74 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 # Logits exist for this many tokens at a time: 100 MB in float32 at a vocabulary of 50k.
 CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class LogitsRule:
+    """What a model does to the product with its output layer: `cap * tanh(scale * product / cap)`.
+
+    Attributes:
+        scale: 1 in most families.
+        cap: None for none, the usual case.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def apply(self, product: torch.Tensor) -> torch.Tensor:
+        """Logits, in place."""
+        if self.scale != 1.0:
+            product = product.mul_(self.scale)
+        return product if self.cap is None else product.div_(self.cap).tanh_().mul_(self.cap)
+
+    def chain(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The gradient of the product from that of the logits, in place."""
+        if self.cap is not None:
+            grad = grad.mul_(1 - (logits / self.cap).square_())
+        return grad if self.scale == 1.0 else grad.mul_(self.scale)
+
+
+PLAIN = LogitsRule()
+# Settings by which families scale or cap their logits, and what leaves them as they are.
+_NEUTRAL = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping": None}
+
+
+def logits_rule(config: PreTrainedConfig) -> LogitsRule:
+    """What the config says: Granite divides logits, Cohere multiplies them, Gemma 2 caps them."""
+    config = config.get_text_config()
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return LogitsRule(float(scale), getattr(config, "final_logit_softcapping", None))
+
+
+@contextmanager
+def _plain_logits(model: PreTrainedModel) -> Iterator[None]:
+    """Leave the product with the output layer as it is."""
+    config = model.config.get_text_config()
+    if logits_rule(config) == PLAIN:
+        yield
+        return
+    changed = [
+        (owner, name, vars(owner)[name])
+        for owner in (config, *model.modules())
+        for name in _NEUTRAL
+        if name in vars(owner)
+    ]
+    for owner, name, _ in changed:
+        setattr(owner, name, _NEUTRAL[name])
+    try:
+        yield
+    finally:
+        for owner, name, value in changed:
+            setattr(owner, name, value)
 
 
 def loss_for_logits(
@@ -33,7 +93,8 @@ def loss_for_logits(
     before = vars(head).get("forward")
     head.forward = lambda hidden: loss(for_products(hidden), head)
     try:
-        result: torch.Tensor = model(**inputs, use_cache=False).logits
+        with _plain_logits(unwrapped):  # or the loss would be scaled and capped as well
+            result: torch.Tensor = model(**inputs, use_cache=False).logits
     finally:
         if before is None:
             del head.forward
@@ -73,33 +134,3 @@ def _captured(decoder: nn.Module) -> Iterator[list[torch.Tensor]]:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Matrix products in `dtype` on weights that stay float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-@torch.no_grad()
-def log_probabilities(
-    model: PreTrainedModel, input_ids: torch.Tensor, scored: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """How well a model predicts some tokens of a batch.
-
-    Args:
-        model: any causal language model.
-        input_ids: int64[batch, n], without padding.
-        scored: bool[batch, n], the tokens to predict; the first of a row cannot be.
-
-    Returns:
-        `(log_probs, greedy)`: float32[m] and bool[m] on the CPU, for the m scored tokens row by row:
-        natural log-likelihood, and whether the token is the model's first choice.
-    """
-    assert not scored[:, 0].any(), "nothing stands before the first token"
-    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    inputs = {key: value.to(model.device) for key, value in inputs.items()}
-    rows = last_hidden_states(model, inputs)[:, :-1][scored[:, 1:].to(model.device)]
-    targets = inputs["input_ids"][:, 1:][scored[:, 1:].to(model.device)]
-    head = model.get_output_embeddings()
-    log_probs, greedy = [], []
-    for start in range(0, len(rows), CHUNK_ROWS):
-        logits = head(rows[start : start + CHUNK_ROWS]).float()
-        picked = targets[start : start + CHUNK_ROWS]
-        log_probs.append(logits.log_softmax(-1).gather(1, picked[:, None])[:, 0].cpu())
-        greedy.append((logits.argmax(-1) == picked).cpu())
-    return torch.cat(log_probs), torch.cat(greedy)

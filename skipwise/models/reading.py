@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from skipwise.models.rope import is_rotary_table, length_dependent, text_config
+from skipwise.models.rope import is_rotary_table, length_dependent, pin_table, text_config
 
 # Tokens of a chunk: its activations are what a long text costs besides the cache.
 CHUNK = 2048
@@ -143,29 +143,14 @@ def pinned_rope(model: PreTrainedModel, length: int) -> Iterator[None]:
 
     Such a model would choose them by what it has been fed so far, and mix keys of two kinds in its cache.
     """
-    tables: list[Any] = [module for module in model.modules() if is_rotary_table(module)]
-    if length_dependent(model.config) is None:
-        yield
-        return
-    types = [table.rope_type for table in tables]
+    undo: list[Callable[[], None]] = []
     try:
-        for table in tables:
-            _forget_length(table)
-            like = torch.zeros(1, device=table.inv_freq.device)
-            table(like, torch.tensor([[length - 1]], device=like.device))
-            table.rope_type = "default"  # so that it leaves them alone from here on
+        if length_dependent(model.config) is not None:
+            undo.extend(pin_table(module, length) for module in model.modules() if is_rotary_table(module))
         yield
     finally:
-        for table, rope_type in zip(tables, types, strict=True):
-            table.rope_type = rope_type
-            _forget_length(table)
-
-
-def _forget_length(table: Any) -> None:
-    """Dynamic NTK goes on with the frequencies of the longest text so far; let it begin anew."""
-    if table.rope_type == "dynamic":
-        table.inv_freq = table.original_inv_freq.to(table.inv_freq.device)
-        table.max_seq_len_cached = table.original_max_seq_len
+        for back in undo:
+            back()
 
 
 def _chunks(model: PreTrainedModel, scored: torch.Tensor, start: int, stop: int, batch: int) -> list[tuple[int, int]]:

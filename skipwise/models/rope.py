@@ -1,20 +1,21 @@
 """Reading and setting the RoPE of a stock transformers model."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.models.shape import windows_of
+from skipwise.models.families import REFUSED, family_of
+from skipwise.models.shape import FAR, WINDOWED, far_table, windows_of
 from skipwise.rope import Mixed, RopeScaling
-from skipwise.rope.scaling import Frequencies
+from skipwise.rope.scaling import Frequencies, longrope_parameters
 
 # Stock models compute frequencies in float32; ours are float64.
 FREQUENCY_TOLERANCE = 1e-5
@@ -22,7 +23,7 @@ FREQUENCY_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class RopeInfo:
-    """The rotary embedding a model has now.
+    """The rotary embedding a model has now, in the layers that see all of the text.
 
     Attributes:
         rotary_dim: how many dimensions of a head are rotated.
@@ -53,15 +54,23 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
     config = text_config(config)
     parameters = getattr(config, "rope_parameters", None)
     kind = f"{type(config).__name__} (model type {config.model_type!r})"
+    if config.model_type in REFUSED:
+        raise UserError(f"Skipwise extends models with rotary position embeddings (RoPE). {REFUSED[config.model_type]}")
     if not parameters or not hasattr(config, "max_position_embeddings"):
         raise UserError(
             f"Skipwise extends models with rotary position embeddings (RoPE), but {kind} has none. "
             "Choose a RoPE model such as Llama, Qwen, Mistral or SmolLM."
         )
+    parameters = far_table(parameters)
     if "rope_theta" not in parameters:
         raise UserError(
-            f"{kind} keeps several rotary tables ({', '.join(parameters)}), which cannot be set yet. "
-            "Choose a model with a single table."
+            f"{kind} keeps several rotary tables ({', '.join(parameters)}), none of them for layers that see all of "
+            "the text. Choose a model that has such layers."
+        )
+    if parameters.get("mscale_all_dim"):
+        raise UserError(
+            f"{kind} was extended before and scales all of its attention with that (mscale_all_dim), which a new "
+            "scaling would have to replace in the weights' place. Choose a model that was not."
         )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     original, current = windows_of(parameters, int(config.max_position_embeddings))
@@ -108,15 +117,22 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     config = text_config(model.config)
     info = read_rope(config)
     before = copy.deepcopy(config.to_dict())
-    _set_config(config, stock_parameters(config, scaling, lengths), lengths.target, lengths.original)
+    _set_config(config, with_far_table(config, scaling, lengths), lengths.target, lengths.original)
     tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
-    fresh = {name: type(module)(config=config).to(model.device) for name, module in tables.items()}
     try:
+        if getattr(config, "head_dim", 0) is None:  # for which transformers' YaRN looks, and takes it for a number
+            config.head_dim = config.hidden_size // config.num_attention_heads
+        fresh = {name: type(module)(config=config).to(model.device) for name, module in tables.items()}
         _check_tables(fresh, scaling, info, lengths, config.model_type)
-    except UserError:
+    except (KeyError, TypeError, ValueError) as error:  # a class may have rules of its own
         original = before.get("original_max_position_embeddings")
         _set_config(config, before["rope_parameters"], before["max_position_embeddings"], original)
-        raise
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{config.model_type!r} does not take {scaling.name!r} ({type(error).__name__}: {error}). Choose another "
+            "--rope, or a model of the Llama kind."
+        ) from error
     for name, module in fresh.items():
         model.set_submodule(name, module)
 
@@ -128,11 +144,22 @@ def _set_config(config: PreTrainedConfig, parameters: dict[str, Any], current: i
         config.original_max_position_embeddings = original
 
 
+def with_far_table(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths) -> dict[str, Any]:
+    """`rope_parameters` for this config, with those of windowed layers as they are."""
+    parameters = stock_parameters(config, scaling, lengths)
+    old: dict[str, Any] = text_config(config).rope_parameters
+    return {**old, FAR: parameters} if far_table(old) is not old else parameters
+
+
 def stock_parameters(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths) -> dict[str, Any]:
-    """`rope_parameters` for this config: the scaling's own, and the share of a head that is rotated."""
+    """The RoPE parameters of layers that see far: the scaling's own, and the share of a head that is rotated."""
+    config = text_config(config)
     info = read_rope(config)
     parameters = scaling.hf_parameters(info.rotary_dim, info.theta, lengths)
-    old = text_config(config).rope_parameters
+    if family_of(config.model_type).only_longrope and parameters["rope_type"] not in ("default", "longrope"):
+        frequencies = scaling.frequencies(info.rotary_dim, info.theta, lengths)
+        parameters = longrope_parameters(frequencies, info.rotary_dim, info.theta, lengths)
+    old = far_table(config.rope_parameters)
     if "partial_rotary_factor" in old:
         parameters["partial_rotary_factor"] = old["partial_rotary_factor"]
     return parameters
@@ -140,23 +167,74 @@ def stock_parameters(config: PreTrainedConfig, scaling: RopeScaling, lengths: Le
 
 def is_rotary_table(module: nn.Module) -> bool:
     """Whether a module holds the inverse frequencies of a model."""
-    return isinstance(getattr(module, "inv_freq", None), torch.Tensor) and hasattr(module, "attention_scaling")
+    return bool(_kinds(module))
 
 
-def table_of(module: nn.Module, length: int) -> tuple[NDArray[np.float64], float]:
-    """Inverse frequencies and attention factor of a rotary table, for an input of so many tokens."""
+def _kinds(module: nn.Module) -> list[str | None]:
+    """The kinds of layers that a module holds frequencies for: none if it is no rotary table, [None] for all alike."""
+    kinds = (None, FAR, WINDOWED)
+    return [
+        kind
+        for kind in kinds
+        if isinstance(getattr(module, _named(kind, "inv_freq"), None), torch.Tensor)
+        and hasattr(module, _named(kind, "attention_scaling"))
+    ]
+
+
+def _named(kind: str | None, attribute: str) -> str:
+    return attribute if kind is None else f"{kind}_{attribute}"
+
+
+def _far(module: nn.Module) -> str | None:
+    """The kind of layers that see all of the text."""
+    kinds = _kinds(module)
+    return FAR if FAR in kinds else kinds[0]
+
+
+def table_of(module: nn.Module, length: int, kind: str | None) -> Frequencies:
+    """Inverse frequencies and attention factor of a rotary table, for an input of so many tokens.
+
+    Args:
+        kind: of layers; None where all are alike.
+    """
     device = next(module.buffers()).device
     position = torch.full((1, 1), length - 1, device=device)
-    with torch.no_grad():
-        module(torch.zeros(1, 1, 1, device=device), position)  # some take other frequencies for long inputs
-    frequencies, factor = module.inv_freq, module.attention_scaling
-    assert isinstance(frequencies, torch.Tensor)
-    return frequencies.double().cpu().numpy(), float(factor)  # type: ignore[arg-type]
+    with torch.no_grad():  # some take other frequencies for long inputs
+        module(torch.zeros(1, 1, 1, device=device), position, *([] if kind is None else [kind]))
+    frequencies = getattr(module, _named(kind, "inv_freq"))
+    return frequencies.double().cpu().numpy(), float(getattr(module, _named(kind, "attention_scaling")))
+
+
+def pin_table(table: Any, length: int) -> Callable[[], None]:
+    """Leave a rotary table with the frequencies of a text of so many tokens, whatever it is given; returns what takes
+    that back.
+    """
+    rope_type, kind = table.rope_type, _far(table)
+
+    def forget_length() -> None:
+        """Dynamic NTK goes on with the frequencies of the longest text so far; let it begin anew."""
+        if (rope_type if kind is None else rope_type[kind]) == "dynamic":
+            original, current = getattr(table, _named(kind, "original_inv_freq")), _named(kind, "inv_freq")
+            setattr(table, current, original.to(getattr(table, current).device))
+            setattr(table, _named(kind, "max_seq_len_cached"), table.original_max_seq_len)
+
+    def undo() -> None:
+        table.rope_type = rope_type
+        forget_length()
+
+    forget_length()
+    table_of(table, length, kind)
+    table.rope_type = "default" if kind is None else {**rope_type, kind: "default"}
+    return undo
 
 
 def same_table(one: nn.Module, other: nn.Module, lengths: Lengths) -> bool:
     """Whether two rotary tables are equal but for rounding, inside the original window and at the target."""
-    return all(_close(table_of(one, length), table_of(other, length)) for length in (lengths.target, lengths.original))
+    return _kinds(one) == _kinds(other) and all(
+        _close(table_of(one, length, kind), table_of(other, length, kind))
+        for kind in _kinds(one)
+        for length in (lengths.target, lengths.original)
+    )
 
 
 def _close(one: Frequencies, other: Frequencies) -> bool:
@@ -171,7 +249,9 @@ def _check_tables(
     wanted = {lengths.target: scaling.frequencies(info.rotary_dim, info.theta, lengths)}
     if isinstance(scaling, Mixed):
         wanted[lengths.original] = scaling.short_frequencies(info.rotary_dim, info.theta, lengths)
-    same = all(_close(table_of(table, length), own) for table in tables.values() for length, own in wanted.items())
+    same = all(
+        _close(table_of(table, length, _far(table)), own) for table in tables.values() for length, own in wanted.items()
+    )
     if not tables or not same:
         raise UserError(
             f"The rotary table of a model must follow its config, but that of {model_type!r} does not take "

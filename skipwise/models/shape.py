@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from skipwise.errors import UserError
+from skipwise.models.families import family_of
 from skipwise.models.locate import model_location
 
-# Families whose feed-forward layers have two matrices; in all others a third one gates.
-UNGATED = ("gpt_neox", "phi", "starcoder2", "nemotron", "arcee", "apertus", "persimmon")
-# Families that tie their embeddings unless their config says otherwise.
-TIED = ("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "starcoder2", "smollm3", "falcon")
 # Keys that say that a config is of a mixture of experts, whose sizes mean something else.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 
@@ -77,7 +74,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         UserError: for a model that is no dense decoder.
     """
     config = config.get("text_config") or config
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     missing = [key for key in needed if not config.get(key)]
     if missing:
@@ -100,8 +97,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
             hidden_size=hidden,
             intermediate_size=int(config["intermediate_size"]),
             vocabulary=int(config["vocab_size"]),
-            gated=kind not in UNGATED,
-            tied=bool(config.get("tie_word_embeddings", kind in TIED)),
+            gated=family_of(kind).gated,
+            tied=bool(config.get("tie_word_embeddings", family_of(kind).tied)),
         )
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
@@ -114,6 +111,17 @@ def has_windowed_layers(config: Mapping[str, Any]) -> bool:
     """Whether some layers see only the last tokens, which costs less than is counted."""
     config = config.get("text_config") or config
     return bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", True))
+
+
+# The layers whose rotary table is extended, in models that have one for each kind of layer. Windowed layers meet no
+# distance beyond their window, and keep theirs.
+FAR, WINDOWED = "full_attention", "sliding_attention"
+
+
+def far_table(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The RoPE parameters of layers that see all of the text, where each kind of layer has its own."""
+    nested = parameters.get(FAR)
+    return nested if isinstance(nested, Mapping) else parameters
 
 
 def windows_of(parameters: Mapping[str, Any], claimed: int) -> tuple[int, int]:
@@ -142,7 +150,7 @@ def read_windows(config: Mapping[str, Any]) -> tuple[int, int]:
     config = config.get("text_config") or config
     if config.get("max_position_embeddings") is None:
         raise UserError("The config.json says no window (max_position_embeddings). Choose another model.")
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope = dict(far_table(config.get("rope_parameters") or config.get("rope_scaling") or {}))
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     if "original_max_position_embeddings" in config:
         rope.setdefault("original_max_position_embeddings", config["original_max_position_embeddings"])

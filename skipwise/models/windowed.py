@@ -15,8 +15,8 @@ from skipwise.models import attention
 from skipwise.models.forward import autocast, for_products
 from skipwise.models.load import vocabulary_size
 from skipwise.models.rope import text_config
+from skipwise.models.shape import FAR, WINDOWED
 
-FULL, WINDOWED = "full_attention", "sliding_attention"
 # Attention that takes a mask of scores.
 TAKES_MASKS = ("sdpa", "eager", attention.NAME)
 Masks = torch.Tensor | dict[str, torch.Tensor | None]
@@ -67,7 +67,7 @@ def windowed_layers(config: PreTrainedConfig, target: int) -> Layers | None:
     if kinds is None:
         used = window is not None and getattr(config, "use_sliding_window", True)
         return Layers(int(window), total, total, False) if used and window is not None and window < target else None
-    others = sorted(set(kinds) - {FULL, WINDOWED, "attention"})
+    others = sorted(set(kinds) - {FAR, WINDOWED, "attention"})
     if others:
         raise UserError(
             f"Layers must see all of the text or its last tokens, but {config.model_type!r} has {', '.join(others)}, "
@@ -109,12 +109,12 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
     eager = model.config._attn_implementation == "eager"
     near = near_keys(positions, layers.window)
     if not given.is_floating_point() and not eager:
-        return {FULL: None, WINDOWED: near} if layers.by_kind else near
+        return {FAR: None, WINDOWED: near} if layers.by_kind else near
     if not given.is_floating_point():
         n = positions.shape[-1]
         given = torch.full((len(positions), 1, n, n), -torch.inf, device=positions.device).triu(1)
     full, scores = for_products(given), for_products(given.masked_fill(~near, -torch.inf))
-    return {FULL: full, WINDOWED: scores} if layers.by_kind else scores
+    return {FAR: full, WINDOWED: scores} if layers.by_kind else scores
 
 
 def near_keys(position_ids: torch.Tensor, window: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.rope.scaling import Frequencies, base_frequencies, vllm_attention_factors
+from skipwise.rope.scaling import Frequencies, base_frequencies, longrope_parameters
 from skipwise.rope.yarn import check_betas, interpolated_share
 from skipwise.sections import section
 
@@ -50,16 +50,8 @@ class Mixed:
 
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
         """The longrope type, with an attention factor that its own default is not."""
-        return {
-            "rope_type": "longrope",
-            "rope_theta": theta,
-            "factor": lengths.factor,
-            "original_max_position_embeddings": lengths.original,
-            "short_factor": [1.0] * (rotary_dim // 2),
-            "long_factor": self.factors(rotary_dim, theta, lengths).tolist(),
-            "attention_factor": 1.0,
-            **vllm_attention_factors(1.0),
-        }
+        frequencies = self.frequencies(rotary_dim, theta, lengths)
+        return longrope_parameters(frequencies, rotary_dim, theta, lengths, short=[1.0] * (rotary_dim // 2))
 
     def factors(self, rotary_dim: int, theta: float, lengths: Lengths) -> NDArray[np.float64]:
         """float64[d/2]: of each dimension, the frequency of pretraining over that at the target."""

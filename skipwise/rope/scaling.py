@@ -1,5 +1,6 @@
 """What a RoPE scaling is, and the frequencies all of them start from."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 from skipwise.lengths import Lengths
 
 Frequencies = tuple[NDArray[np.float64], float]
+# vLLM reads these two keys of `longrope` in place of `attention_factor`. To transformers they are unknown.
+VLLM_FACTORS = ("short_mscale", "long_mscale")
 
 
 class RopeScaling(Protocol):
@@ -46,9 +49,25 @@ def base_frequencies(rotary_dim: int, theta: float) -> NDArray[np.float64]:
     return theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
 
 
-def vllm_attention_factors(factor: float) -> dict[str, float]:
-    """What a `longrope` dictionary needs besides: vLLM reads no `attention_factor`, and has a default of its own.
+def longrope_parameters(
+    frequencies: Frequencies, rotary_dim: int, theta: float, lengths: Lengths, short: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Any frequencies as a `longrope` dictionary: a factor for each pair of dimensions, by which theta_j is divided.
 
-    transformers notes the two keys as unknown, and ignores them.
+    Args:
+        frequencies: inverse frequencies and attention factor. The type's own default of the factor is another one, so
+            it is written out.
+        short: factors of inputs that fit into the original window; None for the same.
     """
-    return {"short_mscale": factor, "long_mscale": factor}
+    inv_freq, attention_factor = frequencies
+    factors = (base_frequencies(rotary_dim, theta) / inv_freq).tolist()
+    return {
+        "rope_type": "longrope",
+        "rope_theta": theta,
+        "factor": lengths.factor,
+        "original_max_position_embeddings": lengths.original,
+        "short_factor": factors if short is None else list(short),
+        "long_factor": factors,
+        "attention_factor": attention_factor,
+        **dict.fromkeys(VLLM_FACTORS, attention_factor),
+    }

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.rope.scaling import Frequencies, base_frequencies, vllm_attention_factors
+from skipwise.rope.scaling import Frequencies, base_frequencies, longrope_parameters
 from skipwise.sections import section
 
 
@@ -116,17 +116,7 @@ class YaRNRevised:
 
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
         """The longrope type; its own default attention factor differs, so ours is written out."""
-        factors = self._factors(rotary_dim, theta, lengths).tolist()
-        return {
-            "rope_type": "longrope",
-            "rope_theta": theta,
-            "factor": lengths.factor,
-            "original_max_position_embeddings": lengths.original,
-            "short_factor": factors,
-            "long_factor": factors,
-            "attention_factor": yarn_attention_factor(lengths.factor),
-            **vllm_attention_factors(yarn_attention_factor(lengths.factor)),
-        }
+        return longrope_parameters(self.frequencies(rotary_dim, theta, lengths), rotary_dim, theta, lengths)
 
     def _factors(self, rotary_dim: int, theta: float, lengths: Lengths) -> NDArray[np.float64]:
         ramp = interpolated_share(rotary_dim, theta, lengths.original, self.beta_fast, self.beta_slow)

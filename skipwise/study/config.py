@@ -23,6 +23,7 @@ Seeds = Annotated[tuple[Seed, ...], Strict(False), Field(min_length=1)]
 # What the study sets for all runs, and what would make methods unequal without a word.
 NOT_IN_BASE = ("evaluate", "stages", "seed")
 NOT_IN_METHODS = (*NOT_IN_BASE, "model", "lengths.target", "lengths.original", "train.max_steps")
+UNTRAINED = {"max_steps": 0}
 
 
 class Development(Section):
@@ -77,7 +78,9 @@ class StudyConfig(Section):
                 raise UserError(f"base: {key} is set by the study, for all runs. Leave it out.")
         for name, values in self.methods.items():
             for key in (*NOT_IN_METHODS, *(["rope"] if self.scalings else [])):
-                if isinstance(values, dict) and _has(values, key):
+                # No steps at all is the method `interpolate`, which may have a scaling of its own.
+                untrained = key == "train.max_steps" and isinstance(values, dict) and values.get("train") == UNTRAINED
+                if isinstance(values, dict) and _has(values, key) and not untrained:
                     raise UserError(f"methods.{name}: {key} is the same for all methods of a study. Leave it out.")
         if self.reference not in self.methods:
             raise UserError(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from skipwise.models.forward import CHUNK_ROWS
+from skipwise.models.forward import CHUNK_ROWS, PLAIN, LogitsRule
 
 
 def chunked_cross_entropy(
@@ -18,8 +18,9 @@ def chunked_cross_entropy(
     teacher_weight: torch.Tensor | None = None,
     kl_weights: torch.Tensor | None = None,
     chunk_rows: int = CHUNK_ROWS,
+    rule: LogitsRule = PLAIN,
 ) -> torch.Tensor:
-    """Weighted sum of token losses `-log softmax(W h + b)[label]`, `chunk_rows` tokens at a time.
+    """Weighted sum of token losses `-log softmax(rule(W h + b))[label]`, `chunk_rows` tokens at a time.
 
     Logits are made in the dtype of `hidden`; log-sum-exp, probabilities and all sums are float32. The
     gradients are formed in the forward pass, while the logits are there, so that the backward pass
@@ -37,12 +38,13 @@ def chunked_cross_entropy(
         teacher_weight: float[v, e], its output embedding.
         kl_weights: float[n], at least 0; needed with a teacher.
         chunk_rows: tokens whose logits exist at a time.
+        rule: how logits are scaled and capped, the teacher's as well.
 
     Returns:
         A float32 scalar with gradients for `hidden`, `weight` and `bias`.
     """
     return _ChunkedCrossEntropy.apply(  # type: ignore[no-any-return, no-untyped-call]
-        hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weights, chunk_rows
+        hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weights, chunk_rows, rule
     )
 
 
@@ -59,6 +61,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         teacher_weight: torch.Tensor | None,
         kl_weights: torch.Tensor | None,
         chunk_rows: int,
+        rule: LogitsRule,
     ) -> torch.Tensor:
         """The loss; its gradients are kept for `backward`."""
         # Under autocast the products below would silently change their dtype.
@@ -73,6 +76,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 teacher_weight,
                 kl_weights,
                 chunk_rows,
+                rule,
                 weight_trained=ctx.needs_input_grad[1],
             )
         ctx.save_for_backward(*gradients)
@@ -85,7 +89,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_weight = None if grad_weight is None else grad_weight * grad_total
         grad_bias = None if grad_bias is None else grad_bias * grad_total
-        return (grad_hidden * grad_total, grad_weight, None, None, grad_bias, None, None, None, None)
+        return (grad_hidden * grad_total, grad_weight, None, None, grad_bias, None, None, None, None, None)
 
 
 def _loss_and_gradients(
@@ -98,6 +102,7 @@ def _loss_and_gradients(
     teacher_weight: torch.Tensor | None,
     kl_weights: torch.Tensor | None,
     chunk_rows: int,
+    rule: LogitsRule,
     weight_trained: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Loss, and the gradients of hidden states, weight (None unless it is trained) and bias."""
@@ -114,6 +119,7 @@ def _loss_and_gradients(
         logits = (hidden[rows] @ matrix.T).float()
         if bias is not None:
             logits += bias.float()
+        logits = rule.apply(logits)
         log_probs = logits.log_softmax(dim=-1)
         picked = labels[rows, None]
         scale = row_weights[rows].float()
@@ -121,14 +127,14 @@ def _loss_and_gradients(
         # d loss / d logits, built in place on the probabilities.
         if teacher_matrix is not None and teacher_hidden is not None:
             assert kl_weights is not None
-            teacher = (teacher_hidden[rows] @ teacher_matrix.T).float().log_softmax(dim=-1)
+            teacher = rule.apply((teacher_hidden[rows] @ teacher_matrix.T).float()).log_softmax(dim=-1)
             expected, kl = teacher.exp(), kl_weights[rows, None].float()
             total += (teacher.sub_(log_probs).mul_(expected).sum(dim=-1) * kl[:, 0] * scale).sum()
             grad = log_probs.exp_().mul_(1 + kl).sub_(expected.mul_(kl))
         else:
             grad = log_probs.exp_()
         grad.scatter_add_(1, picked, grad.new_full(picked.shape, -1.0))
-        grad.mul_(scale[:, None])
+        grad = rule.chain(grad.mul_(scale[:, None]), logits)
         if grad_bias is not None:
             grad_bias += grad.sum(dim=0)
         grad = grad.to(hidden.dtype)

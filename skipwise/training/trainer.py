@@ -27,7 +27,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from skipwise.config import TrainConfig
 from skipwise.errors import UserError
-from skipwise.models.forward import autocast, last_hidden_states, loss_for_logits
+from skipwise.models.forward import autocast, last_hidden_states, logits_rule, loss_for_logits
 from skipwise.models.load import vocabulary_size
 from skipwise.models.memory import freed_memory_kept, large_blocks_given_back
 from skipwise.models.speedups import compiled_layers
@@ -223,6 +223,7 @@ def window_loss(
     labelled = labels != -100
     given = {**inputs, "attention_mask": masks_for(unwrapped, inputs)}
     ids, targets, weights = inputs["input_ids"], labels[labelled], weights[labelled]
+    rule = logits_rule(unwrapped.config)
     taught: dict[str, torch.Tensor] = {}
     if teacher is not None:
         ordinary = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -233,16 +234,16 @@ def window_loss(
 
     def loss(hidden: torch.Tensor, head: nn.Module) -> torch.Tensor:
         rows, bias = hidden[:, :-1][labelled], getattr(head, "bias", None)
-        return chunked_cross_entropy(rows, head.weight, targets, weights, bias=bias, **taught)  # type: ignore[arg-type]
+        return chunked_cross_entropy(rows, head.weight, targets, weights, bias=bias, rule=rule, **taught)  # type: ignore[arg-type]
 
     return loss_for_logits(model, unwrapped, given, loss)
 
 
 @torch.no_grad()
 def check_loss(model: PreTrainedModel) -> None:
-    """Raise `UserError` when the model does more between hidden states and logits than one linear layer.
+    """Raise `UserError` when the model does more between hidden states and logits than a linear layer and `LogitsRule`.
 
-    Some families cap or scale their logits; the chunked loss would train them towards something else.
+    The chunked loss would train it towards something else.
     """
     vocabulary = vocabulary_size(model)
     ids = torch.randint(vocabulary, (1, 16), generator=torch.Generator().manual_seed(0)).to(model.device)
@@ -252,7 +253,7 @@ def check_loss(model: PreTrainedModel) -> None:
     stock = nn.functional.cross_entropy(logits, ids[0, 1:])
     if abs(float(ours) - float(stock)) > LOSS_TOLERANCE * float(stock):
         raise UserError(
-            f"The output layer must be one linear layer, but {model.config.model_type!r} scales or caps its logits "
+            f"The output layer must be one linear layer, but {model.config.model_type!r} makes something else of it "
             f"(loss {float(stock):.4f} by its logits, {float(ours):.4f} by its output layer). Choose another model."
         )
 

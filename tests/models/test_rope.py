@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma3TextConfig, GPT2Config, PreTrainedModel, Qwen2Config
+from transformers import Gemma3TextConfig, GPT2Config, Olmo3Config, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from skipwise import Lengths, Linear, Mixed, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
 from skipwise.config_files import parse_config
-from skipwise.models.rope import read_rope
+from skipwise.models.rope import read_rope, with_far_table
 from skipwise.rope import RopeScaling
 from tests.conftest import PICO_MODELS, WINDOW, pico_llama
 
@@ -113,9 +113,23 @@ def test_models_without_rope_are_refused() -> None:
         read_rope(GPT2Config())
 
 
-def test_models_with_two_tables_are_refused() -> None:
+@pytest.mark.parametrize("config_class", [Gemma3TextConfig, Olmo3Config])
+def test_of_two_tables_the_far_one_is_read_and_set(config_class: type[PreTrainedConfig]) -> None:
+    """Windowed layers meet no distance beyond their window, and keep their theta."""
+    config = config_class(max_position_embeddings=WINDOW)
+    near = dict(config.rope_parameters["sliding_attention"])
+    info = read_rope(config)
+    assert (info.theta, info.original) == (config.rope_parameters["full_attention"]["rope_theta"], WINDOW)
+    parameters = with_far_table(config, YaRN(), LENGTHS)
+    assert parameters["sliding_attention"] == near
+    assert parameters["full_attention"]["factor"] == LENGTHS.factor
+
+
+def test_none_of_several_tables_is_of_layers_that_see_far() -> None:
+    config = Gemma3TextConfig()
+    config.rope_parameters = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
     with pytest.raises(UserError, match="several rotary tables"):
-        read_rope(Gemma3TextConfig())
+        read_rope(config)
 
 
 def test_an_extension_stays_relative() -> None:

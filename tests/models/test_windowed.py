@@ -21,7 +21,8 @@ from transformers import (
 from skipwise.errors import UserError
 from skipwise.models import attention as blocks
 from skipwise.models.recompute import recompute_activations
-from skipwise.models.windowed import FULL, WINDOWED, check_takes_masks, masks_for, probe_windows, windowed_layers
+from skipwise.models.shape import FAR, WINDOWED
+from skipwise.models.windowed import check_takes_masks, masks_for, probe_windows, windowed_layers
 from skipwise.training.trainer import window_loss
 
 WINDOW, TARGET = 6, 64
@@ -30,7 +31,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": TARGET, "sliding_window": WINDOW,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-ALTERNATING = [WINDOWED, FULL, WINDOWED]
+ALTERNATING = [WINDOWED, FAR, WINDOWED]
 CONFIGS: dict[str, PreTrainedConfig] = {
     "mistral": MistralConfig(**SMALL),
     "phi3": Phi3Config(**SMALL),
@@ -120,7 +121,7 @@ def test_scores_that_are_there_stay() -> None:
     scores[..., 3, 0] = scores[..., 2, 0] = 2.5
     masks = masks_for(picomodel("qwen2", "sdpa"), {"attention_mask": scores, "position_ids": positions})
     assert isinstance(masks, dict)
-    assert masks[FULL] is scores
+    assert masks[FAR] is scores
     near = masks[WINDOWED]
     assert near is not None
     assert near[0, 0].tolist()[2:] == [[2.5, 0.0, 0.0, -torch.inf], [-torch.inf, -torch.inf, -torch.inf, 0.0]]
@@ -140,7 +141,7 @@ def test_which_layers_are_windowed() -> None:
 
 def test_other_kinds_of_layers_are_refused() -> None:
     config = Qwen2Config(**SMALL, use_sliding_window=True, layer_types=ALTERNATING)
-    config.layer_types = [FULL, "chunked_attention", FULL]
+    config.layer_types = [FAR, "chunked_attention", FAR]
     with pytest.raises(UserError, match="chunked_attention"):
         windowed_layers(config, TARGET)
 

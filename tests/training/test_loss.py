@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from skipwise.models.forward import LogitsRule
 from skipwise.training.loss import chunked_cross_entropy, window_weights
+
+
+def ruled(product: torch.Tensor, rule: LogitsRule) -> torch.Tensor:
+    scaled = product * rule.scale
+    return scaled if rule.cap is None else rule.cap * torch.tanh(scaled / rule.cap)
 
 
 def reference(
@@ -15,9 +21,11 @@ def reference(
     scale: torch.Tensor,
     teacher: torch.Tensor | None,
     kl_weights: torch.Tensor,
+    rule: LogitsRule,
 ) -> torch.Tensor:
     """The definition, with all logits at once."""
-    logits = hidden @ weight.T + (0 if bias is None else bias)
+    logits = ruled(hidden @ weight.T + (0 if bias is None else bias), rule)
+    teacher = None if teacher is None else ruled(teacher, rule)
     losses = functional.cross_entropy(logits, labels, reduction="none")
     if teacher is not None:
         losses = losses + kl_weights * functional.kl_div(
@@ -30,8 +38,9 @@ def reference(
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("with_teacher", [False, True])
 @pytest.mark.parametrize("chunk_rows", [7, 1000])
+@pytest.mark.parametrize("rule", [LogitsRule(), LogitsRule(scale=0.25), LogitsRule(scale=2.0, cap=3.0)])
 def test_value_and_gradients(
-    dtype: torch.dtype, tolerance: float, with_bias: bool, with_teacher: bool, chunk_rows: int
+    dtype: torch.dtype, tolerance: float, with_bias: bool, with_teacher: bool, chunk_rows: int, rule: LogitsRule
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     rows, width, vocabulary = 50, 24, 331
@@ -45,12 +54,12 @@ def test_value_and_gradients(
 
     exact = [None if t is None else t.double().requires_grad_() for t in (hidden, weight.to(dtype), bias)]
     teacher = None if teacher_hidden is None else teacher_hidden.double() @ teacher_weight.to(dtype).double().T
-    expected = reference(exact[0], exact[1], exact[2], labels, scale.double(), teacher, kl_weights.double())
+    expected = reference(exact[0], exact[1], exact[2], labels, scale.double(), teacher, kl_weights.double(), rule)
     (3 * expected).backward()
 
     inputs = [None if t is None else t.clone().requires_grad_() for t in (hidden, weight, bias)]
     loss = chunked_cross_entropy(
-        inputs[0], inputs[1], labels, scale, inputs[2], teacher_hidden, teacher_weight, kl_weights, chunk_rows
+        inputs[0], inputs[1], labels, scale, inputs[2], teacher_hidden, teacher_weight, kl_weights, chunk_rows, rule
     )
     (3 * loss).backward()
     assert loss.dtype == torch.float32

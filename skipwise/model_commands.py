@@ -1,0 +1,112 @@
+"""The commands that work on the files of a model: doctor."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from skipwise.errors import UserError
+from skipwise.terminal import console
+
+if TYPE_CHECKING:
+    from skipwise.models.doctor import Diagnosis
+
+
+def doctor(
+    model: Annotated[str, typer.Argument(help="Model directory, hub id, or builtin:tiny.")],
+    target: Annotated[str | None, typer.Option(help="Window wanted, e.g. 32k: can it be extended to that?")] = None,
+    original: Annotated[str | None, typer.Option(help="First window, if its config has lost it.")] = None,
+    probe: Annotated[
+        bool | None, typer.Option("--probe/--no-probe", help="Ask the model itself; by default where weights are here.")
+    ] = None,
+    fix: Annotated[Path | None, typer.Option(help="Write a copy that is right to this new directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say how every program reads the RoPE of a model, what is wrong with that, and mend it. Exit code 2: not well."""
+    from skipwise.models.doctor import diagnose, mended_copy, read_beside
+    from skipwise.models.locate import model_location
+    from skipwise.models.shape import read_config
+
+    wanted, first = _length(target), _length(original)
+    directory = Path(model_location(model))
+    beside = read_beside(directory) if directory.is_dir() else {}
+    found = diagnose(read_config(model), beside, first)
+    pairs = [("target", _prospect(found, wanted))] if wanted else []
+    if probe or (probe is None and any(directory.glob("*.safetensors"))):
+        pairs.append(("probe", _probe(model, found.current)))
+    if as_json:
+        print(json.dumps({**found.as_dict(), **dict(pairs)}))
+    else:
+        _show(found, pairs, model)
+    if fix is not None:
+        mended_copy(directory, found, beside, fix)
+        console.print(f"Written: {fix}")
+    left = [finding for finding in found.findings if fix is None or not finding.mended]
+    if left:
+        raise UserError(
+            f"{len(left)} wrong with {model}, as said above; --fix DIRECTORY writes a copy without what it can mend."
+        )
+
+
+def _length(given: str | None) -> int | None:
+    from skipwise.lengths import parse_length
+
+    value = None if given is None else parse_length(given)
+    assert value is None or isinstance(value, int)
+    return value
+
+
+def _prospect(found: "Diagnosis", target: int) -> str:
+    """Whether a model can be extended to a window, and what that means for it."""
+    if target <= found.current:
+        return f"{target:,} tokens are not more than its window of {found.current:,} is: nothing to extend"
+    factor = target / found.original
+    before = "" if found.current == found.original else ", the scaling it has being replaced"
+    return f"{target:,} tokens are {factor:g} times its first window{before}: skipwise extend --target {target}"
+
+
+def _probe(model: str, window: int) -> str:
+    """The attention probe on the model as it is, with its own window."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from skipwise.config import ModelConfig
+    from skipwise.models.load import default_device, load_model
+    from skipwise.models.probe import PROBE_TOKENS, probe_attention
+
+    disable_progress_bar()
+    if window < 2 * PROBE_TOKENS:
+        return f"its window is too short for it ({2 * PROBE_TOKENS} tokens)"
+    try:
+        probe_attention(load_model(ModelConfig(path=model), default_device()), window, 1)
+    except UserError as error:
+        return str(error)
+    return "attention reaches across a skip, and sees how far it is"
+
+
+def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
+    """Tables of what it is, how it is read, and what is wrong."""
+    from skipwise.models.readers import difference, transformers_5
+    from skipwise.report.table import pairs_table, plain_table
+
+    window = (
+        f"{found.original:,} first, {found.current:,} now" if found.current != found.original else f"{found.current:,}"
+    )
+    about = [("family", found.family), ("window", window), ("layers", "\n".join(found.layers)), *pairs]
+    console.print(pairs_table(model, about))
+    meant = transformers_5(found.mended)
+    body = []
+    for reader, read in found.readings.items():
+        if isinstance(read, str):
+            body.append([reader, *["-"] * 5, "stops"])
+            continue
+        wave, wrong = 2 * math.pi / read.long.min(), difference(read, meant) is not None
+        cells = [f"{read.theta:,.6g}", f"{read.window:,}", f"{wave:,.0f}", f"{read.attention_factor:.4f}"]
+        body.append([reader, read.rope_type, *cells, "no" if wrong else "yes"])
+    header = ["", "type", "theta", "window", "longest wave", "attention", "as meant"]
+    console.print(plain_table("How it is read", header, body))
+    for finding in found.findings:
+        console.print(f"- {finding.what} {'--fix: ' if finding.mended else ''}{finding.remedy}", soft_wrap=True)
+    if not found.findings:
+        console.print("Nothing is wrong.")

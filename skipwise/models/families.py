@@ -1,0 +1,104 @@
+"""What is particular about a family of models, one row each; and the kinds of positions that cannot be extended.
+
+Everything else is read from the config, so a model type without a row is not refused: it is not among those tested. No
+torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model type of transformers.
+
+    Attributes:
+        model_type: as in `config.json`.
+        models: known by these names.
+        gated: whether feed-forward layers have three matrices, or two.
+        tied: whether input and output embedding are one matrix, unless the config says otherwise.
+        only_longrope: whether the model's own config class takes no other rope type than `longrope` (and `default`).
+        rotary_share: of a head, that is rotated unless the config says otherwise.
+        legacy_names: what configs before transformers 5 call `rope_theta`, `partial_rotary_factor`, `rope_scaling` and
+            the theta of windowed layers, `near_theta`; None for what they cannot say.
+    """
+
+    model_type: str
+    models: str
+    gated: bool = True
+    tied: bool = False
+    only_longrope: bool = False
+    rotary_share: float = 1.0
+    legacy_names: Mapping[str, str | None] = field(default_factory=dict)
+
+
+_NEOX_NAMES = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+_GEMMA3_NAMES = {"near_theta": "rope_local_base_freq"}
+_MODERNBERT_NAMES = {"rope_theta": "global_rope_theta", "near_theta": "local_rope_theta", "rope_scaling": None}
+
+FAMILIES = (
+    Family("llama", "Llama 1, 2 and 3, SmolLM2, Yi, TinyLlama"),
+    Family("mistral", "Mistral"),
+    Family("mixtral", "Mixtral"),
+    Family("qwen2", "Qwen2, Qwen2.5"),
+    Family("qwen2_moe", "Qwen1.5 and Qwen2 with experts"),
+    Family("qwen3", "Qwen3"),
+    Family("qwen3_moe", "Qwen3 with experts"),
+    Family("gemma", "Gemma 1", tied=True),
+    Family("gemma2", "Gemma 2", tied=True),
+    Family("gemma3_text", "Gemma 3, its language model", tied=True, legacy_names=_GEMMA3_NAMES),
+    Family("phi", "Phi-1, 1.5 and 2; GPT-J when converted", gated=False, rotary_share=0.5),
+    Family("phi3", "Phi-3, Phi-4", only_longrope=True),
+    Family("gpt_neox", "GPT-NeoX, Pythia", gated=False, rotary_share=0.25, legacy_names=_NEOX_NAMES),
+    Family("gpt_neox_japanese", "GPT-NeoX-Japanese", gated=False, legacy_names=_NEOX_NAMES),
+    Family("falcon", "Falcon (those with RoPE)", gated=False, tied=True),
+    Family("stablelm", "StableLM 2", rotary_share=0.25),
+    Family("olmo2", "OLMo 2"),
+    Family("olmo3", "OLMo 3"),
+    Family("granite", "Granite 3"),
+    Family("smollm3", "SmolLM3", tied=True),
+    Family("cohere", "Command R", tied=True),
+    Family("starcoder2", "StarCoder2", gated=False, tied=True),
+    Family("nemotron", "Nemotron, Minitron", gated=False, rotary_share=0.5),
+    Family("glm4", "GLM-4", rotary_share=0.5),
+    Family("modernbert-decoder", "ModernBERT as a decoder (Ettin)", tied=True, legacy_names=_MODERNBERT_NAMES),
+    Family("deepseek_v3", "DeepSeek V3 (in plain RoPE)"),
+    Family("persimmon", "Persimmon", gated=False, rotary_share=0.5),
+    Family("arcee", "Arcee", gated=False),
+    Family("apertus", "Apertus", gated=False),
+)
+_BY_TYPE = {family.model_type: family for family in FAMILIES}
+
+# Why a model type cannot be extended, and what can be done.
+REFUSED = {
+    "gptj": "GPT-J keeps a table of sines of its own that no config changes. Rewrite it first: skipwise convert gptj.",
+    "codegen": "CodeGen keeps a table of sines of its own that no config changes.",
+    "baichuan": "Baichuan is remote code. Rewrite it as a Llama first: skipwise convert baichuan.",
+    "cohere2": (
+        "Command R7B has RoPE in layers that see the last tokens only, and no positions in those that see all of the "
+        "text: there is nothing to rescale."
+    ),
+    "t5": (
+        "T5 adds a learned bias for buckets of relative distance, and has no position ids to skip. To it all distances "
+        "beyond its last bucket (128 tokens) look alike, so it reads longer texts as it is."
+    ),
+    "bloom": "BLOOM has ALiBi, a fixed penalty for distance without position ids, which goes on beyond the window.",
+    "mpt": "MPT has ALiBi, a fixed penalty for distance without position ids, which goes on beyond the window.",
+    "gpt2": "GPT-2 has an embedding for each position, learned, and none beyond its window.",
+    "opt": "OPT has an embedding for each position, learned, and none beyond its window.",
+    "gpt_neo": "GPT-Neo has an embedding for each position, learned, and none beyond its window.",
+    "bert": "BERT has an embedding for each position, learned, and none beyond its window.",
+    "mamba": "Mamba has no positions: a state goes from token to token.",
+    "mamba2": "Mamba has no positions: a state goes from token to token.",
+    "rwkv": "RWKV has no positions: a state goes from token to token.",
+}
+
+
+def family_of(model_type: str) -> Family:
+    """The row of a model type, or one that says nothing particular."""
+    return _BY_TYPE.get(model_type, Family(model_type, model_type))
+
+
+def is_tested(model_type: str) -> bool:
+    """Whether a model type has a row."""
+    return model_type in _BY_TYPE

@@ -1,0 +1,30 @@
+"""The form in which programs older than transformers 5 look for RoPE."""
+
+from typing import Any
+
+from skipwise.models.families import family_of
+from skipwise.models.shape import WINDOWED, far_table
+
+
+def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """A `config.json` with `rope_theta` and `rope_scaling` beside its `rope_parameters`.
+
+    transformers lets `rope_scaling` win when both are there, so it holds everything: a poorer copy
+    would lose the attention factor. The default type needs no `rope_scaling`.
+
+    Where each kind of layer has a rotary table, both are those of layers that see all of the text, and the theta of
+    windowed layers has a name of its own.
+    """
+    if "text_config" in config:  # multimodal models nest the language model
+        return {**config, "text_config": with_legacy_rope(config["text_config"])}
+    tables = config["rope_parameters"]
+    parameters = far_table(tables)
+    values = {key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters}
+    if parameters is not tables and WINDOWED in tables:
+        values["near_theta"] = tables[WINDOWED]["rope_theta"]
+    # "type" is the key before "rope_type"; the oldest readers know nothing else.
+    default = parameters["rope_type"] == "default"
+    values["rope_scaling"] = None if default else {**parameters, "type": parameters["rope_type"]}
+    names = family_of(config["model_type"]).legacy_names
+    legacy = {names.get(key, key): value for key, value in values.items()}
+    return {**config, **{name: value for name, value in legacy.items() if name is not None and name != "near_theta"}}

@@ -1,0 +1,76 @@
+"""What the support table says of every family, cell by cell, and why others are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from skipwise import UserError
+from skipwise.models.families import FAMILIES, REFUSED, Family, family_of
+from skipwise.models.rope import read_rope, set_rope_scaling
+from skipwise.rope import YaRN
+from tests.support import LENGTHS, SCALINGS, YES, markdown, picomodel, row_of
+
+DOCS = Path(__file__).parents[2] / "docs"
+COMMITTED: list[dict[str, Any]] = json.loads((DOCS / "results/support.json").read_text())["families"]
+
+
+def test_every_family_has_a_row_in_the_table() -> None:
+    assert [row["family"] for row in COMMITTED] == [family.model_type for family in FAMILIES]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_every_cell_is_what_the_table_says(family: Family) -> None:
+    assert row_of(family) == next(row for row in COMMITTED if row["family"] == family.model_type)
+
+
+def test_the_table_has_what_matters() -> None:
+    """All scalings and training for every family; every reader reads YaRN, linear and NTK, with known exceptions."""
+    for row in COMMITTED:
+        assert set(row["scalings"].values()) == {YES} and row["training"] == YES, row["family"]
+        assert row["backends"]["eager"] == YES
+        for scaling in (one.name for one in SCALINGS):
+            assert row["exports"][scaling]["transformers 5"] == YES
+    strange = {
+        (row["family"], scaling, reader)
+        for row in COMMITTED
+        for scaling in ("yarn", "linear", "ntk")
+        for reader, found in row["exports"][scaling].items()
+        if found != YES
+    }
+    assert strange == {
+        ("phi3", "yarn", "llama.cpp"),
+        ("phi3", "linear", "llama.cpp"),
+        ("olmo3", "ntk", "transformers 4"),
+        ("modernbert-decoder", "yarn", "transformers 4"),
+        ("modernbert-decoder", "linear", "transformers 4"),
+    }
+
+
+def test_the_page_shows_the_table() -> None:
+    assert markdown(COMMITTED) in (DOCS / "models.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["gptj", "t5", "bloom", "mpt", "gpt2", "bert", "mamba", "cohere2"])
+def test_others_are_refused_with_the_reason(kind: str) -> None:
+    with pytest.raises(UserError, match=REFUSED[kind][:40]):
+        read_rope(AutoConfig.for_model(kind))
+
+
+def test_a_scaling_that_scales_all_of_attention_is_refused() -> None:
+    """DeepSeek scales the product of queries and keys as well, by the extension it has."""
+    config = picomodel(family_of("deepseek_v3")).config
+    config.rope_parameters |= {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+    with pytest.raises(UserError, match="mscale_all_dim"):
+        read_rope(config)
+
+
+def test_a_class_with_rules_of_its_own_is_left_as_it_was() -> None:
+    """Phi-3.5-MoE computes its attention factor in its forward pass, from keys that YaRN does not have."""
+    model = picomodel(Family("phimoe", "Phi-3.5-MoE"))
+    before = model.config.to_dict()
+    with pytest.raises(UserError, match="does not take 'yarn'"):
+        set_rope_scaling(model, YaRN(), LENGTHS)
+    assert model.config.to_dict() == before

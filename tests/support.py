@@ -1,0 +1,222 @@
+"""What Skipwise can do with each family of models: the evidence behind docs/results/support.json.
+
+    python -m tests.support docs/results/support.json
+
+For every row of `skipwise.models.families`, a model of some ten thousand parameters from transformers' own config class
+is given every RoPE scaling, asked with every attention backend whether it sees across a skip, trained for a step,
+written, read back by stock transformers, and by the rules of each reader. A cell is `yes`, or says why not.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from skipwise import Lengths, PoSE, UserError, set_rope_scaling
+from skipwise.export.checkpoint import save_checkpoint
+from skipwise.models.attention import NAME as BLOCKS
+from skipwise.models.families import FAMILIES, Family
+from skipwise.models.probe import probe_attention
+from skipwise.models.readers import READERS, UnreadableError, difference, transformers_5
+from skipwise.models.rope import is_rotary_table, read_rope, table_of
+from skipwise.models.shape import FAR
+from skipwise.models.windowed import probe_windows, windowed_layers
+from skipwise.positions import Document
+from skipwise.rope import AdjustedBase, Mixed, RopeScaling, Scaling
+from skipwise.runs import write_json
+from skipwise.training.trainer import check_loss, window_loss
+from tests.conftest import byte_tokenizer
+
+WINDOW, NEAR = 64, 24
+LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=512)
+SCALINGS: list[RopeScaling] = [
+    AdjustedBase(theta=5e5) if cls is AdjustedBase else Mixed(beta_fast=4.0) if cls is Mixed else cls()
+    for cls in get_args(Scaling)
+]
+BACKENDS = ("sdpa", "eager", BLOCKS)
+YES = "yes"
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 258, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 96, "max_position_embeddings": WINDOW, "initializer_range": 0.2, "bos_token_id": 0,
+    "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+ALTERNATING = {"sliding_window": NEAR, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
+# What a family needs besides, and what makes it different from Llama.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": NEAR},
+    "mixtral": {"num_local_experts": 4, "sliding_window": None},
+    "qwen2": {"use_sliding_window": True, **ALTERNATING},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
+    "qwen3": {"head_dim": 16},
+    "qwen3_moe": {**EXPERTS, "head_dim": 16},
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "sliding_window": NEAR},
+    "gemma3_text": {"head_dim": 16, **ALTERNATING},
+    "phi3": {"sliding_window": None},
+    "falcon": {"alibi": False},
+    "olmo3": ALTERNATING,
+    "granite": {"logits_scaling": 4.0, "embedding_multiplier": 2.0},
+    "starcoder2": {"sliding_window": NEAR},
+    "glm4": {"head_dim": 16},
+    "cohere": {"logit_scale": 0.25},
+    "modernbert-decoder": {"local_attention": 2 * NEAR},
+    "deepseek_v3": {
+        "num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+        "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+    },
+}  # fmt: skip
+
+
+def picomodel(family: Family) -> PreTrainedModel:
+    """A model of this family, with weights large enough for its attention to matter."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family.model_type, **{**SIZES, **SPECIAL.get(family.model_type, {})})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def extended(family: Family, scaling: RopeScaling) -> PreTrainedModel:
+    model = picomodel(family)
+    set_rope_scaling(model, scaling, LENGTHS)
+    return model
+
+
+def check_scaling(family: Family, scaling: RopeScaling) -> str:
+    """The live tables are the scaling's, at both ends of its range, and windowed layers keep theirs."""
+    before, model = picomodel(family), extended(family, scaling)
+    info = read_rope(before.config)
+    wanted, factor = scaling.frequencies(info.rotary_dim, info.theta, LENGTHS)
+    tables = [module for module in model.modules() if is_rotary_table(module)]
+    assert tables
+    for table in tables:
+        nested = isinstance(getattr(table, "rope_type", None), dict)
+        found, attention = table_of(table, LENGTHS.target, FAR if nested else None)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        assert abs(attention - factor) < 1e-6
+        if nested:
+            old = next(module for module in before.modules() if is_rotary_table(module))
+            assert torch.equal(table.sliding_attention_inv_freq, old.sliding_attention_inv_freq)
+    return YES
+
+
+def check_backend(family: Family, backend: str) -> str:
+    """Attention reaches across a skip and sees how far it is; windowed layers are masked by distance."""
+    model = extended(family, SCALINGS[0])
+    if model.config._attn_implementation == "eager" and backend != "eager":
+        return "the family asks for eager"
+    model.set_attn_implementation(backend)
+    probe_attention(model, LENGTHS.target, 1)
+    layers = windowed_layers(model.config, LENGTHS.target)
+    if layers is not None:
+        probe_windows(model, layers)
+    return YES
+
+
+def check_training(family: Family) -> str:
+    """Our loss is that of the model's own logits, and a step of PoSE lowers it."""
+    model = extended(family, SCALINGS[0]).train()
+    check_loss(model)
+    window = PoSE().sample(Document(WINDOW), LENGTHS, np.random.default_rng(0), 0.0)
+    ids = torch.randint(2, 258, (2, WINDOW), generator=torch.Generator().manual_seed(1))
+    positions = torch.from_numpy(window.position_ids).expand(2, -1)
+    batch = {"input_ids": ids, "labels": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = window_loss(model, model, batch)
+    before.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert window_loss(model, model, batch) < before
+    return YES
+
+
+def check_export(family: Family, scaling: RopeScaling) -> dict[str, str]:
+    """Written, read back by stock transformers with equal logits, and the same by the rules of every reader."""
+    model = extended(family, scaling)
+    ids = torch.randint(2, 258, (1, 300), generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as directory, torch.no_grad():
+        path = Path(directory) / "model"
+        save_checkpoint(model, byte_tokenizer(), path, LENGTHS, card="")
+        again = AutoModelForCausalLM.from_pretrained(path).eval()
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
+        config = json.loads((path / "config.json").read_text())
+    info = read_rope(picomodel(family).config)
+    wanted, factor = scaling.frequencies(info.rotary_dim, info.theta, LENGTHS)
+    meant = transformers_5(config)
+    np.testing.assert_allclose(meant.long, wanted, rtol=1e-6)
+    assert abs(meant.attention_factor - factor) < 1e-6
+    found = {}
+    for name, reader in READERS.items():
+        try:
+            found[name] = difference(reader(config), meant) or YES
+        except UnreadableError as error:
+            found[name] = str(error)
+    return found
+
+
+def result_of(check: Callable[[], Any]) -> Any:
+    """What a check says; a refusal in the words of its message."""
+    try:
+        return check()
+    except UserError as error:
+        return str(error).split(". ")[0]
+
+
+def row_of(family: Family) -> dict[str, Any]:
+    """Everything about a family."""
+    return {
+        "family": family.model_type,
+        "models": family.models,
+        "scalings": {one.name: result_of(lambda one=one: check_scaling(family, one)) for one in SCALINGS},
+        "backends": {name: result_of(lambda name=name: check_backend(family, name)) for name in BACKENDS},
+        "training": result_of(lambda: check_training(family)),
+        "exports": {one.name: result_of(lambda one=one: check_export(family, one)) for one in SCALINGS},
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows for people: a line per family, and what differs from yes below."""
+    readers = list(READERS)
+    lines = [
+        f"| family | models | scalings | attention | one step | {' | '.join(readers)} |",
+        f"| --- | --- | --- | --- | --- | {' | '.join('---' for _ in readers)} |",
+    ]
+    for row in rows:
+        exports = {name: found for name, found in row["exports"].items() if isinstance(found, dict)}
+        read = [_summary({name: found[reader] for name, found in exports.items()}) for reader in readers]
+        cells = [_summary(row["scalings"]), _summary(row["backends"]), row["training"], *read]
+        lines.append(f"| {row['family']} | {row['models']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _summary(cells: dict[str, str]) -> str:
+    """`all`, or all but what is not `yes`."""
+    missing = [name for name, found in cells.items() if found != YES]
+    return f"all but {', '.join(missing)}" if missing else "all"
+
+
+def main() -> None:
+    """Check everything, and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    output = parser.parse_args().output
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    rows = []
+    for family in FAMILIES:
+        rows.append(row_of(family))
+        print(family.model_type, flush=True)
+    write_json(output, {"families": rows})
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
