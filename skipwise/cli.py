@@ -369,7 +369,8 @@ def demo(
     run_demo(output, console, resume)
 
 
-app.command(cls=Command)(model_commands.doctor)
+for command in (model_commands.doctor, model_commands.convert):
+    app.command(cls=Command)(command)
 
 
 @app.command("list")

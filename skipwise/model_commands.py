@@ -1,4 +1,4 @@
-"""The commands that work on the files of a model: doctor."""
+"""The commands that work on the files of a model: doctor, convert."""
 
 import json
 import math
@@ -48,6 +48,22 @@ def doctor(
         raise UserError(
             f"{len(left)} wrong with {model}, as said above; --fix DIRECTORY writes a copy without what it can mend."
         )
+
+
+def convert(
+    family: Annotated[str, typer.Argument(help="gptj (becomes a Phi) or baichuan (of 7B; becomes a Llama).")],
+    source: Annotated[Path, typer.Argument(help="Directory of the model, with safetensors.")],
+    output: Annotated[Path, typer.Argument(help="New directory.")],
+) -> None:
+    """Rewrite a model whose RoPE no config can change in the layout of one where it can; it computes the same."""
+    from skipwise.errors import nearest
+    from skipwise.models.convert import CONVERSIONS
+
+    if family not in CONVERSIONS:
+        raise UserError(f"There is no conversion of {family!r}.{nearest(family, CONVERSIONS)}")
+    with console.status(f"converting {source}"):
+        CONVERSIONS[family](source, output)
+    console.print(f"Written: {output}")
 
 
 def _length(given: str | None) -> int | None:
