@@ -369,7 +369,7 @@ def demo(
     run_demo(output, console, resume)
 
 
-for command in (model_commands.doctor, model_commands.convert):
+for command in (model_commands.doctor, model_commands.convert, model_commands.export):
     app.command(cls=Command)(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that work on the files of a model: doctor, convert."""
+"""The commands that work on the files of a model: doctor, convert, export."""
 
 import json
 import math
@@ -64,6 +64,44 @@ def convert(
     with console.status(f"converting {source}"):
         CONVERSIONS[family](source, output)
     console.print(f"Written: {output}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    output: Annotated[Path, typer.Argument(help="New directory.")],
+    dtype: Annotated[str | None, typer.Option(help="Of weights: float32, float16, bfloat16; else as they are.")] = None,
+    gguf: Annotated[str | None, typer.Option(help="Also a file for llama.cpp: f32, f16, bf16 or q8_0.")] = None,
+    converter: Annotated[Path | None, typer.Option(help="Directory of llama.cpp, for --gguf; else $LLAMA_CPP.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="A reader that may differ; repeatable.")] = None,
+    push: Annotated[str | None, typer.Option(help="Upload to this repository of the Hugging Face hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: nobody else sees it.")] = False,
+) -> None:
+    """Write the model of a run for others: with a card and its figures, checked as every server reads it."""
+    from skipwise.config_files import parse_config, read_yaml
+    from skipwise.export.publish import Export, export_run, push_to_hub
+    from skipwise.extension import retrieval_warnings
+    from skipwise.report.table import comparison_markdown, stage_columns
+    from skipwise.runs import RunDir
+
+    directory = RunDir(run)
+    if not (directory.model / "config.json").is_file() or not directory.resolved.is_file():
+        raise UserError(f"export takes a finished run of skipwise extend, and {run} is none. Finish it with --resume.")
+    config, rows = parse_config(read_yaml(directory.resolved)), directory.read_results()
+    wanted = Export(
+        dtype=dtype,
+        gguf=gguf,
+        converter=converter,
+        without=tuple(without or ()),
+        table=comparison_markdown(stage_columns(rows)) if rows else "",
+        warnings=tuple(retrieval_warnings(rows, config.lengths.original or 0)),
+    )
+    with console.status(f"exporting {run}"):
+        export_run(directory.model, config, output, wanted)
+    console.print(f"Written: {output}")
+    if push is not None:
+        with console.status(f"uploading to {push}"):
+            address = push_to_hub(output, push, private)
+        console.print(f"Uploaded: {address}")
 
 
 def _length(given: str | None) -> int | None:

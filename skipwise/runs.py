@@ -3,7 +3,9 @@
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any], indent: int | None = 2) -> None:
     """`write_text` of a JSON object, indented unless nobody is to read it."""
     write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+@contextmanager
+def new_directory(output: Path) -> Iterator[Path]:
+    """A directory to fill under another name, which is `output` in the end, or nothing is.
+
+    Raises:
+        UserError: when something is in the way.
+    """
+    if output.exists():
+        raise UserError(f"A new directory is written, but {output} exists. Choose another.")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

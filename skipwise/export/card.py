@@ -1,6 +1,8 @@
 """The model card that goes with a checkpoint."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,35 @@ from skipwise.environment import without_directories
 from skipwise.lengths import Lengths
 
 
-def model_card(config: RunConfig, lengths: Lengths) -> str:
-    """A README.md in the form model hubs read: what was done to which model, and how to repeat it."""
+@dataclass(frozen=True)
+class Published:
+    """What a card says of a model that is given to others.
+
+    Attributes:
+        table: figures before and after, in Markdown; empty if none was measured.
+        warnings: what got worse.
+        licence: of the base model, as hubs call it; None if it says none.
+        vllm: its command line.
+        gguf: name of the file for llama.cpp; None if there is none.
+    """
+
+    table: str = ""
+    warnings: Sequence[str] = ()
+    licence: str | None = None
+    vllm: str = ""
+    gguf: str | None = None
+
+
+def model_card(config: RunConfig, lengths: Lengths, published: Published | None = None) -> str:
+    """A README.md in the form model hubs read: what was done to which model, and how to repeat it.
+
+    Args:
+        published: for a model that is given to others; figures, licence, and how to serve it.
+    """
     name = shown_name(config.model.path)
     about = {"base_model": name, "library_name": "transformers", "tags": ["skipwise", "long-context"]}
+    if published is not None and published.licence is not None:
+        about["license"] = published.licence
     return f"""---
 {yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip()}
 ---
@@ -24,12 +51,45 @@ def model_card(config: RunConfig, lengths: Lengths) -> str:
 The context window of `{name}` was extended from {lengths.original:,} to {lengths.target:,} tokens with
 Skipwise: method `{config.method}`, RoPE scaling `{config.rope.name}`, training windows of {lengths.train:,} tokens.
 It opens with `transformers.AutoModelForCausalLM.from_pretrained`.
-
+{_for_others(config, lengths, published) if published is not None else ""}
 Configuration:
 
 ```yaml
 {_published(config).rstrip()}
 ```
+"""
+
+
+def _for_others(config: RunConfig, lengths: Lengths, published: Published) -> str:
+    """Figures, limits, licence, and commands to serve it."""
+    sources = ", ".join(f"`{shown_name(source.source)}`" for source in config.data.sources)
+    train = config.train
+    windows = train.max_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps
+    read = (
+        f"{windows:,} windows per process of {lengths.train:,} tokens from {sources}" if train.max_steps else "no text"
+    )
+    limits = [
+        f"Nothing is known of texts longer than {lengths.target:,} tokens, nor of tasks that are not in the table.",
+        *published.warnings,
+    ]
+    licence = published.licence or "not said by the model that this one was made from; look at its page"
+    llama = f"    llama-server -m {published.gguf} -c {lengths.target}\n" if published.gguf else ""
+    return f"""
+Trained on {read if train.max_steps else "nothing"}.
+
+## Figures
+
+{published.table.rstrip() or "None were measured."}
+
+## To serve it
+
+    {published.vllm}
+{llama}
+## Limits
+
+{chr(10).join(f"- {limit}" for limit in limits)}
+
+Licence: {licence}.
 """
 
 

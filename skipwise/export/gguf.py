@@ -70,8 +70,8 @@ def write_gguf(model: Path, output: Path, outtype: str, converter: Path, meant: 
     """
     if not np.array_equal(meant.short, meant.long):
         raise UserError(
-            "llama.cpp keeps one list of frequencies for all texts, but this model has two (rope: mixed). Serve it with "
-            "transformers, or extend it with another --rope."
+            "llama.cpp keeps one list of frequencies for all texts, but this model has two (rope: mixed). Serve it "
+            "with transformers, or extend it with another --rope."
         )
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
@@ -99,11 +99,14 @@ def complete(file: Path, meant: Reading) -> None:
         architecture = _value(gguf.GGUFReader(file), "general.architecture")
         if architecture not in WITH_FACTORS:
             raise UserError(
-                f"llama.cpp takes no factors per dimension for {architecture!r}, which {meant.rope_type!r} needs there. "
+                f"llama.cpp takes no factors per dimension for {architecture!r}, which {meant.rope_type!r} needs. "
                 "Extend the model with --rope yarn, linear or ntk."
             )
         plain = base_frequencies(2 * meant.long.size, _value(gguf.GGUFReader(file), "rope.freq_base"))
-        changes = {"rope.scaling.type": "none", "rope.scaling.attn_factor": meant.attention_factor}
+        changes: dict[str, float | str] = {
+            "rope.scaling.type": "none",
+            "rope.scaling.attn_factor": meant.attention_factor,
+        }
         _rewrite(file, changes, (plain / meant.long).astype(np.float32))
     wrong = difference(read_gguf(file), meant)
     if wrong is not None:
@@ -111,7 +114,7 @@ def complete(file: Path, meant: Reading) -> None:
 
 
 def read_gguf(file: Path) -> Reading:
-    """The RoPE that llama.cpp computes with, by its rules (src/llama-model.cpp, llama-context.cpp, ggml-cpu/ops.cpp)."""
+    """The RoPE that llama.cpp computes with, by its rules (llama-model.cpp, llama-context.cpp, ggml-cpu/ops.cpp)."""
     reader = gguf.GGUFReader(file)
     theta, window = float(_value(reader, "rope.freq_base", 10000.0)), int(_value(reader, "context_length"))
     size = _value(reader, "rope.dimension_count") or (

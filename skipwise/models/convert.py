@@ -4,10 +4,7 @@ What a converted model computes is what the original does; only names, the order
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from transformers import (
 from skipwise.errors import UserError
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.shape import read_config
-from skipwise.runs import write_json
+from skipwise.runs import new_directory, write_json
 
 Weights = dict[str, torch.Tensor]
 # Difference of logits that rounding may make, as a share of the largest.
@@ -50,7 +47,7 @@ def convert_gptj(source: Path, output: Path) -> None:
         UserError: when the model cannot be read, or the converted one computes something else.
     """
     config = _config_of(source, "gptj")
-    with _new_directory(output) as directory:
+    with new_directory(output) as directory:
         original = GPTJForCausalLM.from_pretrained(source, dtype="auto", use_safetensors=True)
         converted = _filled(PhiForCausalLM, phi_config(GPTJConfig(**config)), phi_weights(original))
         _check_same(original, converted)
@@ -146,7 +143,7 @@ def convert_baichuan(source: Path, output: Path) -> None:
     config = _config_of(source, "baichuan")
     if "max_position_embeddings" not in config:
         raise UserError(f"{source} has ALiBi, as Baichuan of 13B does: there is no RoPE to scale. Choose one of 7B.")
-    with _new_directory(output) as directory:
+    with new_directory(output) as directory:
         weights = llama_weights(_safetensors(source), normalised="z_loss_weight" in config)
         _write(_filled(LlamaForCausalLM, llama_config(config), weights), directory)
         if (source / "tokenizer.model").is_file():
@@ -248,21 +245,3 @@ def _write(model: PreTrainedModel, directory: Path) -> None:
     model.config.dtype = next(model.parameters()).dtype
     model.save_pretrained(directory)
     write_json(directory / "config.json", with_legacy_rope(_json(directory / "config.json")))
-
-
-@contextmanager
-def _new_directory(output: Path) -> Iterator[Path]:
-    """A directory that is there in the end, whole, or not at all.
-
-    Raises:
-        UserError: when one is in the way.
-    """
-    if output.exists():
-        raise UserError(f"A new directory is written, but {output} exists. Choose another.")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

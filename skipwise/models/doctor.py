@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
 from skipwise.models.shape import FAR, WINDOWED, far_table
 from skipwise.rope.scaling import VLLM_FACTORS
-from skipwise.runs import write_json
+from skipwise.runs import new_directory, write_json
 
 # Lengths are whole numbers, and factors are often rounded.
 ROUNDED = 0.01
@@ -258,16 +257,10 @@ def mended_copy(directory: Path, diagnosis: Diagnosis, others: Mapping[str, Mapp
     """
     if not directory.is_dir():
         raise UserError(f"--fix copies a directory, and {directory} is none. Download the model and name that.")
-    if output.exists():
-        raise UserError(f"--fix writes to a new directory, but {output} exists. Choose another.")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        shutil.copytree(directory, temporary, ignore=shutil.ignore_patterns(".*"))
+    with new_directory(output) as temporary:
+        shutil.copytree(directory, temporary, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
         for name, content in mended_files(diagnosis, others).items():
             write_json(temporary / name, content)
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _layers(config: Mapping[str, Any]) -> Iterator[str]:

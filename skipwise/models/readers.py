@@ -61,7 +61,8 @@ def difference(one: Reading, other: Reading) -> str | None:
             return f"frequencies{name} up to {1 + apart:.6g} times apart"
     if abs(one.attention_factor - other.attention_factor) > PARITY:
         return f"attention factor {one.attention_factor:.4f}, and not {other.attention_factor:.4f}"
-    if one.near_theta != other.near_theta:
+    one_near, other_near = one.near_theta or 0.0, other.near_theta or 0.0
+    if not math.isclose(one_near, other_near, rel_tol=PARITY):
         return f"theta of windowed layers {one.near_theta}, and not {other.near_theta}"
     return None
 

@@ -1,0 +1,195 @@
+"""A model for others: in the dtype they want, with a card, and only if all that read it compute what was trained."""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from skipwise.config import RunConfig
+from skipwise.errors import UserError, nearest
+from skipwise.export.card import Published, model_card
+from skipwise.export.gguf import TYPES, find_converter, write_gguf
+from skipwise.lengths import Lengths
+from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
+from skipwise.runs import new_directory, write_json, write_text
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+INDEX = "model.safetensors.index.json"
+# Those that read a config; llama.cpp has a file of its own.
+CONFIG_READERS = ("transformers 5", "transformers 4", "vLLM")
+
+
+@dataclass(frozen=True)
+class Export:
+    """How a model is given to others.
+
+    Attributes:
+        dtype: of its weights, one of `DTYPES`; None as they are.
+        gguf: type of the weights of a file for llama.cpp, one of `gguf.TYPES`; None for no such file.
+        converter: llama.cpp's, for that.
+        without: readers of a config that may compute something else; the card says so.
+        table: figures, in Markdown.
+        warnings: what got worse, a sentence each.
+    """
+
+    dtype: str | None = None
+    gguf: str | None = None
+    converter: Path | None = None
+    without: Sequence[str] = ()
+    table: str = ""
+    warnings: Sequence[str] = ()
+
+
+def export_run(model: Path, config: RunConfig, output: Path, wanted: Export) -> None:
+    """Write the model of a run to a new directory, all or nothing.
+
+    Args:
+        model: directory that the run wrote.
+        config: of the run, resolved.
+        output: new directory.
+
+    Raises:
+        UserError: for an unknown choice, or where a reader would compute something else than was trained.
+    """
+    _check_choices(wanted)
+    converter = find_converter(wanted.converter) if wanted.gguf else None
+    written = read_json(model / "config.json")
+    meant = check_readers(written, [name for name in CONFIG_READERS if name not in wanted.without])
+    lengths = config.lengths
+    assert lengths.original is not None and lengths.train is not None, "a resolved configuration has all lengths"
+    with new_directory(output) as directory:
+        write_model(model, directory, wanted.dtype)
+        file = None
+        if converter is not None and wanted.gguf is not None:
+            file = f"{output.name}-{wanted.gguf}.gguf"
+            write_gguf(directory, directory / file, wanted.gguf, converter, meant)
+        published = Published(
+            table=wanted.table,
+            warnings=[*wanted.warnings, *_left_out(written, wanted.without)],
+            licence=base_licence(config.model.path),
+            vllm=f"vllm serve {output.name} --max-model-len {lengths.target}",
+            gguf=file,
+        )
+        three = Lengths(original=lengths.original, train=lengths.train, target=lengths.target)
+        write_text(directory / "README.md", model_card(config, three, published))
+
+
+def _left_out(config: dict[str, Any], without: Sequence[str]) -> list[str]:
+    """What the card says of readers that are not checked."""
+    wrong = {name: _what(name, config) for name in without}
+    return [f"{name} computes something else with this model: {what}." for name, what in wrong.items() if what]
+
+
+def _check_choices(wanted: Export) -> None:
+    choices: list[tuple[str, str | None, Iterable[str]]] = [
+        ("--dtype", wanted.dtype, DTYPES),
+        ("--gguf", wanted.gguf, TYPES),
+    ]
+    choices += [("--without", name, CONFIG_READERS) for name in wanted.without]
+    for option, value, known in choices:
+        if value is not None and value not in known:
+            raise UserError(f"{option} must be one of {', '.join(known)}, not {value!r}.{nearest(value, known)}")
+
+
+def _what(name: str, config: dict[str, Any]) -> str | None:
+    """In what a reader differs from what was trained; None if in nothing."""
+    try:
+        return difference(READERS[name](config), transformers_5(config))
+    except UnreadableError as error:
+        return str(error)
+
+
+def write_model(source: Path, output: Path, dtype: str | None) -> None:
+    """Copy a model directory, its weights cast, shard by shard.
+
+    Args:
+        source: directory with safetensors.
+        output: where to; it exists.
+        dtype: one of `DTYPES`; None leaves weights as they are.
+    """
+    ignored = shutil.ignore_patterns("*.safetensors" if dtype else "", ".*", "README.md")
+    shutil.copytree(source, output, ignore=ignored, dirs_exist_ok=True)
+    if dtype is None:
+        return
+    total = 0
+    for file in sorted(source.glob("*.safetensors")):
+        weights = {name: _cast(weight, DTYPES[dtype]) for name, weight in load_file(file).items()}
+        total += sum(weight.nbytes for weight in weights.values())
+        save_file(weights, output / file.name, metadata={"format": "pt"})
+    config = read_json(output / "config.json")
+    write_json(output / "config.json", {**config, "dtype": dtype})
+    if (output / INDEX).is_file():
+        index = read_json(output / INDEX)
+        write_json(output / INDEX, {**index, "metadata": {**index.get("metadata", {}), "total_size": total}})
+
+
+def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return weight.to(dtype) if weight.is_floating_point() else weight
+
+
+def check_readers(config: dict[str, Any], readers: Sequence[str]) -> Reading:
+    """What the model was trained with, if every one of these reads it so from the config.
+
+    Raises:
+        UserError: for one that reads something else.
+    """
+    meant = transformers_5(config)
+    for name in readers:
+        wrong = _what(name, config)
+        if wrong is not None:
+            raise UserError(
+                f"{name} would compute something else than was trained: {wrong}. Extend the model with another --rope, "
+                f"or leave this reader out (--without '{name}'), which the card then says."
+            )
+    return meant
+
+
+def base_licence(path: str) -> str | None:
+    """What the card of a model says of its licence; None if there is no card, or it says nothing."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    card = Path(path) / "README.md"
+    try:
+        if Path(path).exists():
+            text = card.read_text(encoding="utf-8") if card.is_file() else ""
+            content = ModelCard(text, ignore_metadata_errors=True)
+        else:
+            content = ModelCard.load(path, ignore_metadata_errors=True)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError, yaml.YAMLError):
+        return None
+    licence = getattr(content.data, "license", None)
+    return licence if isinstance(licence, str) else None
+
+
+def push_to_hub(directory: Path, repository: str, private: bool) -> str:
+    """Upload a directory to the hub; returns its address.
+
+    Raises:
+        UserError: when the hub does not take it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        made = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Upload with Skipwise")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"The hub does not take {repository}: {first}. Everything is in {directory}; hf auth login, and try again."
+        ) from error
+    return str(made)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object."""
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,146 @@
+"""A model for others: what is written, what stops it, what its card says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi, ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from skipwise import cli
+from skipwise.export import publish
+from skipwise.export.publish import base_licence
+
+
+def run(*arguments: object) -> int:
+    return cli.run(lambda: cli.app([str(one) for one in arguments], standalone_mode=False))
+
+
+def finished(directory: Path, model: Path, text: Path, rope: str = "yarn") -> Path:
+    """A run of one step with its figures."""
+    config = {
+        "model": {"path": str(model)},
+        "lengths": {"target": 256},
+        "rope": {"name": rope},
+        "data": {"source": str(text), "retrieval_share": 0.0},
+        "train": {"max_steps": 1, "per_device_train_batch_size": 1, "warmup_steps": 0},
+        "evaluate": [{"name": "perplexity", "context_lengths": [64, 256], "stride": 32, "documents": 1}],
+        "stages": ["original", "extended"],
+    }
+    file = directory / f"{rope}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert run("extend", file, "--output", directory / rope) == 0
+    return directory / rope
+
+
+@pytest.fixture
+def yarn(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
+    (pico_directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    return finished(tmp_path, pico_directory, text_file)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_what_is_written_opens_with_stock_transformers(yarn: Path, tmp_path: Path, dtype: str | None) -> None:
+    assert run("export", yarn, tmp_path / "out", *(["--dtype", dtype] if dtype else [])) == 0
+    trained = AutoModelForCausalLM.from_pretrained(yarn / "model", dtype="float32").eval()
+    given = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert given.dtype == (getattr(torch, dtype) if dtype else torch.float32)
+    ids = torch.arange(2, 202)[None]
+    tolerance = 0.0 if dtype is None else 0.05
+    before, after = trained(ids).logits, given.float()(ids).logits
+    assert float((before - after).abs().max()) <= tolerance * float(before.abs().max())
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 256
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_the_card_says_what_one_needs(yarn: Path, tmp_path: Path) -> None:
+    assert run("export", yarn, tmp_path / "out") == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.to_dict()["license"] == "apache-2.0"
+    text = card.text
+    for needed in (
+        *("64 to 256 tokens", "method `pose`", "| perplexity | 256 |", "vllm serve out --max-model-len 256"),
+        *("text.jsonl", "Licence: apache-2.0", "Nothing is known of texts longer than 256 tokens"),
+    ):
+        assert needed in text, needed
+    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_reader_that_would_compute_something_else_stops_it(
+    tmp_path: Path, pico_directory: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = finished(tmp_path, pico_directory, text_file, "mixed")
+    assert run("export", mixed, tmp_path / "out") == 2
+    assert "vLLM would compute something else" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+    assert run("export", mixed, tmp_path / "out", "--without", "vLLM") == 0
+    assert "vLLM computes something else with this model" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_config_that_was_changed_by_hand_stops_it(
+    yarn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parity rule, by the reader of old configs. Seen to pass without the check."""
+    config = json.loads((yarn / "model" / "config.json").read_text())
+    (yarn / "model" / "config.json").write_text(json.dumps({**config, "rope_theta": 10001.0}))
+    config["rope_scaling"] = {key: value for key, value in config["rope_scaling"].items() if key != "rope_theta"}
+    (yarn / "model" / "config.json").write_text(json.dumps({**config, "rope_theta": 10001.0}))
+    assert run("export", yarn, tmp_path / "out") == 0  # both take the one beside
+    del config["rope_theta"]
+    config["rope_parameters"]["rope_theta"] = 20000.0
+    config["rope_scaling"] = None
+    (yarn / "model" / "config.json").write_text(json.dumps(config))
+    assert run("export", yarn, tmp_path / "other") == 2
+    assert "transformers 4 would compute something else" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dtype", "float8"], "--dtype must be one of"),
+        (["--gguf", "q4"], "--gguf must be one of"),
+        (["--without", "vllm"], "Known: transformers 4, transformers 5, vLLM"),
+        (["--gguf", "f16", "--converter", "nowhere"], "needs llama.cpp's convert_hf_to_gguf.py"),
+    ],
+)
+def test_unknown_choices_are_refused(
+    arguments: list[str], message: str, yarn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    assert run("export", yarn, tmp_path / "out", *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_finished_run_is_refused(pico_directory: Path, tmp_path: Path) -> None:
+    assert run("export", pico_directory, tmp_path / "out") == 2
+    assert run("export", tmp_path / "nowhere", tmp_path / "out") == 2
+
+
+def test_an_upload_sends_the_directory(yarn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the hub's client in place of the hub."""
+    calls: list[tuple[str, Any]] = []
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda self, name, **kw: calls.append(("create", (name, kw))) or "address"
+    )
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kw: calls.append(("upload", kw)))
+    assert run("export", yarn, tmp_path / "out", "--push", "some/model", "--private") == 0
+    assert calls[0] == ("create", ("some/model", {"private": True, "exist_ok": True}))
+    assert calls[1][1]["folder_path"] == tmp_path / "out"
+
+
+def test_without_a_hub_the_directory_stays(yarn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", yarn, tmp_path / "out", "--push", "some/model") == 2
+    assert "The hub does not take some/model" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_base_model_without_a_licence(tmp_path: Path) -> None:
+    assert base_licence(str(tmp_path)) is None
+    (tmp_path / "README.md").write_text("---\nlicense: [a\n---\n")
+    assert base_licence(str(tmp_path)) is None
+    assert publish.base_licence("nobody/nothing") is None
