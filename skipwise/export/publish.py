@@ -122,6 +122,7 @@ def write_model(source: Path, output: Path, dtype: str | None) -> None:
         weights = {name: _cast(weight, DTYPES[dtype]) for name, weight in load_file(file).items()}
         total += sum(weight.nbytes for weight in weights.values())
         save_file(weights, output / file.name, metadata={"format": "pt"})
+        shutil.copymode(file, output / file.name)
     config = read_json(output / "config.json")
     write_json(output / "config.json", {**config, "dtype": dtype})
     if (output / INDEX).is_file():
@@ -156,10 +157,11 @@ def base_licence(path: str) -> str | None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     card = Path(path) / "README.md"
+    if Path(path).exists() and not card.is_file():
+        return None
     try:
-        if Path(path).exists():
-            text = card.read_text(encoding="utf-8") if card.is_file() else ""
-            content = ModelCard(text, ignore_metadata_errors=True)
+        if card.is_file():
+            content = ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True)
         else:
             content = ModelCard.load(path, ignore_metadata_errors=True)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError, yaml.YAMLError):
