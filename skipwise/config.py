@@ -102,6 +102,8 @@ class SourceConfig(Section):
             `preset:proof-pile`, `preset:pg19`.
         weight: relative share of the training windows drawn from it.
         text_field: name of the text column in JSONL, Parquet and hub datasets.
+        messages_field: name of a column of conversations instead: lists of messages with `role` and `content`, written
+            with the tokenizer's chat template. There the loss is on what the assistant says.
         split: of a hub dataset.
         subset: of a hub dataset that has several (its configuration name).
         data_files: of a hub dataset, to read some of its files only.
@@ -112,6 +114,7 @@ class SourceConfig(Section):
     source: str
     weight: Annotated[Number, Field(gt=0.0)] = 1.0
     text_field: str = "text"
+    messages_field: str | None = None
     split: str = "train"
     subset: str | None = None
     data_files: str | None = None
@@ -139,14 +142,14 @@ class DocumentsConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _shorthands(cls, value: object) -> object:
-        """One `source` for a list of one; `text_field` and `split` here for all sources."""
+        """One `source` for a list of one; `text_field`, `messages_field` and `split` here for all."""
         if isinstance(value, str):
             return {"sources": [value]}
         if not isinstance(value, Mapping):
             return value
         if "source" in value and "sources" in value:
             raise UserError("data takes either `source` or `sources`, not both.")
-        shared = {key: value[key] for key in ("text_field", "split") if key in value}
+        shared = {key: value[key] for key in ("text_field", "messages_field", "split") if key in value}
         rest = {key: value[key] for key in value if key not in (*shared, "source")}
         sources = [value["source"]] if "source" in value else value.get("sources")
         if not isinstance(sources, list | tuple):

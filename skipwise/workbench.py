@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging as transformers_logging
 
 from skipwise.config import RunConfig, TrainConfig
+from skipwise.data.chat import turns_of
 from skipwise.data.held_out import HeldOut, held_out_documents
 from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.sentences import sentences_of
@@ -175,6 +176,7 @@ class Workbench:
             mark_text=True,
             whole_batches=isinstance(self.config.rope, Mixed),
             sentences=sentences_of(self.tokenizer) if isinstance(self.config.positions, LongRecipe) else None,
+            turns=turns_of(self.tokenizer) if any(source.chat for source in self.sources) else None,
             target_growth=training.target_growth,
         )
 
@@ -329,7 +331,7 @@ def _cut(config: RunConfig, lengths: Lengths, parts: list[Documents], begin: int
     shortest = max(needed, config.data.min_document_tokens or 0)
     join = config.data.short_documents == "join"
     return [
-        Source(part, cut_spans(part, needed, used, join, shortest), source.weight)
+        Source(part, cut_spans(part, needed, used, join, shortest), source.weight, source.messages_field is not None)
         for source, part in zip(config.data.sources, parts, strict=True)
     ]
 

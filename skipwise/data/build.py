@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig, SourceConfig
+from skipwise.data.chat import as_text
 from skipwise.data.sources import RawDocument, ReadReport, describe_source, read_documents
 from skipwise.digests import short_digest
 from skipwise.errors import UserError
@@ -72,13 +74,13 @@ def _write(
             for name in ("train", "held_out")
         }
         report = ReadReport(data.max_malformed_share)
-        documents = read_documents(source, report)
+        documents = read_documents(source, report, partial(as_text, tokenizer=tokenizer))
         if not _take_over(path / JOURNAL, parts, documents, data.held_out_share):
             (path / JOURNAL).unlink()
             for part in parts.values():
                 part.take_over([])
             report = ReadReport(data.max_malformed_share)
-            documents = read_documents(source, report)
+            documents = read_documents(source, report, partial(as_text, tokenizer=tokenizer))
         for batch, encoded in _encoded(_batches(documents), tokenizer, dtype):
             line: dict[str, list[tuple[int, str]]] = {name: [] for name in parts}
             for document, ids in zip(batch, encoded, strict=True):

@@ -5,7 +5,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,14 @@ Record = tuple[str, object]
 MALFORMED_GRACE = 100
 # Characters of a text file that are held at a time.
 TEXT_BLOCK = 16_000_000
+
+
+# Makes a text of a conversation.
+Write = Callable[[list[dict[str, Any]]], str]
+
+
+class MessagesError(UserError):
+    """A conversation that a chat template does not take."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +122,16 @@ def _is_hub_name(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not suffix_of(Path(name))
 
 
-def read_documents(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
+def read_documents(config: SourceConfig, report: ReadReport, write: Write) -> Iterator[RawDocument]:
     """Stream the documents of a source, counting what is skipped.
+
+    Args:
+        write: a conversation as text.
 
     Raises:
         UserError: when too many records are malformed, or a file cannot be read at all.
     """
-    documents = (document for document in _open(config, report) if document.text.strip())
+    documents = (document for document in _open(config, report, write) if document.text.strip())
     yield from islice(documents, config.max_documents)
     report.check()
 
@@ -146,7 +157,7 @@ def read_records(config: SourceConfig, report: ReadReport) -> Iterator[Record]:
         yield from _read_hub(config, report)
 
 
-def _open(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
+def _open(config: SourceConfig, report: ReadReport, write: Write) -> Iterator[RawDocument]:
     check_source(config)
     path = Path(config.source).expanduser()
     if config.source == builtin.PYTHON:
@@ -158,11 +169,11 @@ def _open(config: SourceConfig, report: ReadReport) -> Iterator[RawDocument]:
             if suffix_of(file) in TEXT_SUFFIXES:
                 yield from _read_text(file, report)
             else:
-                for where, record in _read_file(file, config.text_field, report):
-                    yield from _text_of(record, config.text_field, where, report)
+                for where, record in _read_file(file, config.messages_field or config.text_field, report):
+                    yield from _document_of(record, config, where, report, write)
     else:
         for where, record in _read_hub(config, report):
-            yield from _text_of(record, config.text_field, where, report)
+            yield from _document_of(record, config, where, report, write)
 
 
 def _read_file(path: Path, only: str | None, report: ReadReport) -> Iterator[Record]:
@@ -259,15 +270,36 @@ def _read_hub(config: SourceConfig, report: ReadReport) -> Iterator[Record]:
         ) from error
 
 
-def _text_of(record: object, text_field: str, where: str, report: ReadReport) -> Iterator[RawDocument]:
+def _document_of(
+    record: object, config: SourceConfig, where: str, report: ReadReport, write: Write
+) -> Iterator[RawDocument]:
     """The document of one record, or nothing and a note in the report."""
-    text = record.get(text_field) if isinstance(record, dict) else None
+    if config.messages_field is not None:
+        yield from _conversation_of(record, config.messages_field, where, report, write)
+        return
+    text = record.get(config.text_field) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        report.reject(where, f"no text in field {text_field!r}")
+        report.reject(where, f"no text in field {config.text_field!r}")
     elif not _is_unicode(text):
         report.reject(where, "half of a surrogate pair, which is no Unicode text")
     else:
         yield RawDocument(text, text)
+
+
+def _conversation_of(record: object, name: str, where: str, report: ReadReport, write: Write) -> Iterator[RawDocument]:
+    """A list of messages, at least one of the assistant, as the chat template writes it."""
+    value = record.get(name) if isinstance(record, dict) else None
+    messages = value if isinstance(value, list) and all(isinstance(one, dict) for one in value) else []
+    whole = all(isinstance(one.get(key), str) for one in messages for key in ("role", "content"))
+    if not whole or not any(one["role"] == "assistant" for one in messages):
+        report.reject(where, f"no messages with role and content, one of them the assistant's, in field {name!r}")
+        return
+    try:
+        text = write(messages)
+    except MessagesError as error:
+        report.reject(where, str(error))
+    else:
+        yield RawDocument(json.dumps(messages), text)
 
 
 def _is_unicode(text: str) -> bool:
@@ -282,7 +314,9 @@ def _is_unicode(text: str) -> bool:
 def describe_source(config: SourceConfig) -> dict[str, Any]:
     """What identifies the content of a source: file sizes and times, or names and versions."""
     path = Path(config.source).expanduser()
-    identity = config.model_dump(exclude={"weight"})
+    # What came later is not in the names of stores made before.
+    later = {"messages_field"} if config.messages_field is None else set()
+    identity = config.model_dump(exclude={"weight", *later})
     if config.source == builtin.PYTHON:
         return identity | {"python": sys.version}
     if path.exists():

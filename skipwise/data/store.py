@@ -74,6 +74,8 @@ def fingerprint(source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrain
         "held_out_share": data.held_out_share,
         "max_malformed_share": data.max_malformed_share,
     }
+    if source.messages_field is not None:
+        identity["chat_template"] = str(tokenizer.chat_template)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -21,9 +21,31 @@ TASK = (
     "I will quiz you about the important information there."
 )
 FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NEEDLE = " The pass key is {key}. Remember it. {key} is the pass key."
-QUESTION = " What is the pass key?"
-ANSWER = " The pass key is"
+NEEDLE = " The pass key{of} is {key}. Remember it. {key} is the pass key{of}."
+QUESTION = " What is the pass key{of}?"
+ANSWER = " The pass key{of} is"
+# Of several keys in a prompt.
+DOORS = "red blue green white black brown golden silver small large old new left right first last".split()
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A key in a prompt.
+
+    Attributes:
+        key: its digits.
+        depth: where it stands, 0 at the beginning and 1 at the end of the filler.
+        door: which of several it is; None for the only one.
+    """
+
+    key: str
+    depth: float
+    door: str | None = None
+
+    def write(self, template: str) -> str:
+        """`NEEDLE`, `QUESTION` or `ANSWER` for this key."""
+        of = "" if self.door is None else f" of the {self.door} door"
+        return template.format(of=of, key=self.key)
 
 
 @dataclass(frozen=True)
@@ -45,21 +67,27 @@ class Trial:
     prompt: str
 
 
-def passkey_text(units: int, depth: float, key: str) -> str:
-    """The prompt with `units` repetitions of the filler, up to the question."""
-    before = round(depth * units)
-    return TASK + FILLER * before + NEEDLE.format(key=key) + FILLER * (units - before) + QUESTION
+def passkey_text(units: int, facts: Sequence[Fact]) -> str:
+    """The prompt with `units` repetitions of the filler and facts in the order of their depths, up to the question."""
+    text, placed = TASK, 0
+    for fact in facts:
+        before = round(fact.depth * units)
+        text += FILLER * (before - placed) + fact.write(NEEDLE)
+        placed = before
+    return text + FILLER * (units - placed)
 
 
-def filler_units(encode: Encode, context_length: int) -> int:
+def filler_units(encode: Encode, context_length: int, keys: int = 1) -> int:
     """The largest number of filler repetitions with which prompt and answer fit.
 
     Raises:
         UserError: when they do not fit even without filler.
     """
+    facts = [Fact("12345", (i + 0.5) / keys, _door(i, keys)) for i in range(keys)]
 
     def size(units: int) -> int:
-        return len(encode(passkey_text(units, 0.5, "12345"), f"{ANSWER} 12345"))
+        text = passkey_text(units, facts) + facts[0].write(QUESTION)
+        return len(encode(text, f"{facts[0].write(ANSWER)} {facts[0].key}"))
 
     if size(0) > context_length:
         raise UserError(
@@ -69,13 +97,22 @@ def filler_units(encode: Encode, context_length: int) -> int:
     return largest_fitting(size, context_length)
 
 
-def make_trials(encode: Encode, context_length: int, trials: int, seed: int) -> list[Trial]:
-    """Trials of one length: random keys at depths spread evenly; the same for the same seed."""
-    units = filler_units(encode, context_length)
+def _door(number: int, keys: int) -> str | None:
+    return None if keys == 1 else DOORS[number]
+
+
+def make_trials(encode: Encode, context_length: int, trials: int, seed: int, keys_per_prompt: int = 1) -> list[Trial]:
+    """Trials of one length: random keys at depths spread evenly; the same for the same seed.
+
+    Args:
+        keys_per_prompt: so many trials share a prompt, and ask for one of its keys each.
+    """
+    units = filler_units(encode, context_length, keys_per_prompt)
     rng = np.random.default_rng(np.random.SeedSequence((seed, context_length)))
     keys = ["".join(map(str, rng.integers(0, 10, size=5))) for _ in range(trials)]
+    prompts = _prompts(keys, keys_per_prompt)
     while True:  # keys whose digits do not merge are longer than the one that was measured with
-        made = [make_trial(encode, units, (i + 0.5) / trials, key) for i, key in enumerate(keys)]
+        made = [make_trial(encode, units, facts, asked) for facts in prompts for asked in facts]
         surplus = max(len(trial.ids) for trial in made) - context_length
         if surplus <= 0:
             return made
@@ -87,7 +124,15 @@ def make_trials(encode: Encode, context_length: int, trials: int, seed: int) -> 
         units -= 1
 
 
-def make_trial(encode: Encode, units: int, depth: float, key: str) -> Trial:
+def _prompts(keys: list[str], keys_per_prompt: int) -> list[list[Fact]]:
+    """The facts of each prompt: a single key somewhere, or several from its beginning to its end."""
+    if keys_per_prompt == 1:
+        return [[Fact(key, (i + 0.5) / len(keys))] for i, key in enumerate(keys)]
+    groups = [keys[start : start + keys_per_prompt] for start in range(0, len(keys), keys_per_prompt)]
+    return [[Fact(key, (i + 0.5) / len(group), DOORS[i]) for i, key in enumerate(group)] for group in groups]
+
+
+def make_trial(encode: Encode, units: int, facts: Sequence[Fact], asked: Fact) -> Trial:
     """Tokenise one prompt and its answer, together, as a text is read.
 
     The answer begins where the tokens part from those of the prompt alone, whatever the tokenizer merges.
@@ -95,16 +140,17 @@ def make_trial(encode: Encode, units: int, depth: float, key: str) -> Trial:
     Raises:
         UserError: when the tokenizer cannot represent the prompt.
     """
-    text = passkey_text(units, depth, key)
-    ids, prompt = encode(text, f"{ANSWER} {key}"), encode(text, ANSWER)
+    text, answer = passkey_text(units, facts) + asked.write(QUESTION), asked.write(ANSWER)
+    ids, prompt = encode(text, f"{answer} {asked.key}"), encode(text, answer)
     shared = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), min(len(ids), len(prompt)))
-    return Trial(ids=ids, answer=len(ids) - shared, depth=depth, key=key, prompt=short_digest(text))
+    return Trial(ids=ids, answer=len(ids) - shared, depth=asked.depth, key=asked.key, prompt=short_digest(text))
 
 
 def check_representable(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> None:
     """Raise `UserError` for a tokenizer that loses the digits of a key."""
     key = "13579 02468"
-    trial = make_trial(encode, 0, 0.5, key)
+    fact = Fact(key, 0.5)
+    trial = make_trial(encode, 0, [fact], fact)
     written = decode(tokenizer, trial.ids)
     if written.count(key) < 3:
         raise UserError(
@@ -132,7 +178,7 @@ def _measure(
 ) -> Iterator[Example]:
     encode = encoder(subject.tokenizer, subject.chat)
     check_representable(subject.tokenizer, encode)
-    trials = make_trials(encode, length, spec.trials, seed)
+    trials = make_trials(encode, length, spec.trials, seed, spec.keys_per_prompt)
     wanted = [(length, str(number)) not in done for number in range(len(trials))]
     for number, written in greedy_answers(subject.model, trials, wanted):
         trial = trials[number]
@@ -153,8 +199,8 @@ def greedy_answers(
     """(index of a trial, what greedy decoding writes up to its first miss), for each trial that is wanted.
 
     One pass over prompt and answer decides a trial: greedy decoding writes the key exactly if every token of it is the
-    first choice after the right ones before it. Trials are in the order of their depths, so that each shares its
-    beginning with the next.
+    first choice after the right ones before it. Trials are in the order of their depths or share a prompt, so that
+    each shares its beginning with the next.
     """
     for number, scores in score_endings(model, [(trial.ids, trial.answer) for trial in trials], wanted):
         chosen, answer = scores.greedy.tolist(), trials[number].ids[-trials[number].answer :]

@@ -145,6 +145,10 @@ class LongPPL:
             )
 
 
+# There are so many doors.
+MOST_KEYS = 16
+
+
 @section
 class Passkey:
     """Passkey retrieval (Mohtashami & Jaggi, arXiv 2305.16300; PoSE paper, Figure 2a).
@@ -155,16 +159,24 @@ class Passkey:
         context_lengths: length of prompt and answer together, in tokens.
         trials: keys per length; their depths are spread evenly over the filler.
         depth_bins: rows of the length x depth grid.
+        keys_per_prompt: so many trials share a prompt, which holds a key for each of several doors from its beginning
+            to its end, and is read once. Harder, since the others distract, and cheaper: for very long contexts.
     """
 
     name: Literal["passkey"] = "passkey"
     context_lengths: ContextLengths
     trials: int = 50
     depth_bins: int = 5
+    keys_per_prompt: int = 1
 
     def __post_init__(self) -> None:
         _check_lengths(self.context_lengths)
-        _check_at_least_one(trials=self.trials, depth_bins=self.depth_bins)
+        _check_at_least_one(trials=self.trials, depth_bins=self.depth_bins, keys_per_prompt=self.keys_per_prompt)
+        if self.keys_per_prompt > MOST_KEYS or self.trials % self.keys_per_prompt:
+            raise UserError(
+                f"passkey.keys_per_prompt must be at most {MOST_KEYS} and divide trials, but is {self.keys_per_prompt} "
+                f"with {self.trials} trials."
+            )
 
 
 RulerTask = Literal[

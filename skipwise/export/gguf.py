@@ -52,7 +52,9 @@ def convert(model: Path, output: Path, outtype: str, converter: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not output.is_file():
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-        remedy = " Install what it needs: pip install 'skipwise[gguf]'" if last.startswith("ModuleNotFoundError") else ""
+        remedy = (
+            " Install what it needs: pip install 'skipwise[gguf]'" if last.startswith("ModuleNotFoundError") else ""
+        )
         raise UserError(f"llama.cpp's converter does not take this model: {last}.{remedy}")
 
 

@@ -20,7 +20,7 @@ TEXTS = ["first text", "second\ntext", "dritter Text: äöü"]
 def read(path: Path, max_share: float = 0.01, **keywords: str) -> tuple[list[str], ReadReport]:
     report = ReadReport(max_share)
     source = SourceConfig(source=str(path), **keywords)
-    return [document.text for document in read_documents(source, report)], report
+    return [document.text for document in read_documents(source, report, json.dumps)], report
 
 
 def write(path: Path) -> Path:
@@ -91,7 +91,7 @@ def test_reading_stops_early_when_most_is_malformed(tmp_path: Path, good: int) -
     path.write_text("\n".join([json.dumps({"text": "x"})] * good + ["{"] * 5000))
     report = ReadReport(0.01)
     with pytest.raises(UserError):
-        list(read_documents(SourceConfig(source=str(path)), report))
+        list(read_documents(SourceConfig(source=str(path)), report, json.dumps))
     assert report.records <= 102
 
 
@@ -107,7 +107,7 @@ def test_a_huge_text_file_is_held_in_parts(tmp_path: Path, monkeypatch: pytest.M
 
 def test_no_more_documents_than_asked_for(tmp_path: Path) -> None:
     source = SourceConfig(source=str(write(tmp_path / "data.jsonl")), max_documents=2)
-    assert len(list(read_documents(source, ReadReport(0.0)))) == 2
+    assert len(list(read_documents(source, ReadReport(0.0), json.dumps))) == 2
 
 
 def test_half_a_surrogate_pair_is_malformed(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_an_unknown_builtin_names_the_nearest() -> None:
 
 def test_a_hub_name_that_cannot_be_reached_is_explained() -> None:
     with pytest.raises(UserError, match="neither a path on this machine nor a hub dataset"):
-        list(read_documents(SourceConfig(source="nobody/nothing"), ReadReport(0.01)))
+        list(read_documents(SourceConfig(source="nobody/nothing"), ReadReport(0.01), json.dumps))
 
 
 @pytest.mark.parametrize(("source", "at_a_hub"), [("a/b", True), ("builtin:python", False), (".", False), ("~", False)])

@@ -1,5 +1,6 @@
 """Passkey prompts and their verdict."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from skipwise.evaluation.passkey import (
     passkey_figures,
 )
 from skipwise.evaluation.prompts import Encode, encoder
+from skipwise.evaluation.specs import Passkey
 from tests.conftest import pico_llama, pico_neox
 
 
@@ -49,6 +51,28 @@ def test_the_answer_is_the_hidden_key(tokenizer: PreTrainedTokenizerFast, encode
         assert text.count(key) == 2
         assert f" The pass key is {key}. Remember it. {key} is the pass key." in text
         assert text.endswith(" What is the pass key? The pass key is")
+
+
+def test_several_keys_share_a_prompt(tokenizer: PreTrainedTokenizerFast, encode: Encode) -> None:
+    """Each asked for by its door; the prompt in front of the question is the same, so it is read once."""
+    trials = make_trials(encode, 2000, 10, seed=0, keys_per_prompt=5)
+    assert [trial.depth for trial in trials] == [0.1, 0.3, 0.5, 0.7, 0.9] * 2
+    texts = [tokenizer.decode(trial.ids[: -trial.answer]) for trial in trials]
+    for half in (slice(0, 5), slice(5, 10)):
+        before = {text[: text.index(" What is")] for text in texts[half]}
+        assert len(before) == 1
+        for trial, text in zip(trials[half], texts[half], strict=True):
+            door = re.search(r"the pass key of the (\w+) door is$", text, re.IGNORECASE)
+            assert door is not None
+            assert f" The pass key of the {door[1]} door is {trial.key}." in text
+            assert text.count(trial.key) == 2
+    assert 1900 < max(len(trial.ids) for trial in trials) <= 2000
+
+
+@pytest.mark.parametrize(("keys", "trials"), [(3, 10), (17, 34), (0, 10)])
+def test_a_number_of_keys_that_does_not_fit(keys: int, trials: int) -> None:
+    with pytest.raises(UserError, match="keys_per_prompt"):
+        Passkey(context_lengths=(1000,), trials=trials, keys_per_prompt=keys)
 
 
 def test_the_same_seed_gives_the_same_trials(encode: Encode) -> None:
