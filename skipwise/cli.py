@@ -377,6 +377,7 @@ for command in (model_commands.doctor, model_commands.convert, model_commands.ex
 def list_() -> None:
     """What can be chosen by name."""
     from skipwise.evaluation.specs import EVALUATIONS
+    from skipwise.models.aids import AIDS
     from skipwise.positions import SAMPLERS
     from skipwise.report.table import pairs_table
     from skipwise.rope import ROPE_SCALINGS
@@ -385,6 +386,7 @@ def list_() -> None:
     for title, choices in (("positions", SAMPLERS), ("rope", ROPE_SCALINGS), ("evaluate", EVALUATIONS)):
         pairs = [(name_of(cls), (cls.__doc__ or "").strip().splitlines()[0]) for cls in choices]
         console.print(pairs_table(title, pairs))
+    console.print(pairs_table("aids, for evaluate MODEL+NAME", list(AIDS.items())))
 
 
 def _values(model: str, flags: dict[str, Any], method: str | None, assignments: list[str] | None) -> dict[str, Any]:

@@ -59,6 +59,18 @@ def test_models_side_by_side(two_models: list[Path], settings: Path, tmp_path: P
     assert parse_evaluate_config(yaml.safe_load((out / "resolved.yaml").read_text()))
 
 
+def test_a_model_with_an_aid_beside_itself(two_models: list[Path], settings: Path, tmp_path: Path) -> None:
+    """The same inside its window, another beyond."""
+    models = [str(two_models[0]), f"{two_models[0]}+sinks:32"]
+    skipwise("evaluate", *models, "--config", settings, "--output", tmp_path / "out", "--only", "perplexity")
+    values = {
+        (row.model, row.context_length): row.value for row in rows_of(tmp_path / "out") if row.metric == "perplexity"
+    }
+    assert values[models[0], 32] == pytest.approx(values[models[1], 32], rel=1e-5)
+    assert values[models[0], 128] != pytest.approx(values[models[1], 128], rel=1e-3)
+    assert (tmp_path / "out/examples/first-sinks-32/perplexity.jsonl").is_file()
+
+
 def test_a_second_run_adds_what_is_missing(two_models: list[Path], settings: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     skipwise("evaluate", two_models[0], "--config", settings, "--output", out, "--only", "passkey")

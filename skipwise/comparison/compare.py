@@ -215,6 +215,7 @@ def _measure(run: RunDir, one: Prepared, config: EvaluateConfig, console: Consol
 
     from skipwise.evaluation.runner import evaluate
     from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
+    from skipwise.models.aided import use_aid
     from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model
     from skipwise.models.rope import read_window
     from skipwise.models.speedups import usable_attention
@@ -232,6 +233,8 @@ def _measure(run: RunDir, one: Prepared, config: EvaluateConfig, console: Consol
             console.print(line, highlight=False)
         model = load_model(located, device, dtype)
         check_vocabulary(model, one.tokenizer)
+        if compared.aid is not None:
+            use_aid(model, compared.aid)
         window = read_window(one.config)
         subject = Subject(model, one.tokenizer, compared.stage, compared.name, window, dtype, config.chat)
         setting = Setting(one.held_out, config.seed, run.shared, ConsoleSay(console, status))

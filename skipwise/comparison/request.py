@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from skipwise.config_files import parse_config, read_yaml
 from skipwise.errors import UserError, nearest
 from skipwise.evaluation.specs import EVALUATIONS, EvaluationSpec, Passkey, Perplexity, Stage
 from skipwise.lengths import parse_length
+from skipwise.models.aids import Aid, split_aid
 from skipwise.models.locate import model_location
 from skipwise.runs import RunDir
 from skipwise.sections import name_of
@@ -31,6 +32,7 @@ class Compared:
         stage: `extended` for the model of a run, else `original`.
         short: for headings and file names.
         revision: of a hub model.
+        aid: how it reads beyond its window.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Compared:
     stage: Stage
     short: str
     revision: str | None = None
+    aid: Aid | None = None
 
 
 def find_models(names: Sequence[str]) -> list[Compared]:
@@ -54,7 +57,16 @@ def find_models(names: Sequence[str]) -> list[Compared]:
     return found
 
 
-def _find(name: str) -> Compared:
+def _find(given: str) -> Compared:
+    name, aid = split_aid(given)
+    found = _find_plain(name)
+    if aid is None:
+        return found
+    suffix = aid.name if aid.number is None else f"{aid.name}-{aid.number}"
+    return replace(found, name=given, short=f"{found.short}-{suffix}", aid=aid)
+
+
+def _find_plain(name: str) -> Compared:
     run = RunDir(Path(name))
     last = Path(name.rpartition(":")[2]).name.removesuffix(".gguf")
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip(".") or "model"

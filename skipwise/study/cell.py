@@ -100,7 +100,9 @@ def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
 
 def _setting(cell: Cell) -> dict[str, Any]:
     """All that the figures of a cell depend on."""
+    aid = {} if cell.aid is None else {"aid": asdict(cell.aid)}
     return {
+        **aid,
         "model": cell.model.model_dump(mode="json"),
         "run": None if cell.run is None else cell.run.model_dump(mode="json"),
         "domains": {name: domain.model_dump(mode="json") for name, domain in cell.domains.items()},
@@ -113,6 +115,7 @@ def _same_setting(stored: Mapping[str, Any], cell: Cell) -> bool:
     domains = {name: parse_evaluate_config(values) for name, values in stored["domains"].items()}
     return (
         parse_section(ModelConfig, stored["model"]) == cell.model
+        and stored.get("aid") == (None if cell.aid is None else asdict(cell.aid))
         and _what_matters(run) == _what_matters(cell.run)
         and domains == cell.domains
     )
@@ -151,7 +154,7 @@ def _measured(cell: Cell, work: Path, console: Console) -> dict[str, Any]:
     from skipwise.extension import extend
 
     run = RunDir(work / "run")
-    model = Compared(cell.name, cell.model.path, "original", cell.name, cell.model.revision)
+    model = Compared(cell.name, cell.model.path, "original", cell.name, cell.model.revision, cell.aid)
     if cell.run is not None:
         extend(cell.run, run.path, given=to_yaml(cell.run), console=console, resume=True)
         stage: Stage = "interpolated" if cell.kind == "interpolate" else "extended"

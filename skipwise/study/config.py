@@ -14,6 +14,7 @@ from skipwise.config_files import merge, parse_config, parse_section, read_yaml
 from skipwise.errors import UserError, nearest
 from skipwise.evaluation.specs import Harness, Length
 from skipwise.lengths import Lengths
+from skipwise.models.aids import Aid, split_aid
 from skipwise.models.shape import read_config, read_windows
 from skipwise.planning import resolve_target, window_tokens
 
@@ -49,8 +50,8 @@ class StudyConfig(Section):
 
     Attributes:
         base: what all runs share: a run configuration, without `evaluate`, `stages` and `seed`.
-        methods: by name, what is different: a mapping that goes over `base`, the name of a method, or `untouched` for
-            the model as it is.
+        methods: by name, what is different: a mapping that goes over `base`, the name of a method, `untouched` for
+            the model as it is, or `untouched+AID` for one that reads beyond its window with an aid.
         scalings: by name, RoPE scalings; empty for that of `base` (or of a method) alone.
         reference: the method that others are compared with.
         seeds: of training.
@@ -138,6 +139,7 @@ class Cell:
         model: what it starts from.
         run: the whole configuration of its training; None for the untouched model.
         domains: what it is measured on.
+        aid: how the untouched model reads beyond its window.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Cell:
     model: ModelConfig
     run: RunConfig | None
     domains: Mapping[str, EvaluateConfig]
+    aid: Aid | None = None
 
     @property
     def kind(self) -> str:
@@ -273,7 +276,7 @@ def _choices(study: StudyConfig) -> dict[Choice, bool]:
     base = _run(study, "base", {}, None)
     choices: dict[Choice, bool] = {}
     for method, given in study.methods.items():
-        if given == UNTOUCHED:
+        if _is_untouched(given):
             choices[method, None, None] = False
             continue
         for scaling in study.scalings or (None,):
@@ -299,8 +302,9 @@ def _cell(
     # The name of a directory, which must not lead out of the one it is in.
     name = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(part for part in parts if part)).lower().lstrip(".") or "cell"
     base = _run(study, "base", {}, None)
-    if study.methods[method] == UNTOUCHED:
-        return Cell(name, method, None, None, None, None, base.model, None, domains)
+    given = study.methods[method]
+    if _is_untouched(given):
+        return Cell(name, method, None, None, None, None, base.model, None, domains, split_aid(str(given))[1])
     config = _run(study, method, *_overrides(study, method, scaling))
     train: dict[str, Any] = {"learning_rate": rate} if rate is not None else {}
     if budget == "tokens":
@@ -315,6 +319,10 @@ def _cell(
     trained = config.train.model_copy(update=train)
     run = config.model_copy(update={"train": trained, "seed": seed or 0, "stages": (), "evaluate": ()})
     return Cell(name, method, scaling, budget, seed, rate if development else None, base.model, run, domains)
+
+
+def _is_untouched(given: str | dict[str, Any]) -> bool:
+    return isinstance(given, str) and split_aid(given)[0] == UNTOUCHED
 
 
 def _overrides(study: StudyConfig, method: str, scaling: str | None) -> tuple[dict[str, Any], Any]:

@@ -8,6 +8,7 @@ import yaml
 
 from skipwise import UserError
 from skipwise.config_files import merge
+from skipwise.models.aids import Aid
 from skipwise.study.config import development_cells, final_cells, parse_study
 
 PERPLEXITY = {"name": "perplexity", "context_lengths": [256, 1024], "stride": 64, "documents": 2, "final_tokens": 64}
@@ -64,6 +65,17 @@ def test_every_combination_is_a_cell_once(tmp_path: Path) -> None:
     assert "development-full-yarn-tokens-rate0.002-seed0" in development
     assert all(set(cell.domains) == {"books"} for cell in final)
     assert all(set(cell.domains) == {"dev"} for cell in development_cells(study))
+
+
+def test_aids_and_untrained_scalings_are_methods(tmp_path: Path) -> None:
+    methods = {"grouped": "untouched+self-extend:16", "linear": {"train": {"max_steps": 0}, "rope": "linear"}}
+    study = parse_study(write(tmp_path, methods=methods, scalings=None))
+    cells = {cell.name: cell for cell in final_cells(study, {})}
+    assert cells["grouped"].aid == Aid("self-extend", 16) and cells["grouped"].run is None
+    assert cells["untouched"].aid is None
+    untrained = cells["linear"].run
+    assert untrained is not None and untrained.rope.name == "linear" and cells["linear"].kind == "interpolate"
+    assert "development-linear" not in " ".join(cell.name for cell in development_cells(study))
 
 
 def test_what_is_in_a_cell(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Aids to read beyond the window, as attention functions of stock models.
+
+They get queries and keys that are rotated already. Rotations add up, so another position is one more rotation, by the
+difference.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from skipwise.errors import UserError
+from skipwise.models.aids import Aid
+from skipwise.models.rope import is_rotary_table, read_rope, table_of, text_config
+from skipwise.models.windowed import windowed_layers
+
+# Rows whose scores exist at a time.
+ROWS = 128
+# Tokens of a block of the memory; first tokens that every token sees.
+BLOCK, SINKS = 64, 4
+# Scores of the rows [start, stop) of all texts over all keys: float[batch, heads, rows, m].
+Scores = Callable[["Turned", int, int], torch.Tensor]
+
+
+class Turned:
+    """Queries and keys of one call, at their positions and at others.
+
+    Args:
+        query: float[batch, heads, n, d], rotated; the last n of m tokens.
+        key: float[batch, heads, m, d], rotated.
+        frequencies: float32[r / 2], of the r dimensions that are rotated.
+    """
+
+    def __init__(self, query: torch.Tensor, key: torch.Tensor, frequencies: torch.Tensor, scale: float) -> None:
+        self.query, self.key, self.frequencies, self.scale = query, key, frequencies, scale
+        self.keys_at = torch.arange(key.shape[2], device=key.device)
+        self.queries_at = self.keys_at[key.shape[2] - query.shape[2] :]
+
+    def rows(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries of some rows, and their positions."""
+        return self.query[:, :, start:stop], self.queries_at[start:stop]
+
+    def moved(self, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        """float[batch, heads, k, d]: x with its k positions changed by int64[k]."""
+        angles = by.float()[:, None] * self.frequencies
+        cos, sin = torch.cat([angles.cos()] * 2, dim=-1), torch.cat([angles.sin()] * 2, dim=-1)
+        size = cos.shape[-1]
+        turned, rest = x[..., :size].float(), x[..., size:]
+        first, second = turned.chunk(2, dim=-1)
+        turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+        return torch.cat([turned.to(x.dtype), rest], dim=-1)
+
+    def product(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Scaled scores, in float32."""
+        return (query @ key.transpose(-1, -2)).float() * self.scale
+
+
+def use_aid(model: PreTrainedModel, aid: Aid) -> None:
+    """Read texts beyond the window with an aid from here on, in place.
+
+    Raises:
+        UserError: for a model whose attention is of another kind.
+    """
+    info = read_rope(model.config)
+    config = text_config(model.config)
+    if aid.name == "dynamic-ntk":
+        _use_dynamic_ntk(model)
+        return
+    tables = [module for module in model.modules() if is_rotary_table(module)]
+    one = len(tables) == 1 and not isinstance(getattr(tables[0], "rope_type", ""), dict)
+    if not one or not model._can_set_attn_implementation():
+        raise UserError(
+            f"The aid {aid.name} needs one rotary table for all layers, which {config.model_type!r} has not."
+        )
+    if windowed_layers(config, 2**62) is not None or getattr(config, "attn_logit_softcapping", None):
+        raise UserError(f"The aid {aid.name} needs plain attention in all layers, which {config.model_type!r} has not.")
+    frequencies = torch.from_numpy(table_of(tables[0], info.current, None)[0]).float()
+    name = f"skipwise_{aid.name}_{aid.number}_{info.current}"
+    AttentionInterface.register(name, partial(_attend, _scores_of(aid, info.current), frequencies))
+    AttentionMaskInterface.register(name, lambda **_: None)
+    model.set_attn_implementation(name)
+
+
+def _use_dynamic_ntk(model: PreTrainedModel) -> None:
+    """transformers' own type, with a factor of 1: theta grows with the length of the text over the window."""
+    config = text_config(model.config)
+    config.rope_parameters = {**config.rope_parameters, "rope_type": "dynamic", "factor": 1.0}
+    for name, module in list(model.named_modules()):
+        if is_rotary_table(module):
+            model.set_submodule(name, type(module)(config=config).to(model.device))
+
+
+def _scores_of(aid: Aid, window: int) -> Scores:
+    if aid.name == "self-extend":
+        return partial(grouped_scores, near=window // 2, group=aid.number or 8)
+    recent = min(aid.number or window - SINKS, window - SINKS) if aid.name == "sinks" else window // 2
+    return partial(recent_scores, recent=recent, blocks=(aid.number or 16) if aid.name == "memory" else 0)
+
+
+def _attend(
+    scores: Scores,
+    frequencies: torch.Tensor,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: softmax of these scores, rows at a time, each over the keys up to its own."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    turned = Turned(query, key, frequencies.to(query.device), scale)
+    out = torch.empty(*query.shape[:3], value.shape[-1], dtype=value.dtype, device=value.device)
+    for start in range(0, query.shape[2], ROWS):
+        stop = min(start + ROWS, query.shape[2])
+        later = turned.keys_at > turned.queries_at[start:stop, None]
+        shares = scores(turned, start, stop).masked_fill(later, -torch.inf).softmax(-1)
+        out[:, :, start:stop] = shares.to(value.dtype) @ value
+    return out.transpose(1, 2).contiguous(), None
+
+
+def grouped_scores(turned: Turned, start: int, stop: int, *, near: int, group: int) -> torch.Tensor:
+    """Self-Extend: ordinary positions up to a distance of `near`, beyond it positions divided by `group`.
+
+    Far queries are moved so that both parts meet at that distance (arXiv 2401.01325, Section 3.2).
+    """
+    query, at = turned.rows(start, stop)
+    far_query = turned.moved(query, at // group + near - near // group - at)
+    far_key = turned.moved(turned.key, turned.keys_at // group - turned.keys_at)
+    far = at[:, None] - turned.keys_at >= near
+    return torch.where(far, turned.product(far_query, far_key), turned.product(query, turned.key))
+
+
+def recent_scores(turned: Turned, start: int, stop: int, *, recent: int, blocks: int) -> torch.Tensor:
+    """The first tokens and the `recent` last ones, and of what lies between some blocks, or nothing.
+
+    What is farther than `recent` counts as that far away. The blocks are those whose mean key is most like the mean
+    query, both without positions; each head has its own.
+    """
+    query, at = turned.rows(start, stop)
+    here, keys_at = turned.product(query, turned.key), turned.keys_at
+    distance = at[:, None] - keys_at
+    without = turned.moved(turned.key, -keys_at)
+    there = turned.product(turned.moved(query, recent - at), without)
+    seen = (distance < recent) | (keys_at < SINKS)
+    scores = torch.where(distance < recent, here, there)
+    if not blocks or int(at[0]) - recent < BLOCK:
+        return scores.masked_fill(~seen, -torch.inf)
+    whole = (int(at[0]) - recent) // BLOCK  # blocks that all rows have behind them
+    means = without[:, :, : whole * BLOCK].unflatten(2, (whole, BLOCK)).mean(3)
+    likeness = (turned.moved(query, -at).mean(2, keepdim=True) @ means.transpose(-1, -2))[:, :, 0]
+    chosen = torch.zeros_like(likeness, dtype=torch.bool)
+    chosen.scatter_(-1, likeness.topk(min(blocks, whole), dim=-1).indices, True)
+    remembered = torch.zeros(*likeness.shape[:2], len(keys_at), dtype=torch.bool, device=at.device)
+    remembered[:, :, : whole * BLOCK] = chosen.repeat_interleave(BLOCK, dim=-1)
+    return scores.masked_fill(~(seen | remembered[:, :, None]), -torch.inf)

@@ -1,0 +1,50 @@
+"""Ways to read beyond the window that cost no training, to compare extended models with. No torch.
+
+`MODEL+NAME` or `MODEL+NAME:NUMBER` is a model that reads so, in `skipwise evaluate`; in a study it is `untouched+NAME`.
+"""
+
+from dataclasses import dataclass
+
+from skipwise.errors import UserError, nearest
+
+# What the number of each is, and where it is from.
+AIDS = {
+    "dynamic-ntk": "NTK scaling by the length of the text itself; takes no number",
+    "self-extend": "far positions in groups of so many tokens (arXiv 2401.01325), 8 unless said",
+    "sinks": "the first tokens and the last N alone, the former as if N away (arXiv 2308.16137, 2309.17453)",
+    "memory": "as sinks, with those N blocks of 64 tokens between that are like the query (arXiv 2402.04617)",
+}
+
+
+@dataclass(frozen=True)
+class Aid:
+    """One of `AIDS`, with its number; None for its default."""
+
+    name: str
+    number: int | None = None
+
+
+def split_aid(model: str) -> tuple[str, Aid | None]:
+    """`"path+self-extend:16"` as path and aid.
+
+    Raises:
+        UserError: for an aid or number that does not exist.
+
+    >>> split_aid("org/model+sinks:1024")
+    ('org/model', Aid(name='sinks', number=1024))
+    >>> split_aid("org/c++")
+    ('org/c++', None)
+    """
+    path, plus, named = model.rpartition("+")
+    if not plus or not path or path.endswith("+") or "/" in named:
+        return model, None
+    name, colon, number = named.partition(":")
+    if name not in AIDS:
+        if nearest(name, AIDS).startswith(" Known"):  # part of a name, more likely
+            return model, None
+        raise UserError(f"There is no aid {name!r} (of {model}).{nearest(name, AIDS)}")
+    if colon and (not number.isdecimal() or int(number) < 1 or name == "dynamic-ntk"):
+        raise UserError(
+            f"{model}: behind + stands NAME or NAME:NUMBER, the number being at least 1. {name}: {AIDS[name]}."
+        )
+    return path, Aid(name, int(number) if number else None)
