@@ -1,0 +1,136 @@
+"""Do servers compute what was trained? SmolLM2 with YaRN, on a text longer than its first window.
+
+    python scripts/check_serving.py docs/results/serving.json --vllm VLLM_PYTHON --llama-cpp DIRECTORY
+
+Extends SmolLM2 to 32k without training (runs/serving), exports it, and compares log-probabilities of 1,000 tokens
+beyond 8k, by transformers in float32 and by each server that is given. As a control, transformers reads the same text
+with the RoPE that is left if an older reader finds the new form of the config alone. What was measured before is kept.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from skipwise.config import DocumentsConfig, ModelConfig, SourceConfig
+from skipwise.config_files import parse_config, read_yaml
+from skipwise.data.tokenised import open_sources
+from skipwise.environment import describe_environment
+from skipwise.export.gguf import find_converter, write_gguf
+from skipwise.export.publish import Export, export_run
+from skipwise.extension import extend
+from skipwise.models.load import load_model, load_tokenizer
+from skipwise.models.readers import transformers_5
+from skipwise.models.reading import score_tokens
+from skipwise.runs import RunDir, write_json
+
+# The text has so many tokens; the last ones are compared.
+TOKENS, COMPARED = 9216, 1000
+RUN = {
+    "model": {"path": "runs/SmolLM2-135M-Instruct.gguf"},
+    "lengths": {"target": "32k"},
+    "rope": "yarn",
+    "data": {"source": "builtin:python", "held_out_share": 0.1, "short_documents": "join"},
+    "train": {"max_steps": 0},
+    "evaluate": [],
+}
+
+
+def exported(directory: Path, console: Console) -> Path:
+    """The exported model, made if it is not there."""
+    model = directory / "model"
+    if not model.exists():
+        run = RunDir(directory / "run")
+        extend(parse_config(RUN), run.path, given="", console=console, resume=True)
+        export_run(run.model, parse_config(read_yaml(run.resolved)), model, Export(dtype="float32"))
+    return model
+
+
+def text(model: Path, console: Console) -> list[int]:
+    """The first `TOKENS` of the Python documentation and sources, without what was held out."""
+    data = DocumentsConfig(sources=(SourceConfig(source="builtin:python"),), held_out_share=0.1)
+    (store,) = open_sources(data, load_tokenizer(ModelConfig(path=str(model))), console)
+    return [int(token) for token in store.train.read(0, TOKENS)]
+
+
+def by_transformers(model: Path, ids: list[int], scaled: bool = True) -> NDArray[np.float64]:
+    """float64[COMPARED]: log-probabilities of the last tokens."""
+    loaded = load_model(ModelConfig(path=str(model), dtype="float32"), torch.device("cpu"))
+    if not scaled:
+        rotary = loaded.model.rotary_emb
+        rotary.inv_freq = 10000.0 ** (-torch.arange(0, 64, 2) / 64)
+        rotary.attention_scaling = 1.0
+    scored = torch.zeros(1, len(ids), dtype=torch.bool)
+    scored[:, -COMPARED:] = True
+    return score_tokens(loaded, torch.tensor([ids]), scored).log_probs.double().numpy()
+
+
+def by_vllm(python: str, model: Path, ids: list[int], directory: Path) -> NDArray[np.float64]:
+    """The same by vLLM, in its own environment."""
+    source, output = directory / "ids.json", directory / "vllm.json"
+    source.write_text(json.dumps(ids))
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment.pop("PYTHONPATH", None)
+    script = Path(__file__).with_name("vllm_logprobs.py")
+    subprocess.run([python, str(script), str(model), str(source), str(output)], env=environment, check=True)
+    return np.array(json.loads(output.read_text())[-COMPARED:])
+
+
+def by_llama_cpp(converter: Path, model: Path, ids: list[int], directory: Path) -> NDArray[np.float64]:
+    """The same by llama.cpp's Python binding, from a GGUF file in float32."""
+    from llama_cpp import Llama
+
+    file = directory / "model-f32.gguf"
+    if not file.exists():
+        meant = transformers_5(json.loads((model / "config.json").read_text()))
+        write_gguf(model, file, "f32", find_converter(converter), meant)
+    llama = Llama(str(file), n_ctx=TOKENS + 16, n_batch=512, logits_all=True, verbose=False)
+    llama.eval(ids)
+    logits = torch.from_numpy(llama.scores[len(ids) - COMPARED - 1 : len(ids) - 1].copy())
+    return logits.log_softmax(-1).gather(1, torch.tensor(ids[-COMPARED:])[:, None])[:, 0].double().numpy()
+
+
+def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, float]:
+    """How far two sets of log-probabilities are apart, in nats, and their perplexities."""
+    apart = np.abs(one - other)
+    return {
+        "mean": float(apart.mean()),
+        "largest": float(apart.max()),
+        "perplexity": float(np.exp(-one.mean())),
+        "perplexity_transformers": float(np.exp(-other.mean())),
+    }
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--vllm", help="Python of an environment with vllm-cpu")
+    parser.add_argument("--llama-cpp", type=Path, help="directory of llama.cpp; needs llama-cpp-python")
+    arguments = parser.parse_args()
+    directory, console = Path("runs/serving"), Console()
+    model = exported(directory, console)
+    ids = text(model, console)
+    found: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    expected = by_transformers(model, ids)
+    started = time.monotonic()
+    if arguments.vllm:
+        found["vllm"] = difference(by_vllm(arguments.vllm, model, ids, directory), expected)
+    if arguments.llama_cpp:
+        found["llama_cpp"] = difference(by_llama_cpp(arguments.llama_cpp, model, ids, directory), expected)
+    found["control, RoPE lost"] = difference(by_transformers(model, ids, scaled=False), expected)
+    found |= {"tokens": TOKENS, "compared": COMPARED, "environment": describe_environment()}
+    write_json(arguments.output, found)
+    console.print(found, f"{time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
