@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skipwise import __version__, model_commands
+from skipwise import __version__, model_commands, report_commands
 from skipwise.errors import UserError
 from skipwise.ranks import is_first, joined, leave_processes, lost_process, rank
 from skipwise.terminal import Command, console, errors
@@ -78,7 +78,9 @@ def extend(
     import yaml
 
     from skipwise.extension import extend as run_extension
+    from skipwise.report.page import write_report
     from skipwise.report.table import comparison_table, stage_columns
+    from skipwise.runs import RunDir
 
     run = output or Path("runs") / f"{_short(config.model.path)}-{config.lengths.target}-{config.method}"
     rows = run_extension(
@@ -98,6 +100,9 @@ def extend(
         for reason in sorted({row.reason for row in rows if row.status == "failed" and row.reason}):
             console.print(f"failed: {reason}")
         console.print(f"Results: {run / 'results.jsonl'}")
+        if is_first():
+            write_report([run], RunDir(run).report)
+            console.print(f"Report: {RunDir(run).report}")
 
 
 @app.command(cls=Command)
@@ -367,9 +372,10 @@ def demo(
     from skipwise.demo import run_demo
 
     run_demo(output, console, resume)
+    report_commands.report([output, output / "plain"], output / "report.html")
 
 
-for command in (model_commands.doctor, model_commands.convert, model_commands.export):
+for command in (report_commands.report, model_commands.doctor, model_commands.convert, model_commands.export):
     app.command(cls=Command)(command)
 
 

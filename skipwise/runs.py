@@ -188,6 +188,11 @@ class RunDir:
         return SharedFiles(self.path / "examples")
 
     @property
+    def report(self) -> Path:
+        """The page about it."""
+        return self.path / "report.html"
+
+    @property
     def timings(self) -> Path:
         """Seconds per part of the run."""
         return self.path / "timings.json"

@@ -1,0 +1,373 @@
+"""The charts of a report: what each shows, its rows, and how they are drawn. Read from run directories; no torch."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from skipwise.config import RunConfig
+from skipwise.config_files import parse_config, read_yaml
+from skipwise.coverage import coverage
+from skipwise.errors import UserError
+from skipwise.evaluation.specs import EvalResult
+from skipwise.lengths import Lengths, format_length
+from skipwise.models.readers import Reading, UnreadableError, transformers_5
+from skipwise.models.shape import read_config
+from skipwise.positions import Document, Plain, example_rng
+from skipwise.runs import RunDir, read_lines
+
+Row = dict[str, Any]
+# Points of a line: more cannot be told apart.
+POINTS = 240
+# Windows that coverage is drawn from, where there is no formula.
+WINDOWS = 400
+# Words for the stages of a run.
+STAGES = {"original": "untouched", "interpolated": "new RoPE alone", "extended": "extended"}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of a report.
+
+    Attributes:
+        key: short name, for anchors and files.
+        title: of its section.
+        caption: what one sees, in a sentence or two.
+        rows: the numbers behind it, as they are drawn.
+        spec: Vega-Lite, with the rows in it; None for a table alone.
+    """
+
+    key: str
+    title: str
+    caption: str
+    rows: Sequence[Row]
+    spec: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds.
+
+    Attributes:
+        name: for headings and legends.
+        directory: its files.
+        config: resolved.
+        lengths: the three of them.
+        results: rows of its evaluations.
+        log: of the training.
+    """
+
+    name: str
+    directory: RunDir
+    config: RunConfig
+    lengths: Lengths
+    results: Sequence[EvalResult]
+    log: Sequence[Row]
+
+    def json(self, what: str) -> dict[str, Any]:
+        """`plan`, `environment` or `timings`; {} where it is not there."""
+        file = getattr(self.directory, what)
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return content
+
+
+def read_run(directory: RunDir, name: str) -> Run:
+    """A run of `skipwise extend`, finished or not.
+
+    Raises:
+        UserError: for a directory that is none.
+    """
+    if not directory.resolved.is_file():
+        raise UserError(f"report takes run directories of skipwise extend, and {directory.path} is none.")
+    config = parse_config(read_yaml(directory.resolved))
+    original, train = config.lengths.original, config.lengths.train
+    assert original is not None and train is not None, "a resolved configuration has all lengths"
+    lengths = Lengths(original=original, train=train, target=config.lengths.target)
+    return Run(name, directory, config, lengths, directory.read_results(), read_lines(directory.train_log))
+
+
+def charts_of(runs: Sequence[Run]) -> list[Chart]:
+    """All charts that these runs have numbers for."""
+    makers: list[Callable[[Sequence[Run]], Chart | None]] = [
+        perplexity_chart,
+        passkey_chart,
+        suite_chart,
+        training_chart,
+        coverage_chart,
+        wavelength_chart,
+        window_chart,
+        cost_chart,
+    ]
+    return [chart for maker in makers if (chart := maker(runs)) is not None]
+
+
+def verdict(run: Run) -> str:
+    """What came of a run, in one sentence."""
+    values: dict[tuple[str, str, int | None], float] = {
+        (row.stage, row.evaluation, row.context_length): row.value
+        for row in run.results
+        if row.depth is None and row.metric in ("perplexity", "accuracy") and row.value is not None
+    }
+    last = "extended" if any(stage == "extended" for stage, _, _ in values) else "interpolated"
+    target, original = run.lengths.target, run.lengths.original
+    parts = []
+    for name, text in (("perplexity", "perplexity {:.4g} (untouched {})"), ("passkey", "{:.0%} of passkeys ({})")):
+        after, before = values.get((last, name, target)), values.get(("original", name, target))
+        if after is not None:
+            form = "{:.0%}" if name == "passkey" else "{:.4g}"
+            parts.append(text.format(after, "not measured" if before is None else form.format(before)))
+    inside = values.get((last, "perplexity", original)), values.get(("original", "perplexity", original))
+    if inside[0] is not None and inside[1]:
+        change = inside[0] / inside[1] - 1
+        parts.append(f"inside the original window perplexity {'rose' if change > 0 else 'fell'} by {abs(change):.1%}")
+    measured = "; ".join(parts) if parts else "nothing was measured at the target"
+    return f"{original:,} to {target:,} tokens: {measured}."
+
+
+def perplexity_chart(runs: Sequence[Run]) -> Chart | None:
+    """Perplexity by context length for each stage of each run."""
+    rows = [
+        {"model": series, "context": row.context_length, "perplexity": row.value, "low": row.interval_low,
+         "high": row.interval_high, "text": row.data}
+        for run in runs
+        for series, row in _series(runs, run)
+        if row.evaluation == "perplexity" and row.metric == "perplexity" and row.value is not None
+    ]  # fmt: skip
+    if not rows:
+        return None
+    base = _of(rows).encode(x=_length_axis("context", rows), color=_color("model"))
+    value = alt.Y("perplexity:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="perplexity")
+    line = base.mark_line(point=True).encode(
+        y=value, tooltip=["model:N", "context:Q", "perplexity:Q", "low:Q", "high:Q"]
+    )
+    band = base.mark_errorbar(ticks=True).encode(y=alt.Y("low:Q", title="perplexity"), y2="high:Q")
+    caption = (
+        "Lower is better. With context that helps, it falls from left to right; beyond its window a model rises. Bars "
+        "are 95 % intervals, mostly the spread between documents."
+    )
+    return _chart("perplexity", "Perplexity by context length", caption, rows, band + line)
+
+
+def passkey_chart(runs: Sequence[Run]) -> Chart | None:
+    """Passkeys found, by length and depth."""
+    rows: list[Row] = [
+        {"model": series, "context": row.context_length, "depth": f"{row.depth:.0%}", "found": row.value,
+         "trials": row.num_samples}
+        for run in runs
+        for series, row in _series(runs, run)
+        if row.evaluation == "passkey" and row.depth is not None and row.value is not None
+    ]  # fmt: skip
+    if not rows:
+        return None
+    order = [format_length(length) for length in sorted({row["context"] for row in rows})]
+    rows = [{**row, "length": format_length(row["context"])} for row in rows]
+    depths = sorted({row["depth"] for row in rows}, key=lambda depth: float(depth.rstrip("%")))
+    cells = _of(rows).encode(
+        x=alt.X("length:N", sort=order, title="context length", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("depth:N", sort=depths, title="depth of the key"),
+    )
+    shade = alt.Color("found:Q", scale=alt.Scale(domain=[0, 1], scheme="viridis"), legend=alt.Legend(format=".0%"))
+    squares = cells.mark_rect().encode(color=shade, tooltip=["model:N", "length:N", "depth:N", "found:Q", "trials:Q"])
+    light = alt.condition("datum.found < 0.6", alt.value("white"), alt.value("black"))
+    words = cells.mark_text().encode(text=alt.Text("found:Q", format=".0%"), color=light)
+    models = list(dict.fromkeys(str(row["model"]) for row in rows))
+    both = alt.layer(squares, words).properties(width=230, height=140)
+    faceted = both.facet(facet=alt.Facet("model:N", sort=models, title=None), columns=3)
+    caption = "The share of five-digit keys that are found, by how long the text is and where in it the key stands."
+    return _chart("passkey", "Passkeys by length and depth", caption, rows, faceted, wide=False)
+
+
+def suite_chart(runs: Sequence[Run]) -> Chart | None:
+    """The tasks of RULER and other scores, by length."""
+    rows = [
+        {"model": series, "task": row.evaluation, "context": row.context_length, "score": row.value,
+         "low": row.interval_low, "high": row.interval_high}
+        for run in runs
+        for series, row in _series(runs, run)
+        if row.evaluation not in ("perplexity", "passkey", "truncated_perplexity", "longppl")
+        and row.depth is None and row.value is not None and row.context_length is not None
+    ]  # fmt: skip
+    if not rows:
+        return None
+    lines = _of(rows).mark_line(point=True)
+    lines = lines.encode(x=_length_axis("context", rows), y="score:Q", color=_color("model"), tooltip=_tooltip(rows))
+    faceted = lines.properties(width=220, height=120).facet(facet=alt.Facet("task:N", title=None), columns=3)
+    return _chart("suite", "Retrieval and other tasks", "Higher is better.", rows, faceted, wide=False)
+
+
+def training_chart(runs: Sequence[Run]) -> Chart | None:
+    """Loss, learning rate and norm of the gradients by step."""
+    names = {"loss": "loss", "eval_loss": "loss, held out", "learning_rate": "learning rate", "grad_norm": "gradient"}
+    rows = [
+        {"run": run.name, "step": line["step"], "what": text, "value": line[key]}
+        for run in runs
+        for line in run.log
+        for key, text in names.items()
+        if isinstance(line.get(key), int | float)
+    ]
+    if not rows:
+        return None
+    lines = _of(rows).mark_line(point=alt.OverlayMarkDef(size=12))
+    lines = lines.encode(
+        x=alt.X("step:Q", title="step"), y=alt.Y("value:Q", title=None), color=_color("run"), tooltip=_tooltip(rows)
+    ).properties(width=300, height=130)
+    kinds = [text for text in names.values() if any(row["what"] == text for row in rows)]
+    faceted = lines.facet(facet=alt.Facet("what:N", sort=kinds, title=None), columns=2).resolve_scale(y="independent")
+    caption = "The loss mixes text, retrieval documents and the term to the untouched model, so it need not fall far."
+    return _chart("training", "Training", caption, rows, faceted, wide=False)
+
+
+def coverage_chart(runs: Sequence[Run]) -> Chart | None:
+    """How often a training window shows each relative distance."""
+    rows: list[Row] = []
+    for run in runs:
+        if run.config.method == "interpolate":
+            continue
+        found = coverage(run.config.positions, run.lengths, WINDOWS)
+        groups = np.array_split(np.arange(1, len(found.seen)), min(POINTS, len(found.seen) - 1))
+        rows += [
+            {"run": run.name, "distance": round(float(group.mean())), "probability": float(found.seen[group].mean())}
+            for group in groups
+        ]
+    if not rows:
+        return None
+    lines = _of(rows).mark_line().encode(
+        x=alt.X("distance:Q", title="relative distance, tokens"),
+        y=alt.Y("probability:Q", title="probability in one window"),
+        color=_color("run"),
+        tooltip=_tooltip(rows),
+    )  # fmt: skip
+    caption = (
+        "Pretraining shows distances up to the original window; with skips all those of the target are met, the far "
+        "ones by few windows each."
+    )
+    return _chart("coverage", "Relative distances that training shows", caption, rows, lines)
+
+
+def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
+    """Wavelengths of the rotary dimensions, before and after."""
+    rows: list[Row] = []
+    for run in runs:
+        readings = {"before": _reading(run.config.model.path), "after": _reading(str(run.directory.model))}
+        rows += [
+            {"run": run.name, "frequencies": when, "pair": pair, "wavelength": 2 * math.pi / float(frequency)}
+            for when, reading in readings.items()
+            if reading is not None
+            for pair, frequency in enumerate(reading.long)
+        ]
+    if not rows:
+        return None
+    lengths = runs[0].lengths
+    marks = [
+        {"length": lengths.original, "what": f"first window, {lengths.original:,}"},
+        {"length": lengths.target, "what": f"target, {lengths.target:,}"},
+    ]
+    lines = _of(rows).mark_line(point=alt.OverlayMarkDef(size=14)).encode(
+        x=alt.X("pair:Q", title="pair of dimensions, fastest first"),
+        y=alt.Y("wavelength:Q", scale=alt.Scale(type="log"), title="tokens per turn"),
+        color=_color("run"),
+        strokeDash=alt.StrokeDash("frequencies:N", title=None, sort=["after", "before"]),
+        tooltip=_tooltip(rows),
+    )  # fmt: skip
+    rules = _of(marks).encode(y="length:Q")
+    drawn = lines + rules.mark_rule(strokeDash=[2, 2], color="gray").encode(tooltip=["what:N"])
+    words = rules.mark_text(align="left", dy=-5, x=4, color="gray").encode(text="what:N")
+    caption = (
+        "A pair that turns many times within the first window tells near positions apart; one that never turns around "
+        "in it has not been seen at the angles that farther positions would give it, so it is slowed down."
+    )
+    return _chart("rope", "RoPE wavelengths", caption, rows, drawn + words)
+
+
+def window_chart(runs: Sequence[Run]) -> Chart | None:
+    """The position ids of one training window."""
+    rows: list[Row] = []
+    for run in runs:
+        if run.config.method == "interpolate":
+            continue
+        sampler = run.config.positions
+        length = max(sampler.tokens_needed(run.lengths), run.lengths.train)
+        boundaries = np.arange(24, length, 24)
+        for name, one in ((run.name, sampler), ("without skips", Plain())):
+            window = one.sample(Document(length, boundaries), run.lengths, example_rng(run.config.seed, 0, 0), 1.0)
+            places = np.unique(np.linspace(0, len(window.position_ids) - 1, POINTS).astype(int))
+            rows += [{"window": name, "token": int(at), "position": int(window.position_ids[at])} for at in places]
+    if not rows:
+        return None
+    rows = list({(row["window"], row["token"]): row for row in rows}.values())
+    points = _of(rows).mark_circle(size=14).encode(
+        x=alt.X("token:Q", title="token of the window"),
+        y=alt.Y("position:Q", title="position id"),
+        color=_color("window"),
+        tooltip=_tooltip(rows),
+    )  # fmt: skip
+    caption = (
+        "One example: the text goes on, or is skipped as well, while its positions jump. Every window jumps elsewhere."
+    )
+    return _chart("window", "What a training window looks like", caption, rows, points)
+
+
+def cost_chart(runs: Sequence[Run]) -> Chart | None:
+    """What was planned, and what it took."""
+    rows: list[Row] = []
+    for run in runs:
+        plan, seconds = run.json("plan"), run.json("timings")
+        tokens, trained = plan.get("train_tokens"), seconds.get("train")
+        found: Row = {"planned: tokens trained": tokens, "planned: FLOPs of training": plan.get("train_flops")}
+        found |= {f"measured: {part}, seconds": value for part, value in seconds.items()}
+        if tokens and trained:
+            found["measured: tokens per second of training"] = round(tokens / trained)
+        rows += [{"run": run.name, "what": what, "value": value} for what, value in found.items() if value]
+    if not rows:
+        return None
+    caption = "FLOPs are counted from the model's sizes (docs/performance.md); seconds are of this machine."
+    return Chart("cost", "Planned and measured cost", caption, rows, None)
+
+
+def _series(runs: Sequence[Run], run: Run) -> Iterator[tuple[str, EvalResult]]:
+    """Rows with the name of their line: the stage, and the run where there are several."""
+    for row in run.results:
+        stage = STAGES.get(row.stage, row.stage)
+        yield (stage if len(runs) == 1 else f"{run.name}: {stage}"), row
+
+
+def _reading(path: str) -> Reading | None:
+    try:
+        return transformers_5(read_config(path))
+    except (UserError, UnreadableError, KeyError):  # a hub that is away, another kind of model
+        return None
+
+
+def _length_axis(field: str, rows: Sequence[Row]) -> alt.X:
+    """Lengths are doubled, so their axis is logarithmic; it has these lengths on it."""
+    scale = alt.Scale(type="log", base=2, nice=False, padding=12)
+    axis = alt.Axis(format=",", values=sorted({row[field] for row in rows}))
+    return alt.X(f"{field}:Q", scale=scale, title="context length, tokens", axis=axis)
+
+
+def _of(rows: Sequence[Row]) -> alt.Chart:
+    return alt.Chart(alt.Data(values=list(rows)))  # type: ignore[no-untyped-call]
+
+
+def _tooltip(rows: Sequence[Row]) -> list[alt.Tooltip]:
+    """Every column, by its name."""
+    numbers = {key for key, value in rows[0].items() if isinstance(value, int | float)}
+    return [alt.Tooltip(f"{key}:{'Q' if key in numbers else 'N'}") for key in rows[0]]
+
+
+def _color(field: str) -> alt.Color:
+    return alt.Color(f"{field}:N", title=None, scale=alt.Scale(scheme="tableau10"), sort=None)
+
+
+def _chart(
+    key: str, title: str, caption: str, rows: Sequence[Mapping[str, Any]], drawn: Any, wide: bool = True
+) -> Chart:
+    if wide:
+        drawn = drawn.properties(width="container", height=300)
+    spec: dict[str, Any] = drawn.to_dict()
+    spec["description"] = f"{title}. {caption}"
+    return Chart(key, title, caption, [dict(row) for row in rows], spec)

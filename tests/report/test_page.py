@@ -1,0 +1,193 @@
+"""The report: what it says, and that a browser shows it, alone and safely."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from skipwise import UserError
+from skipwise.config_files import parse_config, to_yaml
+from skipwise.evaluation.specs import EvalResult
+from skipwise.extension import resolve
+from skipwise.lengths import Lengths
+from skipwise.report.charts import charts_of, read_run, verdict
+from skipwise.report.page import write_figures, write_report
+from skipwise.runs import RunDir, append_line, write_json, write_text
+
+HACK = "document.body.dataset.hacked='yes'"
+HOSTILE = f'</script><script>{HACK}</script><img src=x onerror="{HACK}">'
+LENGTHS = Lengths(original=256, train=256, target=1024)
+
+
+def row(stage: str, evaluation: str, length: int, value: float | None, depth: float | None = None) -> EvalResult:
+    metric = "accuracy" if evaluation == "passkey" else "perplexity" if evaluation == "perplexity" else "score"
+    near = None if value is None else value * 0.9
+    far = None if value is None else value * 1.1
+    return EvalResult(
+        stage=stage, evaluation=evaluation, data=HOSTILE, context_length=length, depth=depth, metric=metric,  # type: ignore[arg-type]
+        value=value, stderr=None, interval_low=near, interval_high=far, num_samples=10,
+        status="ok" if value is not None else "failed", reason=None, model=HOSTILE,
+    )  # fmt: skip
+
+
+def made_run(path: Path, **train: Any) -> Path:
+    """A run directory as `extend` leaves one, with figures of every kind."""
+    values = {
+        "model": {"path": "builtin:tiny"},
+        "lengths": {"target": 1024},
+        "rope": {"name": "yarn", "beta_fast": 4},
+        "data": {"source": HOSTILE},
+        "train": {"max_steps": 20, **train},
+    }
+    run, config = RunDir(path), resolve(parse_config(values), LENGTHS)
+    write_text(run.resolved, to_yaml(config))
+    write_json(run.plan, {"train_tokens": 20480, "train_flops": 4.8e11})
+    write_json(run.timings, {"evaluate original": 10.0, "train": 40.0})
+    write_json(run.environment, {"command": f"skipwise extend {HOSTILE}", "processor": HOSTILE})
+    for step in range(1, 6):
+        append_line(run.train_log, {"step": step, "loss": 3.0 - step / 10, "learning_rate": 1e-4, "grad_norm": 1.0})
+    rows = []
+    for stage, shift in (("original", 0.0), ("interpolated", 1.0), ("extended", -1.0)):
+        rows += [row(stage, "perplexity", length, 20.0 + shift) for length in (256, 512, 1024)]
+        rows += [row(stage, "passkey", length, 0.5) for length in (256, 1024)]
+        rows += [row(stage, "passkey", length, 0.5, depth) for length in (256, 1024) for depth in (0.1, 0.5, 0.9)]
+        rows += [row(stage, "ruler/vt", length, 0.3) for length in (256, 1024)]
+    rows.append(row("extended", "perplexity", 2048, None))
+    run.add_results(rows)
+    return path
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    return made_run(tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's chromium."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+class Opened:
+    """A page, and what it said and asked for."""
+
+    def __init__(self, browser: Browser, file: Path, scheme: Any = "light") -> None:
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page: Page = browser.new_page(color_scheme=scheme)
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(file.as_uri())
+        self.page.wait_for_selector("body[data-drawn=yes]", timeout=60_000)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_every_chart_and_asks_for_nothing(browser: Browser, made: Path, scheme: str) -> None:
+    charts = write_report([made], made / "report.html")
+    assert {chart.key for chart in charts} == {
+        "perplexity", "passkey", "suite", "training", "coverage", "rope", "window", "cost"
+    }  # fmt: skip
+    opened = Opened(browser, made / "report.html", scheme)
+    for chart in charts:
+        marks = opened.page.locator(f"#chart-{chart.key} svg.marks, #chart-{chart.key} > svg")
+        if chart.spec is not None:
+            assert marks.count() == 1, chart.key
+            assert opened.page.locator(f"#chart-{chart.key} svg path").count() > 5, chart.key
+        cells = opened.page.locator(f"section:has(#{chart.key}) tbody tr")
+        assert cells.count() == len(chart.rows)
+    assert opened.said == []
+    assert [url for url in opened.asked if not url.startswith("file:")] == []
+    assert (made / "report.html").stat().st_size < 5_000_000
+    back = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert back == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(22, 24, 28)")
+
+
+def test_hostile_text_stays_text(browser: Browser, made: Path) -> None:
+    """Names of models, texts and processors, in the page, in tables and in what is drawn."""
+    write_report([made], made / "report.html")
+    opened = Opened(browser, made / "report.html")
+    opened.page.hover("#chart-perplexity svg path[aria-roledescription]", force=True)
+    assert opened.page.evaluate("document.body.dataset.hacked") is None
+    assert opened.page.locator("img").count() == 0
+    assert HOSTILE in opened.page.locator("pre").first.inner_text()
+
+
+def test_it_can_be_read_with_the_keyboard(browser: Browser, made: Path) -> None:
+    write_report([made], made / "report.html")
+    page = Opened(browser, made / "report.html").page
+    in_a_section = "document.activeElement.matches('section:has(h2) > details > summary')"
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate(in_a_section):
+            break
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.parentElement.open") is True
+    labels = page.locator(".chart svg[aria-label], .chart svg [aria-label]").count()
+    assert labels > 5
+
+
+def test_several_runs_side_by_side(browser: Browser, made: Path, tmp_path: Path) -> None:
+    other = made_run(tmp_path / "two", learning_rate=1e-3)
+    charts = write_report([made, other], tmp_path / "both.html")
+    models = {line["model"] for line in next(chart for chart in charts if chart.key == "perplexity").rows}
+    assert {"one: extended", "two: extended"} < models
+    assert Opened(browser, tmp_path / "both.html").said == []
+
+
+def test_pictures_and_tables_of_every_chart(made: Path, tmp_path: Path) -> None:
+    charts = write_report([made], made / "report.html")
+    write_figures(charts, tmp_path / "figures")
+    for chart in charts:
+        with (tmp_path / "figures" / f"{chart.key}.csv").open() as file:
+            read = list(csv.DictReader(file))
+        assert len(read) == len(chart.rows)
+        assert [line[next(iter(chart.rows[0]))] for line in read] == [
+            str(one[next(iter(chart.rows[0]))]) for one in chart.rows
+        ]
+        if chart.spec is not None:
+            assert (tmp_path / "figures" / f"{chart.key}.svg").read_text().startswith("<svg")
+            assert (tmp_path / "figures" / f"{chart.key}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_verdict_is_one_sentence(made: Path) -> None:
+    said = verdict(read_run(RunDir(made), "one"))
+    inside = "inside the original window perplexity fell by 5.0%"
+    assert said == f"256 to 1,024 tokens: perplexity 19 (untouched 20); 50% of passkeys (50%); {inside}."
+    RunDir(made).results.unlink()
+    assert "nothing was measured at the target" in verdict(read_run(RunDir(made), "one"))
+
+
+def test_a_run_that_is_not_finished_has_what_it_has(made: Path) -> None:
+    run = RunDir(made)
+    for file in (run.results, run.train_log, run.timings, run.plan):
+        file.unlink()
+    assert {chart.key for chart in charts_of([read_run(run, "one")])} == {"coverage", "rope", "window"}
+    write_report([made], made / "report.html")
+
+
+def test_what_the_charts_show_is_what_was_measured(made: Path) -> None:
+    charts = {chart.key: chart for chart in charts_of([read_run(RunDir(made), "one")])}
+    perplexity = {(line["model"], line["context"]): line["perplexity"] for line in charts["perplexity"].rows}
+    assert perplexity["extended", 1024] == 19.0 and perplexity["untouched", 256] == 20.0
+    rope = {(line["frequencies"], line["pair"]): line["wavelength"] for line in charts["rope"].rows}
+    assert rope["before", 0] == pytest.approx(6.283185, rel=1e-6)
+    positions = [line for line in charts["window"].rows if line["window"] == "one"]
+    assert positions[0]["position"] == 0 and 256 <= max(line["position"] for line in positions) < 1024
+    assert json.dumps(charts["coverage"].spec)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="takes run directories"):
+        write_report([tmp_path], tmp_path / "x.html")
