@@ -50,7 +50,7 @@ def exported(directory: Path, console: Console) -> Path:
     if not model.exists():
         run = RunDir(directory / "run")
         extend(parse_config(RUN), run.path, given="", console=console, resume=True)
-        export_run(run.model, parse_config(read_yaml(run.resolved)), model, Export(dtype="float32"))
+        export_run(run, parse_config(read_yaml(run.resolved)), model, Export(dtype="float32"))
     return model
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from skipwise.errors import UserError
 
 if TYPE_CHECKING:
-    from skipwise.data.chat import turns_of
     from skipwise.data.sentences import sentences_of
     from skipwise.data.windows import WindowCollator
     from skipwise.lengths import Lengths
@@ -30,7 +29,6 @@ __version__ = "0.1.0"
 
 # Imported when first used: numpy takes a tenth of a second, torch seconds.
 _MODULES = {
-    "skipwise.data.chat": ("turns_of",),
     "skipwise.data.sentences": ("sentences_of",),
     "skipwise.data.windows": ("WindowCollator",),
     "skipwise.lengths": ("Lengths",),
@@ -70,7 +68,6 @@ __all__ = [
     "probe_attention",
     "sentences_of",
     "set_rope_scaling",
-    "turns_of",
 ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from skipwise.errors import UserError
-from skipwise.terminal import console
+from skipwise.terminal import console, errors
 
 if TYPE_CHECKING:
     from skipwise.models.doctor import Diagnosis
@@ -33,7 +33,7 @@ def doctor(
     directory = Path(model_location(model))
     beside = read_beside(directory) if directory.is_dir() else {}
     found = diagnose(read_config(model), beside, first)
-    pairs = [("target", _prospect(found, wanted))] if wanted else []
+    pairs = [("target", _prospect(found, model, wanted))] if wanted else []
     if probe or (probe is None and any(directory.glob("*.safetensors"))):
         pairs.append(("probe", _probe(model, found.current)))
     if as_json:
@@ -42,7 +42,7 @@ def doctor(
         _show(found, pairs, model)
     if fix is not None:
         mended_copy(directory, found, beside, fix)
-        console.print(f"Written: {fix}")
+        (errors if as_json else console).print(f"Written: {fix}")
     left = [finding for finding in found.findings if fix is None or not finding.mended]
     if left:
         raise UserError(
@@ -84,7 +84,7 @@ def export(
     from skipwise.runs import RunDir
 
     directory = RunDir(run)
-    if not (directory.model / "config.json").is_file() or not directory.resolved.is_file():
+    if not all(file.is_file() for file in (directory.model / "config.json", directory.resolved, directory.rope)):
         raise UserError(f"export takes a finished run of skipwise extend, and {run} is none. Finish it with --resume.")
     config, rows = parse_config(read_yaml(directory.resolved)), directory.read_results()
     wanted = Export(
@@ -96,7 +96,7 @@ def export(
         warnings=tuple(retrieval_warnings(rows, config.lengths.original or 0)),
     )
     with console.status(f"exporting {run}"):
-        export_run(directory.model, config, output, wanted)
+        export_run(directory, config, output, wanted)
     console.print(f"Written: {output}")
     if push is not None:
         with console.status(f"uploading to {push}"):
@@ -112,8 +112,26 @@ def _length(given: str | None) -> int | None:
     return value
 
 
-def _prospect(found: "Diagnosis", target: int) -> str:
+def _refusal(model: str, target: int) -> str | None:
+    """Why `extend` would not take a model."""
+    from skipwise.config import ModelConfig
+    from skipwise.models.load import load_config
+    from skipwise.models.rope import read_rope
+    from skipwise.models.windowed import windowed_layers
+
+    try:
+        config = load_config(ModelConfig(path=model))
+        read_rope(config)
+        windowed_layers(config, target)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _prospect(found: "Diagnosis", model: str, target: int) -> str:
     """Whether a model can be extended to a window, and what that means for it."""
+    if (refused := _refusal(model, target)) is not None:
+        return refused
     if target <= found.current:
         return f"{target:,} tokens are not more than its window of {found.current:,} is: nothing to extend"
     factor = target / found.original

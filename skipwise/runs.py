@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult
 
@@ -76,6 +78,16 @@ def _ends_line(opened: Any, end: int) -> bool:
     ends: bool = opened.read(1) == b"\n"
     opened.seek(0)
     return ends
+
+
+def _same_config(one: str, other: str) -> bool:
+    """Whether two resolved configurations say the same; keys that came later have their defaults."""
+    from skipwise.config_files import parse_config
+
+    try:
+        return parse_config(yaml.safe_load(one)) == parse_config(yaml.safe_load(other))
+    except (UserError, yaml.YAMLError):
+        return False
 
 
 def _only_in(text: str, other: str) -> list[str]:
@@ -164,6 +176,11 @@ class RunDir:
         return self.path / "model"
 
     @property
+    def rope(self) -> Path:
+        """The frequencies and the attention factor that the model was trained with."""
+        return self.path / "rope.json"
+
+    @property
     def results(self) -> Path:
         """One row per figure."""
         return self.path / "results.jsonl"
@@ -213,7 +230,7 @@ class RunDir:
                     f"{self.path} holds a run already. Add --resume to go on with it, or choose another --output."
                 )
             before = self.resolved.read_text(encoding="utf-8")
-            if before != resolved:
+            if before != resolved and not _same_config(before, resolved):
                 old, new = (", ".join(_only_in(*both)) for both in ((before, resolved), (resolved, before)))
                 raise UserError(
                     f"{self.path} was started with another configuration: it has {old or 'no more'}, not "

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging as transformers_logging
 
 from skipwise.config import RunConfig, TrainConfig
-from skipwise.data.chat import turns_of
+from skipwise.data.chat import begin_of_text
 from skipwise.data.held_out import HeldOut, held_out_documents
 from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.sentences import sentences_of
 from skipwise.data.store import Documents, TokenStore
-from skipwise.data.tokenised import begin_of_text, open_sources
-from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans
+from skipwise.data.tokenised import open_sources
+from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans, with_answers
 from skipwise.errors import UserError
 from skipwise.evaluation.runner import evaluate
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Stage
@@ -30,14 +30,14 @@ from skipwise.lengths import Lengths
 from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model, load_tokenizer
 from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.recompute import recompute_activations
-from skipwise.models.rope import read_rope, set_rope_scaling
+from skipwise.models.rope import live_rope, read_rope, set_rope_scaling
 from skipwise.models.speedups import usable_attention, usable_speedups, use_liger
 from skipwise.models.windowed import check_takes_masks, probe_windows, windowed_layers
 from skipwise.planning import window_tokens
 from skipwise.positions import LongRecipe
 from skipwise.ranks import from_first, is_first, join_processes, world_size
 from skipwise.rope import Mixed
-from skipwise.runs import RunDir
+from skipwise.runs import RunDir, write_json
 from skipwise.training.adapters import add_adapters, check_adapters, merged, trained_weights
 from skipwise.training.batch import step_on, with_fitting_batch
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
@@ -176,7 +176,6 @@ class Workbench:
             mark_text=True,
             whole_batches=isinstance(self.config.rope, Mixed),
             sentences=sentences_of(self.tokenizer) if isinstance(self.config.positions, LongRecipe) else None,
-            turns=turns_of(self.tokenizer) if any(source.chat for source in self.sources) else None,
             target_growth=training.target_growth,
         )
 
@@ -207,6 +206,7 @@ class Workbench:
         """Write the checkpoint, unless it is there."""
         if is_first() and not (run.model / "config.json").is_file():
             card = model_card(self.config, self.lengths)
+            write_json(run.rope, live_rope(self.model, self.lengths))  # before: nothing may claim another one later
             save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
             if self.model.device.type != default_device().type or self._four_bits:
                 self._load_trained(run)
@@ -331,7 +331,7 @@ def _cut(config: RunConfig, lengths: Lengths, parts: list[Documents], begin: int
     shortest = max(needed, config.data.min_document_tokens or 0)
     join = config.data.short_documents == "join"
     return [
-        Source(part, cut_spans(part, needed, used, join, shortest), source.weight, source.messages_field is not None)
+        Source(part, with_answers(part, cut_spans(part, needed, used, join, shortest)), source.weight)
         for source, part in zip(config.data.sources, parts, strict=True)
     ]
 

@@ -198,7 +198,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _summary(cells: dict[str, str]) -> str:
-    """`all`, or all but what is not `yes`."""
+    """`all`, `none`, or all but what is not `yes`."""
+    if YES not in cells.values():
+        return "none"
     missing = [name for name, found in cells.items() if found != YES]
     return f"all but {', '.join(missing)}" if missing else "all"
 

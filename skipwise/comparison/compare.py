@@ -81,7 +81,12 @@ def compare(
     now = prepared[0].documents | file_digests(config)
     documents = same(run, run.data, now, "content of", without_figures(config, run))
     own = {
-        one.compared.name: {"short": one.compared.short, **identity(one.compared.path, one.config)} for one in prepared
+        one.compared.name: {
+            "short": one.compared.short,
+            **({} if one.compared.aid is None else {"aid": str(one.compared.aid)}),
+            **identity(one.compared.path, one.config),
+        }
+        for one in prepared
     }
     identities = same(run, run.models, own, "model")
     check_names(run, identities)
@@ -124,14 +129,18 @@ def check_early(config: EvaluateConfig, run: RunDir) -> None:
 
 
 def _prepare(one: Compared, config: EvaluateConfig, console: Console) -> Prepared:
+    from skipwise.data.chat import begin_of_text
     from skipwise.data.held_out import HeldOut, held_out_documents
-    from skipwise.data.tokenised import begin_of_text, open_sources
+    from skipwise.data.tokenised import open_sources
     from skipwise.evaluation.prompts import encoder
+    from skipwise.models.aided import check_aid
     from skipwise.models.load import load_config, load_tokenizer
 
     own = model_config(one, config)
     tokenizer = load_tokenizer(own)
     encoder(tokenizer, config.chat)  # refuses a chat without a template
+    if one.aid is not None:
+        check_aid(load_config(own), one.aid)
     stores = open_sources(config.data, tokenizer, console)
     documents = held_out_documents(
         [[store.held_out] for store in stores], config.data.short_documents == "join", begin_of_text(tokenizer)

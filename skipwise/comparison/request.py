@@ -83,15 +83,16 @@ def _find_plain(name: str) -> Compared:
 
 def default_output(models: Sequence[Compared]) -> Path:
     """Inside a run that is evaluated alone; else in `runs`, named after the models."""
-    if len(models) == 1 and RunDir(Path(models[0].name)).resolved.is_file():
-        return Path(models[0].name) / "evaluation"
+    first = Path(split_aid(models[0].name)[0])
+    if len(models) == 1 and RunDir(first).resolved.is_file():
+        return first / "evaluation"
     return Path("runs") / f"evaluate-{'-'.join(one.short for one in models)}"
 
 
 def values_of_run(models: Sequence[Compared]) -> dict[str, Any]:
     """What the first run among the models was evaluated with, as values of an `EvaluateConfig`; {} without a run."""
     for one in models:
-        run = RunDir(Path(one.name))
+        run = RunDir(Path(split_aid(one.name)[0]))
         if run.resolved.is_file():
             config = parse_config(read_yaml(run.resolved))
             kept = {"sources", "held_out_share", "short_documents", "max_malformed_share"}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig, SourceConfig
-from skipwise.data.chat import as_text
+from skipwise.data.chat import conversation, scored_tokens
 from skipwise.data.sources import RawDocument, ReadReport, describe_source, read_documents
 from skipwise.digests import short_digest
 from skipwise.errors import UserError
@@ -31,6 +31,10 @@ JOURNAL = "journal.jsonl"
 
 Progress = Callable[[int, int], None]
 Ids = NDArray[np.unsignedinteger[Any]]
+# Ids, and of a conversation which of them the assistant says.
+Encoded = tuple[Ids, NDArray[np.bool_] | None]
+# Of a file beside the tokens of conversations: a byte for each.
+SCORED = ".scored"
 
 
 def build_store(
@@ -68,25 +72,26 @@ def _write(
     path: Path, source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, on_progress: Progress
 ) -> None:
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+    chat = source.messages_field is not None
     with ExitStack() as stack:
         parts = {
-            name: stack.enter_context(_Part(path / f"{name}.bin", dtype, tokenizer.eos_token_id))
+            name: stack.enter_context(_Part(path / f"{name}.bin", dtype, tokenizer.eos_token_id, chat))
             for name in ("train", "held_out")
         }
         report = ReadReport(data.max_malformed_share)
-        documents = read_documents(source, report, partial(as_text, tokenizer=tokenizer))
+        documents = read_documents(source, report, partial(conversation, tokenizer=tokenizer))
         if not _take_over(path / JOURNAL, parts, documents, data.held_out_share):
             (path / JOURNAL).unlink()
             for part in parts.values():
                 part.take_over([])
             report = ReadReport(data.max_malformed_share)
-            documents = read_documents(source, report, partial(as_text, tokenizer=tokenizer))
+            documents = read_documents(source, report, partial(conversation, tokenizer=tokenizer))
         for batch, encoded in _encoded(_batches(documents), tokenizer, dtype):
             line: dict[str, list[tuple[int, str]]] = {name: [] for name in parts}
-            for document, ids in zip(batch, encoded, strict=True):
+            for document, (ids, scored) in zip(batch, encoded, strict=True):
                 digest = short_digest(document.key)
                 name = _part_of(digest, data.held_out_share)
-                parts[name].add(ids, digest)
+                parts[name].add(ids, digest, scored)
                 line[name].append((len(ids), digest))
             for part in parts.values():
                 part.sync()
@@ -122,9 +127,10 @@ def _take_over(journal: Path, parts: dict[str, "_Part"], documents: Iterator[Raw
 class _Part:
     """One of the two halves of a store while it is written."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], eos: int | None) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[Any], eos: int | None, chat: bool) -> None:
         self.path, self.dtype, self.eos = path, dtype, eos
         self.file = path.open("ab")
+        self.scored = path.with_suffix(SCORED).open("ab") if chat else None
         self.position = 0
         self.lengths: list[int] = []
         self.hashes: list[str] = []
@@ -134,6 +140,8 @@ class _Part:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+        if self.scored is not None:
+            self.scored.close()
 
     def take_over(self, entries: list[tuple[int, str]]) -> bool:
         """Hold these documents of an interrupted pass, and nothing written after them; False if they are lost."""
@@ -143,18 +151,25 @@ class _Part:
         size = self.position * self.dtype.itemsize
         there = self.path.stat().st_size >= size
         self.file.truncate(size)
+        if self.scored is not None:
+            there &= self.path.with_suffix(SCORED).stat().st_size >= self.position
+            self.scored.truncate(self.position)
         return there
 
-    def add(self, ids: Ids, digest: str) -> None:
+    def add(self, ids: Ids, digest: str, scored: NDArray[np.bool_] | None) -> None:
         self.file.write(ids.data)
         if self.eos is not None:
             self.file.write(self.dtype.type(self.eos).tobytes())
+        if self.scored is not None and scored is not None:
+            self.scored.write(scored.tobytes() + b"\0" * (self.eos is not None))
         self._count(len(ids), digest)
 
     def sync(self) -> None:
         """Have it on the disk, whatever happens to the machine."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        for file in (self.file, self.scored):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
 
     def finish(self) -> dict[str, Any]:
         """Write where documents begin and end; what to say of them."""
@@ -192,21 +207,31 @@ def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
         yield batch
 
 
-def _ids(batch: list[RawDocument], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Any]) -> list[Ids]:
+def _ids(batch: list[RawDocument], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Any]) -> list[Encoded]:
     """The ids of each document, without those of the beginning and the end of a text."""
     texts = [document.text for document in batch]
+    if batch and batch[0].answers is not None:
+        special = frozenset(tokenizer.added_tokens_decoder)
+        encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            (
+                np.array(one.ids, dtype),
+                np.array(scored_tokens(one.offsets, one.ids, document.answers or (), special), bool),
+            )
+            for one, document in zip(encodings, batch, strict=True)
+        ]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         lists = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     else:
         # Called itself, the tokenizer makes lists that nobody reads, which takes as long as tokenising.
         lists = (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
-    return [np.fromiter(ids, dtype, len(ids)) for ids in lists]
+    return [(np.fromiter(ids, dtype, len(ids)), None) for ids in lists]
 
 
 def _encoded(
     batches: Iterable[list[RawDocument]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Any]
-) -> Iterator[tuple[list[RawDocument], list[Ids]]]:
+) -> Iterator[tuple[list[RawDocument], list[Encoded]]]:
     """Batches with the ids of their documents, in order.
 
     Two at a time: while Python makes lists of ids, which keeps its other threads waiting, the next batch is tokenised.
@@ -216,7 +241,7 @@ def _encoded(
         # A tokenizer's file may ask for both; only a call of the tokenizer itself would take them back.
         backend.no_truncation()
         backend.no_padding()
-    waiting = deque[tuple[list[RawDocument], Future[list[Ids]]]]()
+    waiting = deque[tuple[list[RawDocument], Future[list[Encoded]]]]()
     with ThreadPoolExecutor(max_workers=1 if backend is None else 2) as pool:
         for batch in batches:
             waiting.append((batch, pool.submit(_ids, batch, tokenizer, dtype)))

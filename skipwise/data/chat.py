@@ -1,110 +1,83 @@
-"""Conversations as documents: written with the tokenizer's chat template, with the loss on what the assistant says.
-
-What is an answer is seen from the tokens: it stands between what the template writes in front of an answer and what it
-writes behind one. So a conversation needs no more room than its tokens, and windows may begin and end anywhere.
-"""
+"""Conversations as documents: written with the tokenizer's chat template, with the loss on what the assistant says."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from jinja2 import TemplateError
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from skipwise.data.sources import MessagesError
+from skipwise.data.sources import Conversation, MessagesError
 from skipwise.errors import UserError
 
-Message = dict[str, Any]
-# Words that no template has.
-_ASKED, _ANSWERED = "zebra", "quokka"
+# Some templates write the day into every conversation, and a store must not depend on when it was made.
+DATE = "01 Jan 2025"
 
 
-@dataclass(frozen=True)
-class Turns:
-    """How a template marks answers.
-
-    Attributes:
-        before: token ids in front of an answer, behind the text of the one before.
-        end: token id that ends an answer; there is a loss on it.
-    """
-
-    before: tuple[int, ...]
-    end: int
-
-    def answers(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """bool[n]: tokens that the assistant says, its end-of-turn tokens included.
-
-        An answer whose beginning was cut off is none.
-        """
-        marked = np.zeros(len(tokens), dtype=bool)
-        ends = np.flatnonzero(tokens == self.end)
-        for start in self._starts(tokens):
-            place = int(np.searchsorted(ends, start))
-            marked[start : ends[place] + 1 if place < len(ends) else len(tokens)] = True
-        return marked
-
-    def boundaries(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[k]: indices of tokens behind the end of an answer, where the next turn begins."""
-        answered = self.answers(tokens)
-        ends = np.flatnonzero(answered & (tokens == self.end)) + 1
-        return ends[ends < len(tokens)]
-
-    def _starts(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[k]: indices of the first tokens of answers."""
-        size = len(self.before)
-        if len(tokens) < size:
-            return np.empty(0, np.int64)
-        windows = np.lib.stride_tricks.sliding_window_view(tokens, size)
-        return np.flatnonzero((windows == np.array(self.before)).all(axis=1)) + size
+def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens this tokenizer puts in front of every text; often none."""
+    first = tokenizer("a")["input_ids"][:1]
+    return first if first and first[0] == tokenizer.bos_token_id else []
 
 
-def as_text(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A conversation in the form of the template, without the token that begins every text.
+def conversation(messages: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Conversation:
+    """A conversation in the form of the template, and where in it the assistant speaks.
+
+    The token that begins every text is left out where the tokenizer puts it there itself: windows get it later.
 
     Raises:
-        UserError: when the tokenizer has no template.
-        MessagesError: when it does not take these messages.
+        UserError: when the tokenizer has no template, or cannot say where its tokens stand in a text.
+        MessagesError: when the template does not take these messages, or writes something else than is said.
     """
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None or getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
-            "Conversations are written with the tokenizer's chat template, but it has none. Train on text "
-            "(data.text_field), or choose an instruct model."
+            "Conversations are written with the chat template of a fast tokenizer, but this one has none. Train on "
+            "text (data.text_field), or choose an instruct model."
         )
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False)
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
+        text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, date_string=DATE))
+    except (TemplateError, TypeError, KeyError, ValueError, IndexError) as error:
         raise MessagesError(f"the chat template does not take it ({error})") from error
-    assert isinstance(text, str)
-    return text.removeprefix(tokenizer.bos_token or "")
+    if begin_of_text(tokenizer):
+        text = text.removeprefix(str(tokenizer.bos_token))
+    answers, place = [], 0
+    for message in messages:
+        said = message["content"].strip()
+        begin = text.find(said, place)
+        if begin < 0 and message["role"] == "assistant":
+            raise MessagesError("the chat template writes something else than the assistant says")
+        if begin < 0:  # a template may leave out or change what others say
+            continue
+        place = begin + len(said)
+        if message["role"] == "assistant" and said:
+            answers.append((begin, place))
+    return Conversation(text, tuple(answers))
 
 
-def turns_of(tokenizer: PreTrainedTokenizerBase) -> Turns:
-    """How the template of a tokenizer marks answers, found by writing a conversation with it.
+def scored_tokens(
+    offsets: Sequence[tuple[int, int]], ids: Sequence[int], answers: Sequence[tuple[int, int]], special: frozenset[int]
+) -> list[bool]:
+    """Which tokens the assistant says: those of its text, and the special token that ends its turn.
 
-    Raises:
-        UserError: when answers cannot be told from the tokens.
+    Args:
+        offsets: (begin, end) of each token in the text.
+        ids: of the tokens.
+        answers: (begin, end) of what it says, in order.
+        special: ids of special tokens.
+
+    >>> scored_tokens([(0, 4), (4, 8), (8, 10), (10, 14)], [5, 6, 7, 1], [(4, 8)], frozenset({1}))
+    [False, True, False, True]
     """
-    messages = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
-    text = as_text(messages + messages, tokenizer)
-    parts = text.split(_ANSWERED)
-    if len(parts) != 3 or text.count(_ASKED) != 2:
-        raise UserError("The chat template changes what is said, so answers cannot be told from it. Train on text.")
-    behind_question = parts[0].split(_ASKED)[1]
-    before = tokenizer(behind_question, add_special_tokens=False)["input_ids"]
-    behind = tokenizer(parts[2], add_special_tokens=False)["input_ids"]
-    if not before or not behind:
-        raise UserError(
-            "The chat template writes nothing in front of an answer, or nothing behind, so answers cannot be told from "
-            "it. Train on text."
-        )
-    turns = Turns(tuple(before), behind[0])
-    tokens = np.array(tokenizer(text, add_special_tokens=False)["input_ids"])
-    said = str(tokenizer.decode(tokens[turns.answers(tokens)], skip_special_tokens=True))
-    if "".join(said.split()) != _ANSWERED * 2:
-        raise UserError(
-            "Answers must be told from the tokens around them, but with this chat template and tokenizer "
-            f"{said!r} is what was said where it was {_ANSWERED!r}, twice. Train on text."
-        )
-    return turns
+    scored = [False] * len(ids)
+    token = 0
+    for begin, end in answers:
+        while token < len(ids) and offsets[token][1] <= begin:
+            token += 1
+        while token < len(ids) and offsets[token][0] < end:
+            scored[token] = True
+            token += 1
+        ending = token
+        while ending < len(ids) and ending < token + 2 and ids[ending] not in special:
+            ending += 1  # some templates write white space before it
+        if ending < len(ids) and ids[ending] in special:
+            scored[ending] = True
+    return scored

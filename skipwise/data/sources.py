@@ -23,12 +23,21 @@ RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 Record = tuple[str, object]
 # Before this many records a single bad one would be a large share.
 MALFORMED_GRACE = 100
+NO_UNICODE = "half of a surrogate pair, which is no Unicode text"
 # Characters of a text file that are held at a time.
 TEXT_BLOCK = 16_000_000
 
 
-# Makes a text of a conversation.
-Write = Callable[[list[dict[str, Any]]], str]
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as text, and where in it the assistant speaks: (begin, end) in characters."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+
+
+# Makes one of messages.
+Write = Callable[[list[dict[str, Any]]], Conversation]
 
 
 class MessagesError(UserError):
@@ -37,10 +46,11 @@ class MessagesError(UserError):
 
 @dataclass(frozen=True)
 class RawDocument:
-    """A text and the key that decides, by its hash, whether it is held out."""
+    """A text and the key that decides, by its hash, whether it is held out; of a conversation what is an answer."""
 
     key: str
     text: str
+    answers: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass
@@ -74,7 +84,8 @@ class ReadReport:
                 f"At most {self.max_malformed_share:.1%} of the records may be malformed, but "
                 f"{self.malformed} of {self.records} are:\n"
                 + "\n".join(f"  - {example}" for example in self.examples)
-                + "\nMend them, name the right data.text_field, or raise data.max_malformed_share."
+                + "\nMend them, name the right field (data.text_field, data.messages_field), or raise "
+                "data.max_malformed_share."
             )
 
 
@@ -93,6 +104,12 @@ def suffix_of(path: Path) -> str | None:
 def check_source(config: SourceConfig) -> None:
     """Raise `UserError` for a source that certainly cannot be read; opens nothing big."""
     name = config.source
+    records = Path(name).is_dir() or Path(name).name.lower().endswith(RECORD_SUFFIXES) or _is_hub_name(name)
+    if config.messages_field is not None and not records:
+        raise UserError(
+            f"messages_field is for records ({', '.join(RECORD_SUFFIXES)}, hub datasets), but {name} is text. Set it "
+            "for the sources that have one alone."
+        )
     if name.startswith("builtin:"):
         if name != builtin.PYTHON:
             raise UserError(f"There is no built-in source {name!r}.{nearest(name, [builtin.PYTHON])}")
@@ -167,7 +184,8 @@ def _open(config: SourceConfig, report: ReadReport, write: Write) -> Iterator[Ra
     elif path.exists():
         for file in files_of(path):
             if suffix_of(file) in TEXT_SUFFIXES:
-                yield from _read_text(file, report)
+                if config.messages_field is None:
+                    yield from _read_text(file, report)
             else:
                 for where, record in _read_file(file, config.messages_field or config.text_field, report):
                     yield from _document_of(record, config, where, report, write)
@@ -236,7 +254,10 @@ def _read_parquet(path: Path, only: str | None, report: ReadReport) -> Iterator[
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is no readable Parquet file: {error}") from error
     if only is not None and only not in file.schema_arrow.names:
-        raise UserError(f"{path} has no column {only!r}. Set data.text_field to one of {file.schema_arrow.names}.")
+        raise UserError(
+            f"{path} has no column {only!r}. Set data.text_field (or messages_field) to one of "
+            f"{file.schema_arrow.names}."
+        )
     row = 0
     for batch in file.iter_batches(batch_size=256, columns=None if only is None else [only]):
         for record in batch.to_pylist():
@@ -281,7 +302,7 @@ def _document_of(
     if not isinstance(text, str):
         report.reject(where, f"no text in field {config.text_field!r}")
     elif not _is_unicode(text):
-        report.reject(where, "half of a surrogate pair, which is no Unicode text")
+        report.reject(where, NO_UNICODE)
     else:
         yield RawDocument(text, text)
 
@@ -292,14 +313,17 @@ def _conversation_of(record: object, name: str, where: str, report: ReadReport, 
     messages = value if isinstance(value, list) and all(isinstance(one, dict) for one in value) else []
     whole = all(isinstance(one.get(key), str) for one in messages for key in ("role", "content"))
     if not whole or not any(one["role"] == "assistant" for one in messages):
-        report.reject(where, f"no messages with role and content, one of them the assistant's, in field {name!r}")
+        report.reject(where, f"no messages with role and text as content, one the assistant's, in field {name!r}")
         return
     try:
-        text = write(messages)
+        written = write(messages)
     except MessagesError as error:
         report.reject(where, str(error))
-    else:
-        yield RawDocument(json.dumps(messages), text)
+        return
+    if not _is_unicode(written.text):
+        report.reject(where, NO_UNICODE)
+        return
+    yield RawDocument(json.dumps(messages, default=str), written.text, written.answers)
 
 
 def _is_unicode(text: str) -> bool:

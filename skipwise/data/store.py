@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig, SourceConfig
-from skipwise.data.build import Progress, build_store
+from skipwise.data.build import SCORED, Progress, build_store
 from skipwise.data.sources import describe_source
 
 # Raise it when the layout of a store changes: older ones are then built anew.
 LAYOUT = 1
+# The same for stores of conversations alone.
+CHAT_LAYOUT = 2
 # Of a source that is one single document, its last fifth is held out.
 SINGLE_DOCUMENT_HELD_OUT = 0.2
 
@@ -29,11 +31,13 @@ class Documents:
         tokens: uint16 or uint32, memory-mapped: all documents, one after the other.
         starts, stops: int64[n], where each begins and ends. If the tokenizer has an end-of-text
             token, one lies between `stops[i]` and `starts[i + 1]`.
+        scored: bool, memory-mapped, of conversations: which tokens the assistant says; None of texts.
     """
 
     tokens: NDArray[np.unsignedinteger[Any]]
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
+    scored: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -75,7 +79,7 @@ def fingerprint(source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrain
         "max_malformed_share": data.max_malformed_share,
     }
     if source.messages_field is not None:
-        identity["chat_template"] = str(tokenizer.chat_template)
+        identity["chat_template"] = [str(tokenizer.chat_template), tokenizer.special_tokens_map, CHAT_LAYOUT]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -144,7 +148,11 @@ def _load_part(path: Path, name: str, summary: dict[str, Any]) -> tuple[Document
     starts, stops = np.load(path / f"{name}.npy")
     file, dtype = path / f"{name}.bin", np.dtype(summary["dtype"])
     tokens = np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.empty(0, dtype)
-    return Documents(tokens, starts, stops), summary[name]["hashes"]
+    scored = None
+    if (path / f"{name}{SCORED}").exists():
+        marks = path / f"{name}{SCORED}"
+        scored = np.memmap(marks, dtype=np.bool_, mode="r") if marks.stat().st_size else np.empty(0, np.bool_)
+    return Documents(tokens, starts, stops, scored), summary[name]["hashes"]
 
 
 def split_few(documents: Documents, hashes: list[str]) -> tuple[str, Documents, Documents, list[str]]:
@@ -155,12 +163,12 @@ def split_few(documents: Documents, hashes: list[str]) -> tuple[str, Documents, 
     Returns:
         `(rule, train, held_out, held-out hashes)`
     """
-    tokens, starts, stops = documents.tokens, documents.starts, documents.stops
+    starts, stops = documents.starts, documents.stops
     if len(documents) == 1:
         cut = stops - (documents.lengths * SINGLE_DOCUMENT_HELD_OUT).astype(np.int64)
         rule = f"last {SINGLE_DOCUMENT_HELD_OUT:.0%} of the only document"
-        return rule, Documents(tokens, starts, cut), Documents(tokens, cut, stops), hashes
+        return rule, replace(documents, stops=cut), replace(documents, starts=cut), hashes
     lowest = np.zeros(len(documents), dtype=bool)
     lowest[hashes.index(min(hashes))] = True
-    train = Documents(tokens, starts[~lowest], stops[~lowest])
-    return "lowest hash", train, Documents(tokens, starts[lowest], stops[lowest]), [min(hashes)]
+    train = replace(documents, starts=starts[~lowest], stops=stops[~lowest])
+    return "lowest hash", train, replace(documents, starts=starts[lowest], stops=stops[lowest]), [min(hashes)]

@@ -36,9 +36,3 @@ def _open(data: DocumentsConfig, index: int, tokenizer: PreTrainedTokenizerBase,
     for example in report["examples"]:
         console.print(f"  skipped {example}", highlight=False)
     return store
-
-
-def begin_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens this tokenizer puts in front of every text; often none."""
-    first = tokenizer("a")["input_ids"][:1]
-    return first if first and first[0] == tokenizer.bos_token_id else []

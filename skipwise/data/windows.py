@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from skipwise.data.chat import Turns
 from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.sentences import Sentences
 from skipwise.data.store import Documents
@@ -49,6 +48,15 @@ def cut_spans(documents: Documents, needed: int, used: int, join: bool, shortest
     return np.concatenate(pieces) if pieces else np.empty((0, 2), dtype=np.int64)
 
 
+def with_answers(documents: Documents, spans: Spans) -> Spans:
+    """Of conversations the pieces in which the assistant speaks, since there is no loss in others; of texts all."""
+    if documents.scored is None:
+        return spans
+    spoken = np.array([documents.scored[begin:end].any() for begin, end in spans], dtype=bool)
+    kept: Spans = spans[spoken]
+    return kept
+
+
 def intervals(documents: Documents, join: bool) -> Spans:
     """int64[n, 2]: begin and end of each document, or of each run of neighbours."""
     if not join or not len(documents):
@@ -61,12 +69,11 @@ def intervals(documents: Documents, join: bool) -> Spans:
 
 @dataclass(frozen=True)
 class Source:
-    """Documents with the pieces they were cut into, and their weight in the mixture; `chat`: they are conversations."""
+    """Documents with the pieces they were cut into, and their weight in the mixture."""
 
     documents: Documents
     spans: Spans
     weight: float
-    chat: bool = False
 
 
 class TrainingExamples(Dataset[dict[str, Any]]):
@@ -126,7 +133,10 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         span = int(self._order(number, epoch)[place])
         tokens = np.concatenate([self.begin, source.documents.read(*source.spans[span])])
         feature = {"input_ids": tokens, "visit": (epoch, span, number), "progress": progress}
-        return {**feature, "chat": True} if source.chat else feature
+        if source.documents.scored is not None:
+            said = source.documents.scored[slice(*source.spans[span])]
+            feature["answers"] = np.concatenate([np.zeros(len(self.begin), bool), said])
+        return feature
 
     def _order(self, number: int, epoch: int) -> NDArray[np.int64]:
         """The order of a source's pieces in one epoch; only the latest is kept."""
@@ -158,10 +168,11 @@ def grown(lengths: Lengths, progress: float, growth: float) -> Lengths:
 class WindowCollator:
     """Draws a window from each document and makes a batch: fresh positions at every visit.
 
-    Works in any training loop. Features need `input_ids`, at least `sampler.tokens_needed(lengths)` of
-    them. Optional are `scored` (bool per token: only these have a loss), `chat` (only answers have one), `visit`
-    (epoch, index, source: the random stream to draw from) and `progress` (share of the training done, in [0, 1]).
-    Without `visit` the draw comes from torch's generator, which `DataLoader` seeds anew for every worker and epoch.
+    Works in any training loop. Features need `input_ids`, at least `sampler.tokens_needed(lengths)` of them. Optional
+    are `scored` (bool per token: only these have a loss), `answers` (the same of a conversation, whose text may be
+    cut), `visit` (epoch, index, source: the random stream to draw from) and `progress` (share of the training done, in
+    [0, 1]). Without `visit` the draw comes from torch's generator, which `DataLoader` seeds anew for every worker and
+    epoch.
 
     The attention mask is always there, usually all ones: transformers reads a jump in `position_ids`
     without a mask as the start of another packed sequence, and cuts the attention there.
@@ -176,8 +187,6 @@ class WindowCollator:
         echo_share: share of the windows with skips in which tokens echo (see `echo_mask`). Then the mask is
             one of scores, which sdpa and eager attention take, but not flash and flex attention.
         sentences: what tokens say about sentences (`sentences_of`), for the sampler that skips between them.
-        turns: how the chat template marks answers (`turns_of`), for conversations. There the sampler that skips
-            between sentences skips between turns instead.
         target_growth: share of the training over which the target grows from the train length to its own.
         mark_text: add what `WindowTrainer` takes, and a model's own forward pass does not: `text_runs_on`,
             bool[batch, window]: whether the text up to a token has no gap; `visit`, int64[batch, 3], of the features.
@@ -191,7 +200,6 @@ class WindowCollator:
     mark_text: bool = False
     whole_batches: bool = False
     sentences: Sentences | None = None
-    turns: Turns | None = None
     target_growth: float = 0.0
 
     def __post_init__(self) -> None:
@@ -237,12 +245,14 @@ class WindowCollator:
                 f"{sampler.name} needs documents of at least {needed:,} tokens, but one has {len(tokens):,}. "
                 "Filter them out, or lower the train length."
             )
-        turns = self.turns if feature.get("chat") else None
-        marks = turns or self.sentences
-        boundaries = () if marks is None else marks.boundaries(tokens)
+        answers = feature.get("answers")
+        if answers is not None:  # skips between turns, where the sampler looks for sentences
+            boundaries = np.flatnonzero(answers[:-1] & ~answers[1:]) + 1
+        else:
+            boundaries = np.empty(0, np.int64) if self.sentences is None else self.sentences.boundaries(tokens)
         window = sampler.sample(Document(len(tokens), boundaries), lengths, rng, progress)
         ids = tokens[window.token_index]
-        everything = np.ones(len(tokens), dtype=bool) if turns is None else turns.answers(tokens)
+        everything = np.ones(len(tokens), dtype=bool) if answers is None else answers
         scored = np.asarray(feature.get("scored", everything))
         labels = np.where(scored[window.token_index], ids, -100)
         missing = window.position_ids - np.arange(len(ids))

@@ -1,5 +1,6 @@
 """GGUF files for llama.cpp: made by its own converter, then read back, and completed where that left the RoPE out."""
 
+import json
 import math
 import os
 import subprocess
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipwise.errors import UserError
-from skipwise.models.readers import Reading, difference
+from skipwise.models.readers import PARITY, Reading, difference
+from skipwise.models.shape import far_table
+from skipwise.models.stock import stock_config
 from skipwise.rope.scaling import base_frequencies
-from skipwise.rope.yarn import interpolated_share
+from skipwise.rope.yarn import interpolated_share, yarn_attention_factor
 
 CONVERTER = "convert_hf_to_gguf.py"
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -76,53 +79,71 @@ def write_gguf(model: Path, output: Path, outtype: str, converter: Path, meant: 
             "llama.cpp keeps one list of frequencies for all texts, but this model has two (rope: mixed). Serve it "
             "with transformers, or extend it with another --rope."
         )
+    rope = far_table(stock_config(json.loads((model / "config.json").read_text(encoding="utf-8")))["rope_parameters"])
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         convert(model, temporary, outtype, converter)
-        complete(temporary, meant)
+        complete(temporary, meant, rope)
         temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def complete(file: Path, meant: Reading) -> None:
+def complete(file: Path, meant: Reading, rope: Mapping[str, Any]) -> None:
     """Add to a GGUF file what llama.cpp needs to compute the RoPE that is meant.
 
+    Args:
+        rope: RoPE parameters of the config.
+
     Raises:
-        UserError: when its architecture takes no factors.
+        UserError: when it would compute something else all the same.
     """
-    found = read_gguf(file)
-    if difference(found, meant) is None:
+    if difference(read_gguf(file), meant) is None:
         return
-    if (
-        np.abs(found.long / meant.long - 1).max() <= 1e-6
-    ):  # but for the attention factor, which every architecture takes
-        _rewrite(file, {"rope.scaling.attn_factor": _attention_share(file, meant)}, None)
-    else:
-        architecture = _value(gguf.GGUFReader(file), "general.architecture")
-        if architecture not in WITH_FACTORS:
-            raise UserError(
-                f"llama.cpp takes no factors per dimension for {architecture!r}, which {meant.rope_type!r} needs. "
-                "Extend the model with --rope yarn, linear or ntk."
-            )
-        plain = base_frequencies(2 * meant.long.size, _value(gguf.GGUFReader(file), "rope.freq_base"))
-        changes: dict[str, float | str] = {
-            "rope.scaling.type": "none",
-            "rope.scaling.attn_factor": meant.attention_factor,
-        }
-        _rewrite(file, changes, (plain / meant.long).astype(np.float32))
+    reader = gguf.GGUFReader(file)
+    architecture, theta = _value(reader, "general.architecture"), float(rope["rope_theta"])
+    kind = str(rope["rope_type"]) if rope["rope_type"] in ("linear", "yarn") else "none"
+    changes: dict[str, float | int | str] = {"rope.freq_base": theta, "rope.scaling.type": kind}
+    own, factors = 1.0, None
+    if kind != "none":
+        changes["rope.scaling.factor"] = float(rope["factor"])
+    if kind == "yarn":
+        own = yarn_attention_factor(float(rope["factor"]))
+        changes["rope.scaling.original_context_length"] = int(rope["original_max_position_embeddings"])
+        changes |= {f"rope.scaling.yarn_{end}": float(rope[end]) for end in ("beta_fast", "beta_slow") if rope.get(end)}
+    elif rope["rope_type"] == "longrope" and architecture == "phi3":
+        del changes["rope.scaling.type"]  # it has the lists
+    elif rope["rope_type"] not in ("linear", "default"):
+        factors = _factors(architecture, meant, theta)
+    share = meant.attention_factor / own
+    if abs(share - 1) > PARITY and meant.near_theta is not None:
+        raise UserError(
+            "llama.cpp has one attention factor for all layers, which would also scale those that see the last tokens "
+            "only. Extend this model with YaRN's own attention factor."
+        )
+    _rewrite(file, {**changes, "rope.scaling.attn_factor": share}, factors)
     wrong = difference(read_gguf(file), meant)
     if wrong is not None:
-        raise UserError(f"llama.cpp would compute something else with this file: {wrong}.")
+        raise UserError(f"llama.cpp would compute something else with this file: {wrong}. Choose another --rope.")
+
+
+def _factors(architecture: str, meant: Reading, theta: float) -> NDArray[np.float32]:
+    """By which llama.cpp divides the frequency of each pair of dimensions."""
+    if architecture not in WITH_FACTORS:
+        raise UserError(
+            f"llama.cpp takes no factors per dimension for {architecture!r}, which {meant.rope_type!r} needs. Extend "
+            "the model with --rope yarn, linear or ntk."
+        )
+    factors: NDArray[np.float32] = (base_frequencies(2 * meant.long.size, theta) / meant.long).astype(np.float32)
+    return factors
 
 
 def read_gguf(file: Path) -> Reading:
     """The RoPE that llama.cpp computes with, by its rules (llama-model.cpp, llama-context.cpp, ggml-cpu/ops.cpp)."""
     reader = gguf.GGUFReader(file)
     theta, window = float(_value(reader, "rope.freq_base", 10000.0)), int(_value(reader, "context_length"))
-    size = _value(reader, "rope.dimension_count") or (
-        _value(reader, "embedding_length") // _value(reader, "attention.head_count")
-    )
+    size = _value(reader, "rope.dimension_count") or _value(reader, "attention.key_length")
+    size = size or _value(reader, "embedding_length") // _value(reader, "attention.head_count")
     plain = base_frequencies(int(size), theta)
     kind, factor = _value(reader, "rope.scaling.type", "linear"), float(_value(reader, "rope.scaling.factor", 1.0))
     attention = float(_value(reader, "rope.scaling.attn_factor", 1.0))
@@ -142,15 +163,6 @@ def read_gguf(file: Path) -> Reading:
     return Reading(str(kind), theta, scaled, scaled, attention, window, None if near is None else float(near))
 
 
-def _attention_share(file: Path, meant: Reading) -> float:
-    """What llama.cpp multiplies its own attention factor by."""
-    reader = gguf.GGUFReader(file)
-    own = 1.0
-    if _value(reader, "rope.scaling.type") == "yarn":
-        own = 1.0 + 0.1 * math.log(float(_value(reader, "rope.scaling.factor", 1.0)))
-    return meant.attention_factor / own
-
-
 def _value(reader: Any, key: str, default: Any = None) -> Any:
     """Of a key of the architecture, or of a general one."""
     architecture = reader.get_field("general.architecture").contents()
@@ -158,7 +170,10 @@ def _value(reader: Any, key: str, default: Any = None) -> Any:
     return default if field is None else field.contents()
 
 
-def _rewrite(file: Path, changes: Mapping[str, float | str], factors: NDArray[np.float32] | None) -> None:
+_KINDS = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}
+
+
+def _rewrite(file: Path, changes: Mapping[str, float | int | str], factors: NDArray[np.float32] | None) -> None:
     """The file once more, with other values, and with factors of RoPE in front of its tensors."""
     reader = gguf.GGUFReader(file)
     architecture = _value(reader, "general.architecture")
@@ -172,8 +187,7 @@ def _rewrite(file: Path, changes: Mapping[str, float | str], factors: NDArray[np
             inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), kind, sub_type=inner)
     for name, value in new.items():
-        kind = gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.FLOAT32
-        writer.add_key_value(name, value, kind)
+        writer.add_key_value(name, value, _KINDS[type(value)])
     if factors is not None:
         writer.add_tensor(FACTORS, factors)
     for tensor in reader.tensors:

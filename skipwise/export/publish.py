@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from skipwise.export.card import Published, model_card
 from skipwise.export.gguf import TYPES, find_converter, write_gguf
 from skipwise.lengths import Lengths
 from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
-from skipwise.runs import new_directory, write_json, write_text
+from skipwise.runs import RunDir, new_directory, write_json, write_text
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INDEX = "model.safetensors.index.json"
@@ -46,11 +47,11 @@ class Export:
     warnings: Sequence[str] = ()
 
 
-def export_run(model: Path, config: RunConfig, output: Path, wanted: Export) -> None:
+def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> None:
     """Write the model of a run to a new directory, all or nothing.
 
     Args:
-        model: directory that the run wrote.
+        run: finished.
         config: of the run, resolved.
         output: new directory.
 
@@ -59,19 +60,19 @@ def export_run(model: Path, config: RunConfig, output: Path, wanted: Export) -> 
     """
     _check_choices(wanted)
     converter = find_converter(wanted.converter) if wanted.gguf else None
-    written = read_json(model / "config.json")
-    meant = check_readers(written, [name for name in CONFIG_READERS if name not in wanted.without])
+    written, trained = read_json(run.model / "config.json"), read_json(run.rope)
+    meant = check_readers(written, trained, [name for name in CONFIG_READERS if name not in wanted.without])
     lengths = config.lengths
     assert lengths.original is not None and lengths.train is not None, "a resolved configuration has all lengths"
     with new_directory(output) as directory:
-        write_model(model, directory, wanted.dtype)
+        write_model(run.model, directory, wanted.dtype)
         file = None
         if converter is not None and wanted.gguf is not None:
             file = f"{output.name}-{wanted.gguf}.gguf"
             write_gguf(directory, directory / file, wanted.gguf, converter, meant)
         published = Published(
             table=wanted.table,
-            warnings=[*wanted.warnings, *_left_out(written, wanted.without)],
+            warnings=[*wanted.warnings, *_left_out(written, meant, wanted.without)],
             licence=base_licence(config.model.path),
             vllm=f"vllm serve {output.name} --max-model-len {lengths.target}",
             gguf=file,
@@ -80,9 +81,9 @@ def export_run(model: Path, config: RunConfig, output: Path, wanted: Export) -> 
         write_text(directory / "README.md", model_card(config, three, published))
 
 
-def _left_out(config: dict[str, Any], without: Sequence[str]) -> list[str]:
+def _left_out(config: dict[str, Any], meant: Reading, without: Sequence[str]) -> list[str]:
     """What the card says of readers that are not checked."""
-    wrong = {name: _what(name, config) for name in without}
+    wrong = {name: _what(name, config, meant) for name in without}
     return [f"{name} computes something else with this model: {what}." for name, what in wrong.items() if what]
 
 
@@ -97,10 +98,10 @@ def _check_choices(wanted: Export) -> None:
             raise UserError(f"{option} must be one of {', '.join(known)}, not {value!r}.{nearest(value, known)}")
 
 
-def _what(name: str, config: dict[str, Any]) -> str | None:
+def _what(name: str, config: dict[str, Any], meant: Reading) -> str | None:
     """In what a reader differs from what was trained; None if in nothing."""
     try:
-        return difference(READERS[name](config), transformers_5(config))
+        return difference(READERS[name](config), meant)
     except UnreadableError as error:
         return str(error)
 
@@ -134,15 +135,33 @@ def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return weight.to(dtype) if weight.is_floating_point() else weight
 
 
-def check_readers(config: dict[str, Any], readers: Sequence[str]) -> Reading:
-    """What the model was trained with, if every one of these reads it so from the config.
+# Tables of a live model are float32.
+ROUNDED = 1e-5
+
+
+def check_readers(config: dict[str, Any], trained: dict[str, Any], readers: Sequence[str]) -> Reading:
+    """The RoPE of a config, if it is what was trained, and every one of these reads it so.
+
+    Args:
+        config: as it is written.
+        trained: frequencies and attention factor of the live model (`RunDir.rope`).
+        readers: names.
 
     Raises:
-        UserError: for one that reads something else.
+        UserError: when the config says something else than was trained, or one of them reads something else.
     """
     meant = transformers_5(config)
+    for which, frequencies in (("short", meant.short), ("long", meant.long)):
+        same = len(trained[which]) == len(frequencies) and np.allclose(
+            trained[which], frequencies, rtol=ROUNDED, atol=0
+        )
+        if not same or not abs(trained["attention_factor"] - meant.attention_factor) <= ROUNDED:
+            raise UserError(
+                "The config.json of the run says another RoPE than the model was trained with: it was changed. Bring "
+                "it back, or train again."
+            )
     for name in readers:
-        wrong = _what(name, config)
+        wrong = _what(name, config, meant)
         if wrong is not None:
             raise UserError(
                 f"{name} would compute something else than was trained: {wrong}. Extend the model with another --rope, "
@@ -177,16 +196,16 @@ def push_to_hub(directory: Path, repository: str, private: bool) -> str:
         UserError: when the hub does not take it.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     api = HfApi()
     try:
         made = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Upload with Skipwise")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # whatever a network, a hub or its client raises
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"The hub does not take {repository}: {first}. Everything is in {directory}; hf auth login, and try again."
+            f"The hub does not take {repository}: {first}. Everything is in {directory}. After hf auth login: hf "
+            f"upload {repository} {directory}"
         ) from error
     return str(made)
 

@@ -10,17 +10,23 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.models.aids import Aid
-from skipwise.models.rope import is_rotary_table, read_rope, table_of, text_config
+from skipwise.models.load import vocabulary_size
+from skipwise.models.rope import is_rotary_table, length_dependent, read_rope, table_of, text_config
+from skipwise.models.shape import far_table
 from skipwise.models.windowed import windowed_layers
 
 # Rows whose scores exist at a time.
 ROWS = 128
 # Tokens of a block of the memory; first tokens that every token sees.
 BLOCK, SINKS = 64, 4
+# Name of attention that looks at keys; by how many tokens it moves them.
+CAPTURE, MOVED = "skipwise_capture", 7
 # Scores of the rows [start, stop) of all texts over all keys: float[batch, heads, rows, m].
 Scores = Callable[["Turned", int, int], torch.Tensor]
 
@@ -58,30 +64,87 @@ class Turned:
         return (query @ key.transpose(-1, -2)).float() * self.scale
 
 
+def check_aid(config: PreTrainedConfig, aid: Aid) -> None:
+    """Raise `UserError` for a model that an aid is not for, by its config."""
+    info, config = read_rope(config), text_config(config)
+    if far_table(config.rope_parameters) is not config.rope_parameters:
+        raise UserError(f"The aid {aid.name} needs one rotary table for all layers; {config.model_type!r} has several.")
+    if length_dependent(config) is not None or (aid.name == "dynamic-ntk" and info.rope_type != "default"):
+        raise UserError(
+            f"The aid {aid.name} would change a RoPE of type {info.rope_type!r}, which has its own way beyond the "
+            "window. Leave it out for this model."
+        )
+    near = windowed_layers(config, info.current)
+    if aid.name != "dynamic-ntk" and (near is not None or getattr(config, "attn_logit_softcapping", None)):
+        raise UserError(f"The aid {aid.name} needs plain attention in all layers, which {config.model_type!r} has not.")
+    if aid.name == "sinks" and (aid.number or 0) > info.current - SINKS:
+        raise UserError(f"sinks:N is at most the window less {SINKS}, {info.current - SINKS:,}, not {aid.number:,}.")
+
+
 def use_aid(model: PreTrainedModel, aid: Aid) -> None:
     """Read texts beyond the window with an aid from here on, in place.
 
     Raises:
         UserError: for a model whose attention is of another kind.
     """
-    info = read_rope(model.config)
-    config = text_config(model.config)
+    check_aid(model.config, aid)
     if aid.name == "dynamic-ntk":
         _use_dynamic_ntk(model)
         return
+    window = read_rope(model.config).current
     tables = [module for module in model.modules() if is_rotary_table(module)]
-    one = len(tables) == 1 and not isinstance(getattr(tables[0], "rope_type", ""), dict)
-    if not one or not model._can_set_attn_implementation():
-        raise UserError(
-            f"The aid {aid.name} needs one rotary table for all layers, which {config.model_type!r} has not."
-        )
-    if windowed_layers(config, 2**62) is not None or getattr(config, "attn_logit_softcapping", None):
-        raise UserError(f"The aid {aid.name} needs plain attention in all layers, which {config.model_type!r} has not.")
-    frequencies = torch.from_numpy(table_of(tables[0], info.current, None)[0]).float()
-    name = f"skipwise_{aid.name}_{aid.number}_{info.current}"
-    AttentionInterface.register(name, partial(_attend, _scores_of(aid, info.current), frequencies))
-    AttentionMaskInterface.register(name, lambda **_: None)
+    if not tables or not model._can_set_attn_implementation():
+        raise UserError(f"The aid {aid.name} is not for {model.config.model_type!r}, whose attention cannot be set.")
+    frequencies = torch.from_numpy(table_of(tables[0], window, None)[0]).float()
+    _check_rotation(model, frequencies)
+    # Others may have other frequencies under the same number.
+    name = f"skipwise_{aid.name}_{aid.number}_{window}_{short_digest(str(frequencies.tolist()))}"
+    AttentionInterface.register(name, partial(_attend, _scores_of(aid, window), frequencies))
+    AttentionMaskInterface.register(name, _no_mask)
     model.set_attn_implementation(name)
+
+
+@torch.no_grad()
+def _check_rotation(model: PreTrainedModel, frequencies: torch.Tensor) -> None:
+    """Ask every layer whether a key that moves by some tokens is one more rotation of its first dimensions, in halves.
+
+    Raises:
+        UserError: for families that rotate neighbours or other dimensions, or have layers without positions.
+    """
+    before = model.config._attn_implementation
+    keys: list[torch.Tensor] = []
+
+    def capture(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *rest: Any, **keywords: Any) -> Any:
+        """Plain attention, with an eye on the keys."""
+        keys.append(key)
+        return sdpa_attention_forward(module, query, key, *rest, **keywords)
+
+    AttentionInterface.register(CAPTURE, capture)
+    AttentionMaskInterface.register(CAPTURE, _no_mask)
+    model.set_attn_implementation(CAPTURE)
+    try:
+        ids = torch.arange(1, 9, device=model.device)[None] % vocabulary_size(model)
+        ones, at = torch.ones_like(ids), torch.arange(ids.shape[1], device=model.device)
+        for start in (0, MOVED):
+            model(input_ids=ids, attention_mask=ones, position_ids=(at + start)[None], use_cache=False)
+    finally:
+        model.set_attn_implementation(before)
+    half = len(keys) // 2
+    for here, there in zip(keys[:half], keys[half:], strict=True):
+        turned = Turned(here, here, frequencies.to(here.device), 1.0)
+        moved = turned.moved(here, torch.full_like(at, MOVED))
+        if float((moved - there).norm()) > 0.05 * float(there.norm()):
+            raise UserError(
+                f"The aids move keys by rotating the first dimensions of a head in halves; {model.config.model_type!r} "
+                "has layers that do something else. Choose another model."
+            )
+
+
+def _no_mask(**keywords: Any) -> None:
+    """transformers' mask interface: what is later is hidden by the attention itself."""
+    mask = keywords.get("attention_mask")
+    if mask is not None and not bool(mask.bool().all()):
+        raise UserError("Models with an aid read one text at a time, without padding. Set the batch size to 1.")
 
 
 def _use_dynamic_ntk(model: PreTrainedModel) -> None:
@@ -140,23 +203,25 @@ def grouped_scores(turned: Turned, start: int, stop: int, *, near: int, group: i
 def recent_scores(turned: Turned, start: int, stop: int, *, recent: int, blocks: int) -> torch.Tensor:
     """The first tokens and the `recent` last ones, and of what lies between some blocks, or nothing.
 
-    What is farther than `recent` counts as that far away. The blocks are those whose mean key is most like the mean
-    query, both without positions; each head has its own.
+    What is farther than `recent` counts as that far away. The blocks are those whose mean key is most like the query,
+    both without positions; each token and head has its own. Tokens that are not yet in a whole block are seen as well.
     """
     query, at = turned.rows(start, stop)
-    here, keys_at = turned.product(query, turned.key), turned.keys_at
+    keys_at = turned.keys_at
     distance = at[:, None] - keys_at
     without = turned.moved(turned.key, -keys_at)
     there = turned.product(turned.moved(query, recent - at), without)
+    scores = torch.where(distance < recent, turned.product(query, turned.key), there)
     seen = (distance < recent) | (keys_at < SINKS)
-    scores = torch.where(distance < recent, here, there)
-    if not blocks or int(at[0]) - recent < BLOCK:
+    whole = int((at[-1] - recent + 1).clamp(min=0)) // BLOCK
+    if not blocks or not whole:
         return scores.masked_fill(~seen, -torch.inf)
-    whole = (int(at[0]) - recent) // BLOCK  # blocks that all rows have behind them
+    behind = (at - recent + 1).clamp(min=0) // BLOCK  # of each token, blocks that are farther away
     means = without[:, :, : whole * BLOCK].unflatten(2, (whole, BLOCK)).mean(3)
-    likeness = (turned.moved(query, -at).mean(2, keepdim=True) @ means.transpose(-1, -2))[:, :, 0]
-    chosen = torch.zeros_like(likeness, dtype=torch.bool)
-    chosen.scatter_(-1, likeness.topk(min(blocks, whole), dim=-1).indices, True)
-    remembered = torch.zeros(*likeness.shape[:2], len(keys_at), dtype=torch.bool, device=at.device)
-    remembered[:, :, : whole * BLOCK] = chosen.repeat_interleave(BLOCK, dim=-1)
-    return scores.masked_fill(~(seen | remembered[:, :, None]), -torch.inf)
+    likeness = turned.product(turned.moved(query, -at), means)
+    likeness = likeness.masked_fill(torch.arange(whole, device=at.device) >= behind[:, None], -torch.inf)
+    best = likeness.topk(min(blocks, whole), dim=-1)
+    chosen = torch.zeros_like(likeness, dtype=torch.bool).scatter_(-1, best.indices, best.values > -torch.inf)
+    remembered = torch.zeros(*likeness.shape[:3], len(keys_at), dtype=torch.bool, device=at.device)
+    remembered[..., : whole * BLOCK] = chosen.repeat_interleave(BLOCK, dim=-1)
+    return scores.masked_fill(~(seen | remembered | (keys_at >= (behind * BLOCK)[:, None])), -torch.inf)

@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from skipwise.errors import UserError, nearest
 
@@ -14,6 +15,7 @@ AIDS = {
     "sinks": "the first tokens and the last N alone, the former as if N away (arXiv 2308.16137, 2309.17453)",
     "memory": "as sinks, with those N blocks of 64 tokens between that are like the query (arXiv 2402.04617)",
 }
+MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ def split_aid(model: str) -> tuple[str, Aid | None]:
     ('org/c++', None)
     """
     path, plus, named = model.rpartition("+")
-    if not plus or not path or path.endswith("+") or "/" in named:
+    if not plus or not path or path.endswith("+") or "/" in named or Path(model).expanduser().exists():
         return model, None
     name, colon, number = named.partition(":")
     if name not in AIDS:
         if nearest(name, AIDS).startswith(" Known"):  # part of a name, more likely
             return model, None
         raise UserError(f"There is no aid {name!r} (of {model}).{nearest(name, AIDS)}")
-    if colon and (not number.isdecimal() or int(number) < 1 or name == "dynamic-ntk"):
+    if colon and (not number.isdecimal() or not 1 <= int(number) <= MOST or name == "dynamic-ntk"):
         raise UserError(
-            f"{model}: behind + stands NAME or NAME:NUMBER, the number being at least 1. {name}: {AIDS[name]}."
+            f"{model}: behind + stands NAME or NAME:NUMBER, the number from 1 to {MOST:,}. {name}: {AIDS[name]}."
         )
     return path, Aid(name, int(number) if number else None)

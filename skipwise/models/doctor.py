@@ -13,6 +13,7 @@ from skipwise.models.families import REFUSED, family_of, is_tested
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
 from skipwise.models.shape import FAR, WINDOWED, far_table
+from skipwise.models.stock import stock_config
 from skipwise.rope.scaling import VLLM_FACTORS
 from skipwise.runs import new_directory, write_json
 
@@ -82,68 +83,58 @@ def diagnose(
         original: the first window, if the config has lost it.
 
     Raises:
-        UserError: for a model that has no RoPE.
+        UserError: for a model that has no RoPE, or a config that its class does not take.
     """
     inner = config.get("text_config") or config
-    kind = str(inner.get("model_type"))
-    if kind in REFUSED:
-        raise UserError(REFUSED[kind])
-    if inner.get("max_position_embeddings") is None:
-        raise UserError("The config.json says no window (max_position_embeddings), so there is no RoPE to look at.")
-    rope, findings = _true_rope(inner, original)
-    mended = _mended(config, rope)
-    target = int((mended.get("text_config") or mended)["max_position_embeddings"])
-    findings += [*_about_readers(config, mended), *_about_files(others, target)]
+    if inner.get("model_type") in REFUSED:
+        raise UserError(REFUSED[inner["model_type"]])
+    stock = stock_config(config)
+    kind = str(stock["model_type"])
+    transformers_5(config)  # has RoPE, and one that can be computed
+    rope, window, findings = _meant(inner, stock, original)
+    mended = _mended(config, stock, rope, window)
+    findings += [*_about_readers(config, mended), *_about_files(others, window)]
     readings = {name: _read(name, config) for name in READERS}
     known = f"{kind}: {family_of(kind).models}" if is_tested(kind) else f"{kind}, not among those tested"
-    return Diagnosis(known, _first(rope, target), target, list(_layers(inner)), readings, findings, mended)
+    return Diagnosis(known, _first(rope, window), window, list(_layers(stock)), readings, findings, mended)
 
 
-def _true_rope(config: Mapping[str, Any], original: int | None) -> tuple[dict[str, Any], list[Finding]]:
-    """The RoPE parameters of layers that see far, as they must be meant, with `window`; and what did not say so."""
-    findings = []
-    new, old = dict(far_table(config.get("rope_parameters") or {})), dict(config.get("rope_scaling") or {})
-    names = family_of(str(config["model_type"])).legacy_names
-    beside = config.get(names.get("rope_theta") or "rope_theta")
-    rope = {**new, **old}  # the newest reader goes by rope_scaling, and may find less there
-    rope["rope_type"] = str(rope.get("rope_type") or rope.get("type") or "default").replace("su", "longrope")
+def _meant(
+    given: Mapping[str, Any], stock: Mapping[str, Any], original: int | None
+) -> tuple[dict[str, Any], int, list[Finding]]:
+    """The RoPE parameters of layers that see far and the window, as they must be meant; and what did not say so."""
+    new, old = far_table(given.get("rope_parameters") or {}), given.get("rope_scaling") or {}
+    # The class goes by rope_scaling where it is there, and may find less in it.
+    rope = {**new, **far_table(stock["rope_parameters"])}
+    rope["rope_type"] = str(rope.get("rope_type") or "default").replace("su", "longrope")
     rope.pop("type", None)
-    if "rope_theta" not in rope and beside is None:
-        findings.append(
-            Finding(
-                "The config has no rope_theta, so every reader takes 10,000.",
-                "Put in the base of pretraining if that is another one; nothing here can know it.",
-                False,
-            )
-        )
-    elif beside is not None and "rope_theta" in rope and float(beside) != float(rope["rope_theta"]):
-        findings.append(
-            Finding(
-                f"There are two thetas: {rope['rope_theta']:,} inside and {beside:,} beside.",
-                "The one inside is kept, by which transformers 5 goes.",
-                True,
-            )
-        )
-    rope.setdefault("rope_theta", beside if beside is not None else 10000.0)
-    lost = sorted(set(new) - set(old) - {"rope_theta", "rope_type", "type"}) if old else []
+    findings = []
+    beside = given.get(family_of(str(stock["model_type"])).legacy_names.get("rope_theta") or "rope_theta")
+    inside = new.get("rope_theta")
+    if beside is not None and inside is not None and float(beside) != float(inside):
+        what = f"There are two thetas: {float(inside):,.6g} inside and {float(beside):,.6g} beside."
+        findings.append(Finding(what, "The one inside is kept, by which transformers 5 goes.", True))
+        rope["rope_theta"] = inside
+    lost = sorted(set(new) - set(old) - {"rope_theta", "rope_type", "type", "partial_rotary_factor"}) if old else []
     if lost:
-        findings.append(
-            Finding(f"rope_scaling, which wins, lacks {', '.join(lost)} of rope_parameters.", "They are added.", True)
-        )
-    window, more = _true_window(config, rope, original)
-    return {**rope, "window": window}, findings + more
+        what = f"rope_scaling, which wins, lacks {', '.join(lost)} of rope_parameters."
+        findings.append(Finding(what, "They are added.", True))
+    window, more = _true_window(given, rope, int(stock["max_position_embeddings"]), original)
+    return rope, window, findings + more
 
 
-def _true_window(config: Mapping[str, Any], rope: dict[str, Any], original: int | None) -> tuple[int, list[Finding]]:
+def _true_window(
+    given: Mapping[str, Any], rope: dict[str, Any], window: int, original: int | None
+) -> tuple[int, list[Finding]]:
     """The window, from three numbers that must agree: it, the first one and the factor. Completes `rope`."""
-    window, kind = int(config["max_position_embeddings"]), rope["rope_type"]
-    if kind not in BY_FACTOR or rope.get("factor") is None:
+    if rope["rope_type"] not in BY_FACTOR or rope.get("factor") is None:
         return window, []
     factor = float(rope["factor"])
-    if kind == "linear":  # has no use for the first window
+    if rope["rope_type"] == "linear":  # has no use for the first window
         return round(original * factor) if original else window, []
     name = "original_max_position_embeddings"
-    said = config.get(name) or rope.get(name)
+    inside = {**(given.get("rope_parameters") or {}), **(given.get("rope_scaling") or {})}
+    said = given.get(name) or far_table(inside).get(name)
     first = int(original or said or round(window / factor))
     rope[name] = first
     findings = []
@@ -154,39 +145,41 @@ def _true_window(config: Mapping[str, Any], rope: dict[str, Any], original: int 
         findings.append(Finding(f"{name} is {int(said):,}, but the first window was {first:,}.", "Set to that.", True))
     if math.isclose(first * factor, window, rel_tol=ROUNDED):
         return window, findings
-    if window == first:
-        return round(first * factor), [*findings, _not_raised(window, factor)]
+    if first * factor > window or original:
+        return round(first * factor), [*findings, _other_window(window, first, factor, original)]
     what = f"A factor of {factor:g} times a first window of {first:,} is not the window of {window:,}."
-    if not original:
-        return window, [*findings, Finding(what, "Say what the first window was: --original N.", False)]
-    rope["factor"] = window / first
-    return window, [*findings, Finding(what, f"The factor becomes {window / first:g}.", True)]
+    return window, [*findings, Finding(what, "Say what the first window was: --original N.", False)]
 
 
-def _not_raised(window: int, factor: float) -> Finding:
-    """The first window and the one now are the same, with a factor above 1."""
-    return Finding(
-        f"max_position_embeddings and original_max_position_embeddings are both {window:,}, with a factor of "
-        f"{factor:g}: either the former was not raised, or the first window was {round(window / factor):,}.",
-        f"Raised to {round(window * factor):,}. If it is the other, say --original {round(window / factor)}.",
-        True,
-    )
+def _other_window(window: int, first: int, factor: float, original: int | None) -> Finding:
+    """The window is another than the factor says."""
+    wanted = round(first * factor)
+    what = f"max_position_embeddings is {window:,}, but a factor of {factor:g} makes {wanted:,} of {first:,}"
+    remedy = f"Set to {wanted:,}."
+    if original is None:
+        what += f", unless the first window was {round(window / factor):,}"
+        remedy += f" If it was, say --original {round(window / factor)}."
+    return Finding(f"{what}.", remedy, True)
 
 
-def _mended(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
+def _mended(
+    config: Mapping[str, Any], stock: Mapping[str, Any], rope: Mapping[str, Any], window: int
+) -> dict[str, Any]:
     """The config with its RoPE as it must be meant, in the form of every version."""
-    if "text_config" in config:
-        return {**config, "text_config": _mended(config["text_config"], rope)}
-    parameters = {key: value for key, value in rope.items() if key != "window"}
-    tables = config.get("rope_parameters") or {}
-    nested = isinstance(tables.get(FAR), Mapping)
-    written = {**config, "max_position_embeddings": rope["window"], "rope_scaling": None}
-    written["rope_parameters"] = {**tables, FAR: parameters} if nested else parameters
-    if "original_max_position_embeddings" in config:
-        written["original_max_position_embeddings"] = parameters["original_max_position_embeddings"]
-    if parameters["rope_type"] in ("yarn", "longrope"):  # what one reader takes for granted another does not
-        parameters["attention_factor"] = transformers_5(written).attention_factor
+    if config.get("text_config"):
+        return {**config, "text_config": _mended(config["text_config"], stock, rope, window)}
+    parameters, tables = dict(rope), stock["rope_parameters"]
+    nested = far_table(tables) is not tables
+    named = {"model_type": stock["model_type"], "max_position_embeddings": window, "rope_scaling": None}
+    written = {**config, **named, "rope_parameters": {**tables, FAR: parameters} if nested else parameters}
+    if config.get("original_max_position_embeddings"):
+        written["original_max_position_embeddings"] = _first(rope, window)
+    if parameters["rope_type"] in ("yarn", "longrope") and not parameters.get("mscale"):
+        parameters["attention_factor"] = transformers_5(
+            written
+        ).attention_factor  # a default is not the same everywhere
     if parameters["rope_type"] == "longrope":
+        parameters.setdefault("original_max_position_embeddings", _first(rope, window))
         parameters |= {key: parameters["attention_factor"] for key in VLLM_FACTORS if key not in parameters}
     return with_legacy_rope(written)
 
@@ -237,8 +230,10 @@ def _about_files(others: Mapping[str, Mapping[str, Any]], window: int) -> Iterat
 
 
 def mended_files(diagnosis: Diagnosis, others: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Contents of the files that change."""
-    files = {"config.json": diagnosis.mended}
+    """Contents of the files that change; none where nothing can be mended."""
+    files = {}
+    if any(finding.mended for finding in diagnosis.findings):
+        files["config.json"] = diagnosis.mended
     tokenizer = dict(others.get("tokenizer_config.json", {}))
     if tokenizer and int(tokenizer.get("model_max_length") or UNLIMITED) < diagnosis.current:
         files["tokenizer_config.json"] = {**tokenizer, "model_max_length": diagnosis.current}
@@ -265,7 +260,7 @@ def mended_copy(directory: Path, diagnosis: Diagnosis, others: Mapping[str, Mapp
 
 def _layers(config: Mapping[str, Any]) -> Iterator[str]:
     """How far layers see, and which of them have positions."""
-    total = int(config["num_hidden_layers"])
+    total = int(config.get("num_hidden_layers") or 0)
     window, kinds = config.get("sliding_window"), config.get("layer_types") or []
     windowed = [number for number, kind in enumerate(kinds) if kind == WINDOWED]
     if not kinds and window and config.get("use_sliding_window", True):

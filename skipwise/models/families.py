@@ -6,6 +6,7 @@ torch.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,10 @@ class Family:
         gated: whether feed-forward layers have three matrices, or two.
         tied: whether input and output embedding are one matrix, unless the config says otherwise.
         only_longrope: whether the model's own config class takes no other rope type than `longrope` (and `default`).
-        rotary_share: of a head, that is rotated unless the config says otherwise.
+        vllm: `own` code for it, with longrope; `pairs`: own code without (it rotates neighbours); `transformers`' code;
+            or `none`.
+        llama_cpp: whether its converter writes the RoPE as `usual`, `nothing` of it, the `theta` only, every factor as
+            `linear`, or there is `none` (llama-cpp-python 0.3.36).
         legacy_names: what configs before transformers 5 call `rope_theta`, `partial_rotary_factor`, `rope_scaling` and
             the theta of windowed layers, `near_theta`; None for what they cannot say.
     """
@@ -28,7 +32,8 @@ class Family:
     gated: bool = True
     tied: bool = False
     only_longrope: bool = False
-    rotary_share: float = 1.0
+    vllm: Literal["own", "pairs", "transformers", "none"] = "own"
+    llama_cpp: Literal["usual", "nothing", "theta", "linear", "none"] = "usual"
     legacy_names: Mapping[str, str | None] = field(default_factory=dict)
 
 
@@ -44,27 +49,38 @@ FAMILIES = (
     Family("qwen2_moe", "Qwen1.5 and Qwen2 with experts"),
     Family("qwen3", "Qwen3"),
     Family("qwen3_moe", "Qwen3 with experts"),
-    Family("gemma", "Gemma 1", tied=True),
-    Family("gemma2", "Gemma 2", tied=True),
+    Family("gemma", "Gemma 1", tied=True, llama_cpp="nothing"),
+    Family("gemma2", "Gemma 2", tied=True, llama_cpp="nothing"),
     Family("gemma3_text", "Gemma 3, its language model", tied=True, legacy_names=_GEMMA3_NAMES),
-    Family("phi", "Phi-1, 1.5 and 2; GPT-J when converted", gated=False, rotary_share=0.5),
+    Family("phi", "Phi-1, 1.5 and 2; GPT-J when converted", gated=False, vllm="transformers", llama_cpp="nothing"),
     Family("phi3", "Phi-3, Phi-4", only_longrope=True),
-    Family("gpt_neox", "GPT-NeoX, Pythia", gated=False, rotary_share=0.25, legacy_names=_NEOX_NAMES),
-    Family("gpt_neox_japanese", "GPT-NeoX-Japanese", gated=False, legacy_names=_NEOX_NAMES),
-    Family("falcon", "Falcon (those with RoPE)", gated=False, tied=True),
-    Family("stablelm", "StableLM 2", rotary_share=0.25),
-    Family("olmo2", "OLMo 2"),
-    Family("olmo3", "OLMo 3"),
+    Family(
+        "gpt_neox", "GPT-NeoX, Pythia", gated=False, vllm="transformers", llama_cpp="nothing", legacy_names=_NEOX_NAMES
+    ),
+    Family(
+        "gpt_neox_japanese", "GPT-NeoX-Japanese", gated=False, legacy_names=_NEOX_NAMES, vllm="none", llama_cpp="none"
+    ),
+    Family("falcon", "Falcon (those with RoPE)", gated=False, tied=True, llama_cpp="nothing"),
+    Family("stablelm", "StableLM 2", llama_cpp="nothing"),
+    Family("olmo2", "OLMo 2", vllm="transformers"),
+    Family("olmo3", "OLMo 3", vllm="transformers"),
     Family("granite", "Granite 3"),
-    Family("smollm3", "SmolLM3", tied=True),
-    Family("cohere", "Command R", tied=True),
-    Family("starcoder2", "StarCoder2", gated=False, tied=True),
-    Family("nemotron", "Nemotron, Minitron", gated=False, rotary_share=0.5),
-    Family("glm4", "GLM-4", rotary_share=0.5),
-    Family("modernbert-decoder", "ModernBERT as a decoder (Ettin)", tied=True, legacy_names=_MODERNBERT_NAMES),
+    Family("smollm3", "SmolLM3", tied=True, vllm="transformers"),
+    Family("cohere", "Command R", tied=True, vllm="pairs", llama_cpp="theta"),
+    Family("starcoder2", "StarCoder2", gated=False, tied=True, vllm="transformers"),
+    Family("nemotron", "Nemotron, Minitron", gated=False, llama_cpp="linear"),
+    Family("glm4", "GLM-4", vllm="pairs"),
+    Family(
+        "modernbert-decoder",
+        "ModernBERT as a decoder (Ettin)",
+        tied=True,
+        legacy_names=_MODERNBERT_NAMES,
+        vllm="none",
+        llama_cpp="none",
+    ),
     Family("deepseek_v3", "DeepSeek V3 (in plain RoPE)"),
-    Family("persimmon", "Persimmon", gated=False, rotary_share=0.5),
-    Family("arcee", "Arcee", gated=False),
+    Family("persimmon", "Persimmon", gated=False, vllm="none", llama_cpp="none"),
+    Family("arcee", "Arcee", gated=False, vllm="transformers"),
     Family("apertus", "Apertus", gated=False),
 )
 _BY_TYPE = {family.model_type: family for family in FAMILIES}

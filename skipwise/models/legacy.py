@@ -15,13 +15,15 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     Where each kind of layer has a rotary table, both are those of layers that see all of the text, and the theta of
     windowed layers has a name of its own.
     """
-    if "text_config" in config:  # multimodal models nest the language model
+    if config.get("text_config"):  # multimodal models nest the language model
         return {**config, "text_config": with_legacy_rope(config["text_config"])}
     tables = config["rope_parameters"]
     parameters = far_table(tables)
     values = {key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters}
     if parameters is not tables and WINDOWED in tables:
         values["near_theta"] = tables[WINDOWED]["rope_theta"]
+    if parameters["rope_type"] == "longrope":  # there it is looked for nowhere else
+        values["original_max_position_embeddings"] = parameters["original_max_position_embeddings"]
     # "type" is the key before "rope_type"; the oldest readers know nothing else.
     default = parameters["rope_type"] == "default"
     values["rope_scaling"] = None if default else {**parameters, "type": parameters["rope_type"]}

@@ -1,7 +1,7 @@
 """What each program that reads a `config.json` takes for the RoPE of a model: frequencies, attention factor, window.
 
-The rules are those of the programs' sources (named at each reader), written down once more, so that a checkpoint can be
-checked against all of them where none is installed. No torch.
+transformers 5 is asked itself. The rules of the others are those of their sources (named at each), written down once
+more, so that a checkpoint can be checked against all of them where none is installed. No torch.
 """
 
 import math
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from skipwise.errors import UserError
 from skipwise.models.families import family_of
 from skipwise.models.shape import FAR, WINDOWED, far_table
+from skipwise.models.stock import default_theta, stock_config
 from skipwise.rope.scaling import base_frequencies
 from skipwise.rope.yarn import interpolated_share, yarn_attention_factor
 
 # Readers compute in float32, from numbers written in decimal.
 PARITY = 1e-6
-# What a reader takes for theta where it finds none.
-DEFAULT_THETA = 10000.0
+# What llama.cpp takes for theta where its file has none.
+PLAIN_THETA = 10000.0
 Table = NDArray[np.float64]
 
 
@@ -56,93 +57,111 @@ def difference(one: Reading, other: Reading) -> str | None:
     if one.long.shape != other.long.shape:
         return f"{2 * one.long.size} rotated dimensions, and not {2 * other.long.size}"
     for name, a, b in (("", one.long, other.long), (" of short texts", one.short, other.short)):
-        apart = float(np.maximum(a / b, b / a).max()) - 1
-        if apart > PARITY:
-            return f"frequencies{name} up to {1 + apart:.6g} times apart"
-    if abs(one.attention_factor - other.attention_factor) > PARITY:
+        with np.errstate(all="ignore"):
+            apart = float(np.maximum(a / b, b / a).max())
+        if not apart <= 1 + PARITY:  # nor where it is no number
+            return f"frequencies{name} up to {apart:.6g} times apart"
+    if not abs(one.attention_factor - other.attention_factor) <= PARITY:
         return f"attention factor {one.attention_factor:.4f}, and not {other.attention_factor:.4f}"
-    one_near, other_near = one.near_theta or 0.0, other.near_theta or 0.0
-    if not math.isclose(one_near, other_near, rel_tol=PARITY):
+    if not math.isclose(one.near_theta or 0.0, other.near_theta or 0.0, rel_tol=PARITY):
         return f"theta of windowed layers {one.near_theta}, and not {other.near_theta}"
     return None
 
 
 def transformers_5(config: Mapping[str, Any]) -> Reading:
-    """`rope_scaling` if it is there, else `rope_parameters`; theta inside, else beside, else a default
-    (transformers 5.23, modeling_rope_utils.py, `convert_rope_params_to_dict`).
-    """
-    config = _language_model(config)
-    names = family_of(config["model_type"]).legacy_names
-    theta = config.get(names.get("rope_theta") or "rope_theta")
-    tables = config.get("rope_parameters") or {}
-    if isinstance(tables.get(FAR), Mapping):  # a newer rope_scaling goes over what layers that see far have
-        scaling = config.get("rope_scaling") or {}
-        far, near = {**tables[FAR], **scaling}, tables.get(WINDOWED) or {}
-        reading = _reading(config, {"rope_theta": theta, **far})
-        return _with_near(reading, near.get("rope_theta", config.get(names.get("near_theta") or "")))
-    rope = {"rope_theta": theta, **(config.get("rope_scaling") or tables)}
-    return _reading(config, rope)
+    """What its class makes of the file."""
+    return _reading(stock_config(config))
 
 
 def transformers_4(config: Mapping[str, Any]) -> Reading:
-    """`rope_theta` and `rope_scaling`, and nothing else (transformers 4.57, modeling_rope_utils.py)."""
-    config = _language_model(config)
-    names = family_of(config["model_type"]).legacy_names
-    if names.get("rope_scaling", "") is None and _type(far_table(config.get("rope_parameters") or {})) != "default":
+    """`rope_theta` and `rope_scaling` by their older names, and nothing else; the first window of `longrope` only from
+    beside `rope_scaling` (transformers 4.57, modeling_rope_utils.py).
+    """
+    given = config.get("text_config") or config
+    stock, names = stock_config(config), family_of(str(given.get("model_type"))).legacy_names
+    defaults = default_theta(config)
+    new = far_table(stock["rope_parameters"])
+    if names.get("rope_scaling", "") is None and _type(new) != "default":
         raise UnreadableError("this family has no rope_scaling there")
-    theta = config.get(names.get("rope_theta") or "rope_theta")
-    share = config.get(names.get("partial_rotary_factor") or "partial_rotary_factor")
-    rope = {"rope_theta": theta, **(config.get("rope_scaling") or {})}
-    if share is not None:
-        rope["partial_rotary_factor"] = share
-    reading = _reading(config, rope)
-    nested = isinstance((config.get("rope_parameters") or {}).get(FAR), Mapping)
-    return _with_near(reading, config.get(names.get("near_theta") or "rope_theta")) if nested else reading
+    rope = {
+        "rope_theta": given.get(names.get("rope_theta") or "rope_theta", far_table(defaults).get("rope_theta")),
+        "partial_rotary_factor": new.get("partial_rotary_factor"),
+        **(given.get("rope_scaling") or {}),
+    }
+    outside = given.get("original_max_position_embeddings")
+    stock = {**stock, "original_max_position_embeddings": outside}
+    if _type(rope) == "longrope" and outside is None:  # never longer than its first window, then
+        stock["original_max_position_embeddings"] = stock["max_position_embeddings"]
+        rope = {**rope, "long_factor": rope.get("short_factor")}
+    tables = stock["rope_parameters"]
+    if tables is not new:
+        near = names.get("near_theta")
+        default = (defaults.get(WINDOWED) or {}).get("rope_theta")
+        tables = {FAR: rope, WINDOWED: {"rope_theta": given.get(near, default) if near else rope["rope_theta"]}}
+    return _reading({**stock, "rope_parameters": tables if FAR in tables else rope})
 
 
 def vllm(config: Mapping[str, Any]) -> Reading:
-    """What transformers 5 makes of the file, with rules of its own for `longrope`: two keys for the attention factor,
-    and the long list for all texts as soon as the server's window is longer than the first one (vLLM 0.32,
-    rotary_embedding/__init__.py, phi3_long_rope_scaled_rope.py and config/model.py).
+    """What transformers 5 makes of the file, with rules of its own: `longrope` has two keys for the attention factor,
+    and one list for all texts as soon as the server's window is longer than the first one; DeepSeek knows YaRN alone
+    (vLLM 0.32, model_executor/layers/rotary_embedding, models/deepseek_v2.py, models/registry.py, config/model.py).
     """
-    read = transformers_5(config)
-    config = _language_model(config)
-    rope = _rope_of(config)
-    window = int(config["max_position_embeddings"])
+    stock = stock_config(config)
+    read, family = _reading(stock), family_of(stock["model_type"])
+    rope, window = far_table(stock["rope_parameters"]), int(stock["max_position_embeddings"])
+    if family.vllm == "none":
+        raise UnreadableError("it has no such model")
+    if stock["model_type"].startswith("deepseek_v") and read.rope_type != "default":
+        own = yarn_attention_factor(float(rope.get("factor") or 1.0))
+        if read.rope_type != "yarn" or (not rope.get("mscale") and abs(read.attention_factor - own) > PARITY):
+            raise UnreadableError("for this family it knows YaRN with its own attention factor only")
     if read.rope_type == "longrope":
         first = int(rope["original_max_position_embeddings"])
+        window_now = int(stock.get("original_max_position_embeddings") or window)
+        if family.vllm == "transformers":
+            return replace(read, window=window_now)
+        if family.vllm == "pairs":
+            raise UnreadableError("its longrope rotates halves, and this family neighbours")
         default = math.sqrt(1 + math.log(window / first) / math.log(first)) if window > first else 1.0
         long, short = (float(rope.get(f"{which}_mscale", default)) for which in ("long", "short"))
-        window = int(config.get("original_max_position_embeddings") or window)
-        if abs(long - short) > PARITY:
+        if not abs(long - short) <= PARITY:
             raise UnreadableError(f"two attention factors, {short:.4f} and {long:.4f}")
-        return replace(read, short=read.long, attention_factor=long, window=window)
-    if read.rope_type in ("linear", "dynamic", "default") and "gemma3" not in config["model_type"]:
+        return replace(read, short=read.long, attention_factor=long, window=window_now)
+    if read.rope_type in ("linear", "dynamic", "default") and "gemma3" not in stock["model_type"]:
         window = int(window * float(rope.get("factor") or 1.0))
     return replace(read, window=window)
 
 
 def llama_cpp(config: Mapping[str, Any]) -> Reading:
-    """What its converter writes and its kernels make of that: YaRN always with its own attention factor, per-dimension
-    factors only for Phi-3 (llama.cpp of llama-cpp-python 0.3.36, conversion/base.py, conversion/phi.py and
+    """What its converter writes and its kernels make of that: YaRN always with its own attention factor, lists of
+    factors only for Phi-3, and of some families no RoPE at all (llama.cpp of llama-cpp-python 0.3.36, conversion/ and
     src/llama-context.cpp). `skipwise export --gguf` writes what it leaves out.
     """
-    config = _language_model(config)
-    rope = _rope_of(config)
-    rope.setdefault("rope_theta", _legacy_theta(config))
-    read = _reading(config, rope)
-    theta, window = read.theta, int(config["max_position_embeddings"])
-    factor = read.attention_factor
+    stock = stock_config(config)
+    read, family = _reading(stock), family_of(stock["model_type"])
+    rope, window = far_table(stock["rope_parameters"]), int(stock["max_position_embeddings"])
+    size = 2 * read.long.size
+    if family.llama_cpp == "none":
+        raise UnreadableError("its converter has no such model")
+    if family.llama_cpp == "nothing":
+        plain = base_frequencies(size, PLAIN_THETA)
+        return replace(read, rope_type="default", theta=PLAIN_THETA, short=plain, long=plain, attention_factor=1.0)
+    plain = base_frequencies(size, read.theta)
+    if family.llama_cpp == "theta":
+        return replace(read, rope_type="default", short=plain, long=plain, attention_factor=1.0)
+    if family.llama_cpp == "linear" and rope.get("factor"):
+        return replace(read, short=plain / rope["factor"], long=plain / rope["factor"], attention_factor=1.0)
     if read.rope_type == "yarn":
-        factor = yarn_attention_factor(float(rope["factor"]))
-    elif read.rope_type == "longrope" and config["model_type"] == "phi3":
-        first = int(rope["original_max_position_embeddings"])
+        scaled = _yarn(plain, {**rope, "truncate": True}, read.theta, _first(stock, rope), window)[1]
+        factor = read.attention_factor if rope.get("mscale_all_dim") else yarn_attention_factor(float(rope["factor"]))
+        return replace(read, short=scaled, long=scaled, attention_factor=factor)
+    if read.rope_type == "longrope" and stock["model_type"] == "phi3":
+        first = _first(stock, rope)
         factor = math.sqrt(1 + math.log(window / first) / math.log(first)) if window > first else 1.0
-    elif read.rope_type == "longrope":
-        plain = base_frequencies(2 * read.long.size, theta)
+        return replace(read, attention_factor=factor)
+    if read.rope_type == "longrope":
         return replace(read, short=plain, long=plain, attention_factor=1.0)
-    near = (config.get("rope_parameters") or {}).get(WINDOWED) or {}
-    return _with_near(replace(read, attention_factor=factor), near.get("rope_theta"))
+    return read
 
 
 READERS: dict[str, Callable[[Mapping[str, Any]], Reading]] = {
@@ -153,46 +172,38 @@ READERS: dict[str, Callable[[Mapping[str, Any]], Reading]] = {
 }
 
 
-def _language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Multimodal models nest it."""
-    return config.get("text_config") or config
-
-
-def _rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The RoPE parameters of layers that see far, wherever they are."""
-    return dict(far_table(config.get("rope_parameters") or config.get("rope_scaling") or {}))
-
-
-def _legacy_theta(config: Mapping[str, Any]) -> Any:
-    names = ("global_rope_theta", "rope_theta", "rotary_emb_base")
-    return next((config[name] for name in names if name in config), None)
-
-
-def _with_near(reading: Reading, theta: Any) -> Reading:
-    return replace(reading, near_theta=None if theta is None else float(theta))
-
-
 def _type(rope: Mapping[str, Any]) -> str:
     name = str(rope.get("rope_type") or rope.get("type") or "default")
     return {"su": "longrope"}.get(name, name)
 
 
-def _reading(config: Mapping[str, Any], rope: Mapping[str, Any]) -> Reading:
+def _first(stock: Mapping[str, Any], rope: Mapping[str, Any]) -> int:
+    """The first window: what stands beside the RoPE parameters goes before what stands in them."""
+    name = "original_max_position_embeddings"
+    return int(stock.get(name) or rope.get(name) or stock["max_position_embeddings"])
+
+
+def _reading(stock: Mapping[str, Any]) -> Reading:
     """Frequencies and attention factor that all of them compute from the same dictionary."""
-    kind, theta = _type(rope), float(rope.get("rope_theta") or DEFAULT_THETA)
-    window = int(config["max_position_embeddings"])
+    tables = stock.get("rope_parameters")
+    if not tables or stock.get("max_position_embeddings") is None:
+        raise UserError(f"Models of type {stock.get('model_type')!r} have no RoPE to look at.")
+    rope, window = far_table(tables), int(stock["max_position_embeddings"])
+    kind = _type(rope)
     if kind not in _FREQUENCIES:
         raise UnreadableError(f"the rope type {kind!r} is not known")
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    plain = base_frequencies(int(head_dim * float(rope.get("partial_rotary_factor") or 1.0)), theta)
-    first = int(
-        config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or window
-    )
     try:
-        short, long, factor = _FREQUENCIES[kind](plain, rope, theta, first, window)
-    except (KeyError, TypeError, ValueError) as error:
+        theta = float(rope["rope_theta"])
+        head_dim = stock.get("head_dim") or stock["hidden_size"] // stock["num_attention_heads"]
+        plain = base_frequencies(int(head_dim * float(rope.get("partial_rotary_factor") or 1.0)), theta)
+        with np.errstate(all="ignore"):
+            short, long, factor = _FREQUENCIES[kind](plain, rope, theta, _first(stock, rope), window)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UnreadableError(f"{type(error).__name__}: {error}") from error
-    return Reading(kind, theta, short, long, factor, window)
+    if not (np.isfinite([*short, *long, factor]).all() and min(*short, *long) > 0):
+        raise UnreadableError("its frequencies are no numbers above 0")
+    near = (tables.get(WINDOWED) or {}).get("rope_theta") if rope is not tables else None
+    return Reading(kind, theta, short, long, factor, window, None if near is None else float(near))
 
 
 Computed = tuple[Table, Table, float]
@@ -210,7 +221,7 @@ def _linear(plain: Table, rope: Mapping[str, Any], theta: float, first: int, win
 def _yarn(plain: Table, rope: Mapping[str, Any], theta: float, first: int, window: int) -> Computed:
     factor = float(rope.get("factor") or window / first)
     fast, slow = float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1)
-    ramp = interpolated_share(2 * plain.size, theta, first, fast, slow)
+    ramp = interpolated_share(2 * plain.size, theta, first, fast, slow, whole=bool(rope.get("truncate", True)))
     scaled = plain * (ramp / factor + (1 - ramp))
     attention = rope.get("attention_factor")
     if attention is None:

@@ -205,6 +205,13 @@ def table_of(module: nn.Module, length: int, kind: str | None) -> Frequencies:
     return frequencies.double().cpu().numpy(), float(getattr(module, _named(kind, "attention_scaling")))
 
 
+def live_rope(model: PreTrainedModel, lengths: Lengths) -> dict[str, Any]:
+    """What is in a model's tables, for a text that fits into the first window and for one as long as the target."""
+    table = next(module for module in model.modules() if is_rotary_table(module))
+    short, long = (table_of(table, length, _far(table)) for length in (lengths.original, lengths.target))
+    return {"short": short[0].tolist(), "long": long[0].tolist(), "attention_factor": long[1]}
+
+
 def pin_table(table: Any, length: int) -> Callable[[], None]:
     """Leave a rotary table with the frequencies of a text of so many tokens, whatever it is given; returns what takes
     that back.

@@ -21,14 +21,16 @@ def correction_dim(rotations: float, rotary_dim: int, theta: float, original: in
 
 
 def interpolated_share(
-    rotary_dim: int, theta: float, original: int, beta_fast: float, beta_slow: float
+    rotary_dim: int, theta: float, original: int, beta_fast: float, beta_slow: float, whole: bool = True
 ) -> NDArray[np.float64]:
     """float64[d/2]: the ramp, 0 where a dimension is kept and 1 where it is interpolated.
 
-    Its ends are rounded outwards to whole dimensions, as the YaRN authors and transformers do.
+    Its ends are rounded outwards to `whole` dimensions, as the YaRN authors and transformers do.
     """
-    low = max(math.floor(correction_dim(beta_fast, rotary_dim, theta, original)), 0)
-    high = min(math.ceil(correction_dim(beta_slow, rotary_dim, theta, original)), rotary_dim - 1)
+    low, high = (correction_dim(turns, rotary_dim, theta, original) for turns in (beta_fast, beta_slow))
+    if whole:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
     width = max(high - low, 0.001)  # transformers' guard against a ramp of no width
     return np.clip((np.arange(rotary_dim // 2, dtype=np.float64) - low) / width, 0.0, 1.0)
 

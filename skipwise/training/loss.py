@@ -17,6 +17,7 @@ def chunked_cross_entropy(
     teacher_hidden: torch.Tensor | None = None,
     teacher_weight: torch.Tensor | None = None,
     kl_weights: torch.Tensor | None = None,
+    teacher_bias: torch.Tensor | None = None,
     chunk_rows: int = CHUNK_ROWS,
     rule: LogitsRule = PLAIN,
 ) -> torch.Tensor:
@@ -37,6 +38,7 @@ def chunked_cross_entropy(
         teacher_hidden: float[n, e], hidden states of the frozen model for the same tokens.
         teacher_weight: float[v, e], its output embedding.
         kl_weights: float[n], at least 0; needed with a teacher.
+        teacher_bias: float[v] of its output layer.
         chunk_rows: tokens whose logits exist at a time.
         rule: how logits are scaled and capped, the teacher's as well.
 
@@ -44,7 +46,17 @@ def chunked_cross_entropy(
         A float32 scalar with gradients for `hidden`, `weight` and `bias`.
     """
     return _ChunkedCrossEntropy.apply(  # type: ignore[no-any-return, no-untyped-call]
-        hidden, weight, labels, row_weights, bias, teacher_hidden, teacher_weight, kl_weights, chunk_rows, rule
+        hidden,
+        weight,
+        labels,
+        row_weights,
+        bias,
+        teacher_hidden,
+        teacher_weight,
+        kl_weights,
+        teacher_bias,
+        chunk_rows,
+        rule,
     )
 
 
@@ -60,6 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         teacher_hidden: torch.Tensor | None,
         teacher_weight: torch.Tensor | None,
         kl_weights: torch.Tensor | None,
+        teacher_bias: torch.Tensor | None,
         chunk_rows: int,
         rule: LogitsRule,
     ) -> torch.Tensor:
@@ -75,6 +88,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 teacher_hidden,
                 teacher_weight,
                 kl_weights,
+                teacher_bias,
                 chunk_rows,
                 rule,
                 weight_trained=ctx.needs_input_grad[1],
@@ -89,7 +103,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors  # type: ignore[attr-defined]
         grad_weight = None if grad_weight is None else grad_weight * grad_total
         grad_bias = None if grad_bias is None else grad_bias * grad_total
-        return (grad_hidden * grad_total, grad_weight, None, None, grad_bias, None, None, None, None, None)
+        return (grad_hidden * grad_total, grad_weight, None, None, grad_bias, None, None, None, None, None, None)
 
 
 def _loss_and_gradients(
@@ -101,6 +115,7 @@ def _loss_and_gradients(
     teacher_hidden: torch.Tensor | None,
     teacher_weight: torch.Tensor | None,
     kl_weights: torch.Tensor | None,
+    teacher_bias: torch.Tensor | None,
     chunk_rows: int,
     rule: LogitsRule,
     weight_trained: bool,
@@ -127,7 +142,10 @@ def _loss_and_gradients(
         # d loss / d logits, built in place on the probabilities.
         if teacher_matrix is not None and teacher_hidden is not None:
             assert kl_weights is not None
-            teacher = rule.apply((teacher_hidden[rows] @ teacher_matrix.T).float()).log_softmax(dim=-1)
+            taught = (teacher_hidden[rows] @ teacher_matrix.T).float()
+            if teacher_bias is not None:
+                taught += teacher_bias.float()
+            teacher = rule.apply(taught).log_softmax(dim=-1)
             expected, kl = teacher.exp(), kl_weights[rows, None].float()
             total += (teacher.sub_(log_probs).mul_(expected).sum(dim=-1) * kl[:, 0] * scale).sum()
             grad = log_probs.exp_().mul_(1 + kl).sub_(expected.mul_(kl))

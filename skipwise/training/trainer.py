@@ -229,7 +229,10 @@ def window_loss(
         ordinary = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.no_grad():
             taught["teacher_hidden"] = last_hidden_states(teacher.model, ordinary)[:, :-1][labelled]
-        taught["teacher_weight"] = teacher.model.get_output_embeddings().weight
+        head = teacher.model.get_output_embeddings()
+        taught["teacher_weight"], bias = head.weight, getattr(head, "bias", None)
+        if bias is not None:
+            taught["teacher_bias"] = bias
         taught["kl_weights"] = teacher.kl_weight * text_runs_on[:, :-1][labelled]
 
     def loss(hidden: torch.Tensor, head: nn.Module) -> torch.Tensor:

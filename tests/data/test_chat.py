@@ -7,13 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from skipwise import Lengths, PoSE, UserError, WindowCollator, cli
+from skipwise import Lengths, PoSE, UserError, WindowCollator, cli, sentences_of
 from skipwise.config import DataConfig, SourceConfig
-from skipwise.data.chat import Turns, as_text, turns_of
-from skipwise.data.store import open_store
+from skipwise.data import build
+from skipwise.data.chat import begin_of_text, conversation, scored_tokens
+from skipwise.data.sources import MessagesError, check_source
+from skipwise.data.store import Documents, open_store
+from skipwise.data.windows import cut_spans, with_answers
 from skipwise.positions import LongRecipe
+from tests.conftest import byte_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -40,47 +45,62 @@ def with_template(tokenizer: PreTrainedTokenizerFast, name: str) -> PreTrainedTo
     return tokenizer
 
 
-def encoded(talk: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    return np.array(tokenizer(as_text(talk, tokenizer), add_special_tokens=False)["input_ids"])
+def encoded(talk: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of a conversation, and which of them the assistant says."""
+    written = conversation(talk, tokenizer)
+    encoding = tokenizer.backend_tokenizer.encode(written.text, add_special_tokens=False)
+    special = frozenset(tokenizer.added_tokens_decoder)
+    return np.array(encoding.ids), np.array(scored_tokens(encoding.offsets, encoding.ids, written.answers, special))
 
 
+ANSWERS = [
+    "It is Lima.\nThat is all.",
+    "\n\nIt begins with lines.",
+    "    code = indented",
+    "And of Peru?",  # what the user says, too
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_answers_and_nothing_else_are_marked(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_answers_and_nothing_else_are_marked(name: str, answer: str, tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = with_template(tokenizer, name)
-    tokens = encoded(TALK, tokenizer)
-    turns = turns_of(tokenizer)
-    marked = turns.answers(tokens)
-    said = tokenizer.decode(tokens[marked])
-    end = tokenizer.decode([turns.end])
-    assert [part.strip() for part in said.split(end)] == ["Paris.", "It is Lima.\nThat is all.", ""]
-    assert not as_text(TALK, tokenizer).startswith("<s>")  # it is put in front of every window later
+    tokens, marked = encoded([*TALK[:3], {"role": "assistant", "content": answer}], tokenizer)
+    end = "<|im_end|>" if name == "chatml" else "</s>"
+    said = tokenizer.decode(tokens[marked]).split(end)
+    assert [part.strip() for part in said] == ["Paris.", answer.strip(), ""]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_turns_begin_behind_answers(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer = with_template(tokenizer, name)
-    tokens, turns = encoded(TALK, tokenizer), turns_of(tokenizer)
-    (boundary,) = (b for b in turns.boundaries(tokens) if b < len(tokens) - 2)
-    assert "And of Peru?" in tokenizer.decode(tokens[boundary:])
-    assert "Paris." in tokenizer.decode(tokens[:boundary])
+def test_the_first_token_of_a_text_is_there_once() -> None:
+    """Left out where the tokenizer puts it in front of every window; kept where it does not, as in SmolLM2's ChatML."""
+    plain = byte_tokenizer()
+    plain.chat_template = INST
+    assert begin_of_text(plain) == []
+    assert conversation(TALK, plain).text.startswith("<s>[INST]")
+    with_begin = byte_tokenizer()
+    with_begin.chat_template = INST
+    with_begin.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", with_begin.bos_token_id)]
+    )
+    assert begin_of_text(with_begin) == [with_begin.bos_token_id]
+    assert conversation(TALK, with_begin).text.startswith("[INST]")
 
 
-def test_what_is_cut_off() -> None:
-    """An answer without its beginning is none; one without its end goes on to the end."""
-    turns = Turns(before=(1, 2), end=9)
-    assert turns.answers(np.array([5, 9, 1, 2, 7, 8])).tolist() == [False, False, False, False, True, True]
-    assert not turns.answers(np.array([7])).any()
+def test_the_day_is_not_in_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "Today: {{ date_string }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    assert "01 Jan 2025" in conversation(TALK, tokenizer).text
 
 
-def test_templates_that_hide_answers_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    for template, message in (
-        (None, "has none"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "nothing in front of an answer"),
-        ("{% for m in messages %}{{ m.content | upper }}.{% endfor %}", "changes what is said"),
-    ):
-        tokenizer.chat_template = template
-        with pytest.raises(UserError, match=message):
-            turns_of(tokenizer)
+def test_templates_that_change_answers_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}.{% endfor %}"
+    with pytest.raises(MessagesError, match="writes something else"):
+        conversation(TALK, tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="has none"):
+        conversation(TALK, tokenizer)
 
 
 def talks(path: Path, count: int = 40) -> Path:
@@ -100,43 +120,104 @@ def test_a_store_of_conversations(tmp_path: Path, tokenizer: PreTrainedTokenizer
     with file.open("a") as lines:
         lines.write(json.dumps({"messages": [{"role": "user", "content": "and?"}]}) + "\n")
         lines.write(json.dumps({"messages": [{"role": "system", "content": "x"}, TALK[1]]}) + "\n")
+        lines.write(
+            '{"messages": [{"role": "user", "content": "x \\ud83d y"}, {"role": "assistant", "content": "z"}]}\n'
+        )
     source = SourceConfig(source=str(file), messages_field="messages")
     store = open_store(source, DataConfig(sources=(source,), max_malformed_share=0.02), tokenizer)
     report = store.summary["report"]
-    assert (report["records"], report["malformed"]) == (202, 2)
+    assert (report["records"], report["malformed"]) == (203, 3)
     assert "the chat template does not take it (only user and assistant)" in report["examples"][1]
     first = store.train.read(int(store.train.starts[0]), int(store.train.stops[0]))
-    assert tokenizer.decode(first).startswith("[INST] Question")
+    assert tokenizer.decode(first).startswith("<s>[INST] Question")
 
 
-def features(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    tokens = encoded(TALK * 3, tokenizer)
-    return {"input_ids": tokens, "chat": True, "visit": (0, 0, 0)}
+def feature(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    tokens, marked = encoded(TALK * 3, tokenizer)
+    return {"input_ids": tokens, "answers": marked, "visit": (0, 0, 0)}
 
 
-def test_windows_have_a_loss_on_answers(tokenizer: PreTrainedTokenizerFast) -> None:
+@pytest.mark.parametrize("content", ["contiguous", "uniform"])
+def test_windows_have_a_loss_on_answers(content: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = with_template(tokenizer, "chatml")
-    lengths = Lengths(original=128, train=128, target=1024)
-    collator = WindowCollator(PoSE(), lengths, turns=turns_of(tokenizer))
-    batch = collator([features(tokenizer)])
+    one = feature(tokenizer)
+    batch = WindowCollator(PoSE(content=content), Lengths(original=128, train=128, target=1024))([one])
     labelled = batch["labels"][0] != -100
     assert 0 < int(labelled.sum()) < 128
-    assert "Paris." in tokenizer.decode(batch["labels"][0][labelled])
-    assert "capital" not in tokenizer.decode(batch["labels"][0][labelled])
-    text = {**features(tokenizer), "chat": False}
-    assert (collator([text])["labels"] != -100).all()  # and text beside it everywhere
+    assert set(batch["labels"][0][labelled].tolist()) <= set(one["input_ids"][one["answers"]].tolist())
+    text = {key: value for key, value in one.items() if key != "answers"}
+    assert (WindowCollator(PoSE(), Lengths(128, 128, 1024))([text])["labels"] != -100).all()
 
 
 def test_longrecipe_skips_between_turns(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = with_template(tokenizer, "chatml")
-    turns, lengths = turns_of(tokenizer), Lengths(original=200, train=200, target=4096)
-    from skipwise import sentences_of
-
-    collator = WindowCollator(LongRecipe(), lengths, sentences=sentences_of(tokenizer), turns=turns)
-    feature = features(tokenizer)
-    positions = collator([feature])["position_ids"][0].numpy()
+    lengths = Lengths(original=200, train=200, target=4096)
+    collator = WindowCollator(LongRecipe(), lengths, sentences=sentences_of(tokenizer))
+    one = feature(tokenizer)
+    positions = collator([one])["position_ids"][0].numpy()
     jumps = np.flatnonzero(np.diff(positions) > 1) + 1
-    assert len(jumps) and set(jumps) <= set(turns.boundaries(feature["input_ids"]).tolist())
+    assert len(jumps)
+    for jump in jumps:
+        assert one["answers"][jump - 1] and not one["answers"][jump]
+
+
+def test_pieces_without_an_answer_are_left_out() -> None:
+    scored = np.zeros(40, bool)
+    scored[25:30] = True
+    documents = Documents(np.arange(40), np.array([0]), np.array([40]), scored)
+    spans = cut_spans(documents, 10, 10, join=False)
+    assert with_answers(documents, spans).tolist() == [[20, 30]]
+    assert with_answers(Documents(np.arange(40), np.array([0]), np.array([40])), spans).tolist() == spans.tolist()
+
+
+def test_a_long_answer_is_one_in_every_piece(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Also where its beginning is in another piece."""
+    tokenizer = with_template(tokenizer, "inst")
+    talk = [{"role": "user", "content": "Tell me."}, {"role": "assistant", "content": "and then " * 100}]
+    file = tmp_path / "talk.jsonl"
+    file.write_text(
+        "".join(json.dumps({"messages": [*talk, {"role": "user", "content": str(n)}]}) + "\n" for n in range(9))
+    )
+    source = SourceConfig(source=str(file), messages_field="messages")
+    store = open_store(source, DataConfig(sources=(source,)), tokenizer)
+    train = store.train
+    spans = cut_spans(train, 128, 128, join=False)
+    assert (train.scored is not None and len(spans) == 6 * len(train)) or len(spans) > 5 * len(train)
+    assert all(train.scored[begin:end].sum() > 64 for begin, end in spans)
+
+
+def test_an_interrupted_store_is_taken_over(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its marks with its tokens."""
+    tokenizer = with_template(tokenizer, "inst")
+    source = SourceConfig(source=str(talks(tmp_path / "talks.jsonl", 60)), messages_field="messages")
+    data = DataConfig(sources=(source,))
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 2000)
+    calls = 0
+
+    def stop(documents: int, tokens: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_store(source, data, tokenizer, stop)
+    resumed = open_store(source, data, tokenizer).train
+    monkeypatch.setenv("SKIPWISE_CACHE", str(tmp_path / "other"))
+    whole = open_store(source, data, tokenizer).train
+    assert resumed.scored is not None and whole.scored is not None
+    np.testing.assert_array_equal(resumed.scored, whole.scored)
+    np.testing.assert_array_equal(resumed.tokens, whole.tokens)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "builtin:python"])
+def test_text_has_no_messages(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("some text\n")
+    path = name if name.startswith("builtin") else str(tmp_path / name)
+    with pytest.raises(UserError, match="messages_field is for records"):
+        check_source(SourceConfig(source=path, messages_field="messages"))
 
 
 def test_an_instruct_model_is_extended(
@@ -178,5 +259,5 @@ def test_a_model_without_a_template_is_refused(
     ]
     arguments += ["--set", "data.messages_field=messages"]
     assert cli.run(lambda: cli.app(arguments, standalone_mode=False)) == 2
-    assert "chat template, but it has none" in " ".join(capsys.readouterr().err.split())
+    assert "chat template of a fast tokenizer, but this one has none" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()

@@ -1,11 +1,13 @@
 """GGUF files: read by llama.cpp's rules, and completed where its converter leaves the RoPE out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
 from skipwise import NTK, Lengths, Linear, Mixed, RopeScaling, UserError, YaRN, YaRNRevised
 from skipwise.export.gguf import complete, read_gguf, write_gguf
@@ -20,17 +22,29 @@ def meant_by(scaling: RopeScaling) -> Reading:
     return Reading(scaling.name, THETA, frequencies, frequencies, factor, LENGTHS.target)
 
 
-def as_converted(file: Path, scaling: RopeScaling, architecture: str = "llama") -> None:
-    """What llama.cpp's converter writes of a config (conversion/base.py), with one quantised matrix."""
+def parameters_of(scaling: RopeScaling) -> dict[str, Any]:
+    return scaling.hf_parameters(HEAD, THETA, LENGTHS)
+
+
+def as_converted(file: Path, scaling: RopeScaling, architecture: str = "llama", with_rope: bool = True) -> None:
+    """What llama.cpp's converter writes of a config (conversion/base.py), with one quantised matrix.
+
+    Args:
+        with_rope: False for families whose converter writes no RoPE, nor its dimension.
+    """
     parameters = scaling.hf_parameters(HEAD, THETA, LENGTHS)
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_context_length(LENGTHS.target)
     writer.add_embedding_length(256)
-    writer.add_head_count(4)
-    writer.add_rope_dimension_count(HEAD)
-    writer.add_rope_freq_base(parameters["rope_theta"])
+    writer.add_head_count(4) if with_rope else None
     writer.add_token_list(["a", "b"])
-    kind = parameters["rope_type"]
+    kind = parameters["rope_type"] if with_rope else "lost"
+    if with_rope:
+        writer.add_rope_dimension_count(HEAD)
+        writer.add_rope_freq_base(parameters["rope_theta"])
+    else:
+        writer.add_key_length(HEAD)
+        writer.add_head_count(8)  # a head is not the width over their number
     if kind in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType[kind.upper()])
         writer.add_rope_scaling_factor(parameters["factor"])
@@ -60,7 +74,7 @@ def test_what_the_converter_writes_is_enough_for_these(scaling: RopeScaling, tmp
     as_converted(tmp_path / "model.gguf", scaling)
     before = (tmp_path / "model.gguf").read_bytes()
     assert difference(read_gguf(tmp_path / "model.gguf"), meant_by(scaling)) is None
-    complete(tmp_path / "model.gguf", meant_by(scaling))
+    complete(tmp_path / "model.gguf", meant_by(scaling), parameters_of(scaling))
     assert (tmp_path / "model.gguf").read_bytes() == before
 
 
@@ -70,7 +84,7 @@ def test_another_attention_factor_is_added(architecture: str, tmp_path: Path) ->
     scaling, file = YaRN(attention_factor=1.0), tmp_path / "model.gguf"
     as_converted(file, scaling, architecture)
     assert "attention factor" in str(difference(read_gguf(file), meant_by(scaling)))
-    complete(file, meant_by(scaling))
+    complete(file, meant_by(scaling), parameters_of(scaling))
     assert difference(read_gguf(file), meant_by(scaling)) is None
     assert field(file, f"{architecture}.rope.scaling.attn_factor") == pytest.approx(1 / 1.2079441, rel=1e-6)
     tensor = gguf.GGUFReader(file).tensors[0]
@@ -83,17 +97,35 @@ def test_factors_per_dimension_are_added(tmp_path: Path) -> None:
     scaling, file = YaRNRevised(), tmp_path / "model.gguf"
     as_converted(file, scaling)
     assert "times apart" in str(difference(read_gguf(file), meant_by(scaling)))
-    complete(file, meant_by(scaling))
+    complete(file, meant_by(scaling), parameters_of(scaling))
     assert difference(read_gguf(file), meant_by(scaling)) is None
     names = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     assert names["rope_freqs.weight"].data.shape == (HEAD // 2,)
     assert set(names) == {"rope_freqs.weight", "token_embd.weight"}
 
 
+@pytest.mark.parametrize("scaling", [YaRN(), YaRN(attention_factor=1.1), Linear(), NTK()], ids=str)
+def test_what_the_converter_left_out_is_added(scaling: RopeScaling, tmp_path: Path) -> None:
+    """Of GPT-NeoX, Phi, Falcon, StableLM and Gemma it writes neither theta nor scaling."""
+    file = tmp_path / "model.gguf"
+    as_converted(file, scaling, "gptneox", with_rope=False)
+    assert difference(read_gguf(file), meant_by(scaling)) is not None
+    complete(file, meant_by(scaling), parameters_of(scaling))
+    assert difference(read_gguf(file), meant_by(scaling)) is None
+
+
+def test_windowed_layers_would_be_scaled_as_well(tmp_path: Path) -> None:
+    """Gemma 3: one attention factor for layers of both kinds."""
+    as_converted(tmp_path / "model.gguf", YaRN(attention_factor=1.0), "gemma3")
+    meant = replace(meant_by(YaRN(attention_factor=1.0)), near_theta=10000.0)
+    with pytest.raises(UserError, match="one attention factor for all layers"):
+        complete(tmp_path / "model.gguf", meant, parameters_of(YaRN(attention_factor=1.0)))
+
+
 def test_architectures_without_factors_are_refused(tmp_path: Path) -> None:
     as_converted(tmp_path / "model.gguf", YaRNRevised(), "qwen2")
     with pytest.raises(UserError, match="takes no factors per dimension for 'qwen2'"):
-        complete(tmp_path / "model.gguf", meant_by(YaRNRevised()))
+        complete(tmp_path / "model.gguf", meant_by(YaRNRevised()), parameters_of(YaRNRevised()))
 
 
 def test_two_lists_are_refused(tmp_path: Path) -> None:
@@ -108,6 +140,7 @@ def test_two_lists_are_refused(tmp_path: Path) -> None:
 def test_what_the_converter_says_is_passed_on(tmp_path: Path) -> None:
     converter = tmp_path / "convert_hf_to_gguf.py"
     converter.write_text("import sys\nsys.exit('pre-tokenizer was not recognized')\n")
+    LlamaConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="does not take this model: pre-tokenizer was not recognized"):
         write_gguf(tmp_path, tmp_path / "x.gguf", "f16", converter, meant_by(YaRN()))
-    assert [path.name for path in tmp_path.iterdir()] == ["convert_hf_to_gguf.py"]
+    assert not [path for path in tmp_path.iterdir() if "gguf" in path.suffix or "tmp" in path.suffix]

@@ -83,16 +83,17 @@ def test_a_reader_that_would_compute_something_else_stops_it(
 def test_a_config_that_was_changed_by_hand_stops_it(
     yarn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The parity rule, by the reader of old configs. Seen to pass without the check."""
-    config = json.loads((yarn / "model" / "config.json").read_text())
-    (yarn / "model" / "config.json").write_text(json.dumps({**config, "rope_theta": 10001.0}))
-    config["rope_scaling"] = {key: value for key, value in config["rope_scaling"].items() if key != "rope_theta"}
-    (yarn / "model" / "config.json").write_text(json.dumps({**config, "rope_theta": 10001.0}))
-    assert run("export", yarn, tmp_path / "out") == 0  # both take the one beside
-    del config["rope_theta"]
-    config["rope_parameters"]["rope_theta"] = 20000.0
-    config["rope_scaling"] = None
-    (yarn / "model" / "config.json").write_text(json.dumps(config))
+    """The parity rule: against what was trained, and by the reader of old configs."""
+    before = (yarn / "model" / "config.json").read_text()
+    changed = json.loads(before)
+    for place in ("rope_parameters", "rope_scaling"):
+        changed[place]["attention_factor"] = 2.0  # everywhere, so that readers agree
+    (yarn / "model" / "config.json").write_text(json.dumps(changed))
+    assert run("export", yarn, tmp_path / "out") == 2
+    assert "another RoPE than the model was trained with" in " ".join(capsys.readouterr().err.split())
+    new_form_alone = json.loads(before)
+    del new_form_alone["rope_theta"], new_form_alone["rope_scaling"]
+    (yarn / "model" / "config.json").write_text(json.dumps(new_form_alone))
     assert run("export", yarn, tmp_path / "other") == 2
     assert "transformers 4 would compute something else" in " ".join(capsys.readouterr().err.split())
 

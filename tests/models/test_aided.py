@@ -1,18 +1,20 @@
 """Aids against their papers' definitions, computed token by token."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from skipwise import UserError
-from skipwise.models.aided import BLOCK, ROWS, SINKS, use_aid
+from skipwise import Lengths, Linear, Mixed, RopeScaling, UserError, YaRN, set_rope_scaling
+from skipwise.models.aided import BLOCK, ROWS, SINKS, Turned, recent_scores, use_aid
 from skipwise.models.aids import Aid, split_aid
+from skipwise.models.families import FAMILIES, Family
 from skipwise.models.reading import score_tokens
 from tests.conftest import PICO_MODELS, WINDOW, pico_llama
-from tests.support import FAMILIES, picomodel
+from tests.support import picomodel
 
 AIDS = [Aid("self-extend", 4), Aid("sinks", 16), Aid("memory", 2)]
 
@@ -85,33 +87,42 @@ def test_inside_the_window_nothing_changes(kind: str, aid: Aid) -> None:
 @pytest.mark.parametrize("aid", AIDS, ids=lambda aid: aid.name)
 @torch.no_grad()
 def test_a_cache_changes_nothing(aid: Aid) -> None:
-    """Pieces that end with a block of rows, as evaluation reads them."""
+    """Wherever a text is cut in pieces."""
     model = pico_llama()
     use_aid(model, aid)
     ids = torch.randint(2, 258, (1, 3 * ROWS), generator=torch.Generator().manual_seed(0))
     whole = model(ids, use_cache=False).logits
-    first = model(ids[:, :ROWS], use_cache=True)
-    rest = model(ids[:, ROWS:], past_key_values=first.past_key_values, use_cache=True)
-    torch.testing.assert_close(rest.logits, whole[:, ROWS:], rtol=1e-3, atol=1e-3)
+    for cut in (ROWS, 201):
+        first = model(ids[:, :cut], use_cache=True)
+        rest = model(ids[:, cut:], past_key_values=first.past_key_values, use_cache=True)
+        torch.testing.assert_close(rest.logits, whole[:, cut:], rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
-def test_the_memory_finds_the_block_that_is_asked_for() -> None:
-    """A token that is like one far away sees it, and without memory does not."""
-    model = pico_llama(num_hidden_layers=1, tie_word_embeddings=False)
-    ids = torch.randint(2, 200, (1, 6 * BLOCK), generator=torch.Generator().manual_seed(0))
-    other = ids.clone()
-    other[:, BLOCK + 5 : 2 * BLOCK - 5] = 250  # a block of its own kind
-    ids[:, -ROWS:] = other[:, -ROWS:] = 250
-
-    def difference(aid: Aid) -> float:
-        aided = pico_llama(num_hidden_layers=1, tie_word_embeddings=False)
-        aided.load_state_dict(model.state_dict())
-        use_aid(aided, aid)
-        return float((aided(ids).logits - aided(other).logits)[:, -1].abs().max())
-
-    assert difference(Aid("sinks", WINDOW // 2)) == 0.0
-    assert difference(Aid("memory", 5)) > 1e-4
+def test_the_memory_sees_the_block_that_is_most_like_the_query() -> None:
+    """Of one layer, against blocks chosen by hand; and everything that is not in a whole block yet."""
+    recent, blocks, size = WINDOW // 2, 1, 16
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 1, 2, 7 * BLOCK, size, generator=generator)
+    frequencies = 10000.0 ** (-torch.arange(0, size, 2) / size)
+    turned = Turned(query, key, frequencies, 1.0)
+    n = query.shape[2]
+    start = n - ROWS
+    scores = recent_scores(turned, start, n, recent=recent, blocks=blocks)
+    plain_query = turned.moved(query, -turned.keys_at)
+    plain_key = turned.moved(key, -turned.keys_at)
+    for head in range(2):
+        for i in (start, start + 77, n - 1):
+            whole = (i - recent + 1) // BLOCK
+            means = torch.stack([plain_key[0, head, b * BLOCK : (b + 1) * BLOCK].mean(0) for b in range(whole)])
+            best = int((means @ plain_query[0, head, i]).argmax())
+            seen = {*range(SINKS), *range(best * BLOCK, (best + 1) * BLOCK), *range(whole * BLOCK, i + 1)}
+            row = scores[0, head, i - start, : i + 1]
+            assert set(torch.nonzero(row > -torch.inf)[:, 0].tolist()) == seen
+            far = best * BLOCK + 3
+            there = turned.moved(plain_query[:, head : head + 1, i : i + 1], torch.tensor([recent]))
+            expected = (there * plain_key[0, head, far]).sum()
+            assert float(row[far]) == pytest.approx(float(expected), abs=1e-3)
 
 
 @torch.no_grad()
@@ -127,11 +138,50 @@ def test_dynamic_ntk_is_that_of_transformers(llama: PreTrainedModel) -> None:
     torch.testing.assert_close(found, score_tokens(plain, ids, scored).log_probs, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "gemma2"])
-def test_other_kinds_of_attention_are_refused(kind: str) -> None:
-    model = picomodel(next(family for family in FAMILIES if family.model_type == kind))
-    with pytest.raises(UserError, match="The aid sinks needs"):
-        use_aid(model, Aid("sinks"))
+REFUSED = {
+    **dict.fromkeys(("mistral", "gemma2", "qwen2", "starcoder2"), "plain attention"),
+    **dict.fromkeys(("gemma3_text", "olmo3", "modernbert-decoder"), "one rotary table"),
+    **dict.fromkeys(("cohere", "glm4", "deepseek_v3", "smollm3"), "something else"),
+    **dict.fromkeys(("gpt_neox_japanese", "falcon"), "cannot be set"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_families_that_rotate_otherwise_are_refused(family: Family) -> None:
+    """Every other family is asked, layer by layer, whether moving a key is one more rotation."""
+    model = picomodel(family)
+    before = model.config._attn_implementation
+    if family.model_type not in REFUSED:
+        use_aid(model, Aid("self-extend"))
+        return
+    with pytest.raises(UserError, match=REFUSED[family.model_type]):
+        use_aid(model, Aid("self-extend"))
+    assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("rope", [YaRN(), Linear(), Mixed(beta_fast=4)], ids=lambda rope: rope.name)
+def test_dynamic_ntk_is_for_plain_rope_alone(rope: RopeScaling, llama: PreTrainedModel) -> None:
+    set_rope_scaling(llama, rope, Lengths(WINDOW, WINDOW, 4 * WINDOW))
+    with pytest.raises(UserError, match="its own way beyond the window"):
+        use_aid(llama, Aid("dynamic-ntk"))
+
+
+def test_padding_is_refused(llama: PreTrainedModel) -> None:
+    use_aid(llama, Aid("sinks"))
+    mask = torch.ones(1, 8, dtype=torch.int64)
+    mask[:, :2] = 0
+    with pytest.raises(UserError, match="without padding"):
+        llama(torch.ones(1, 8, dtype=torch.int64), attention_mask=mask)
+
+
+def test_more_sinks_than_the_window_are_refused(llama: PreTrainedModel) -> None:
+    with pytest.raises(UserError, match="at most the window"):
+        use_aid(llama, Aid("sinks", WINDOW))
+
+
+def test_a_directory_with_a_plus_is_one(tmp_path: Path) -> None:
+    (tmp_path / "good+memory").mkdir()
+    assert split_aid(str(tmp_path / "good+memory")) == (str(tmp_path / "good+memory"), None)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +199,7 @@ def test_names(given: str, expected: tuple[str, Any]) -> None:
     assert split_aid(given) == expected
 
 
-@pytest.mark.parametrize("given", ["m+sink", "m+sinks:0", "m+sinks:x", "m+dynamic-ntk:2"])
+@pytest.mark.parametrize("given", ["m+sink", "m+sinks:0", "m+sinks:x", "m+dynamic-ntk:2", "m+memory:9999999"])
 def test_wrong_names(given: str) -> None:
     with pytest.raises(UserError):
         split_aid(given)

@@ -1,17 +1,20 @@
 """What the doctor finds, what it mends, and what it leaves alone."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from skipwise import Lengths, UserError, YaRN, cli, set_rope_scaling
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.models.doctor import Diagnosis, diagnose
 from skipwise.models.readers import READERS, difference, transformers_5
+from skipwise.models.rope import is_rotary_table
 from tests.conftest import WINDOW, pico_llama
 
 SIZES: dict[str, Any] = {
@@ -67,7 +70,10 @@ SICK: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         {},
     ),
     "two thetas": ({**WELL["plain"], "rope_theta": 10000.0}, "two thetas", {"rope_theta": 500000.0}),
-    "not raised": (both_forms(YARN, 4096), "either the former was not raised", {"max_position_embeddings": 32768}),
+    "not raised": (
+        both_forms(YARN, 4096), "makes 32,768 of 4,096, unless the first window was 512",
+        {"max_position_embeddings": 32768},
+    ),
     "first window missing": (
         both_forms({"rope_type": "yarn", "factor": 8.0}, 32768), "takes? the extended window", {}
     ),
@@ -97,18 +103,116 @@ def test_the_first_window_can_be_said() -> None:
     diagnosis = diagnose(both_forms({**YARN, "original_max_position_embeddings": 32768}, 32768), {}, original=4096)
     assert (diagnosis.original, diagnosis.current) == (4096, 32768)
     assert diagnosis.mended["rope_parameters"]["original_max_position_embeddings"] == 4096
-    other = diagnose(both_forms(YARN, 20000), {})
-    assert "is not the window of 20,000" in found(other) and not other.findings[0].mended
-    assert diagnose(both_forms(YARN, 20000), {}, original=5000).mended["rope_parameters"]["factor"] == 4.0
+    assert diagnosis.mended["rope_parameters"]["factor"] == 8.0
+    other = diagnose(both_forms(YARN, 40000), {})
+    assert "is not the window of 40,000" in found(other) and not other.findings[0].mended
+    assert diagnose(both_forms(YARN, 40000), {}, original=5000).current == 40000
 
 
-def test_what_the_rope_parameters_have_lost_cannot_be_known() -> None:
-    config = {**SIZES, "max_position_embeddings": 4096}
-    diagnosis = diagnose(config, {})
-    assert "no rope_theta" in found(diagnosis) and not diagnosis.findings[0].mended
+# Shapes of published configs, in the form they have on hubs: nothing is wrong with any of them.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "llama 2": {**SIZES, "max_position_embeddings": 4096},
+    "llama 3.1": {
+        **SIZES, "max_position_embeddings": 131072, "rope_theta": 500000.0, "rope_scaling": {
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            "rope_type": "llama3"}},
+    "mixtral": {**SIZES, "model_type": "mixtral", "max_position_embeddings": 32768, "rope_theta": 1e6},
+    "gemma 2": {**SIZES, "model_type": "gemma2", "head_dim": 32, "sliding_window": 4096, "rope_theta": 10000.0},
+    "gemma 3": {
+        **SIZES, "model_type": "gemma3_text", "num_hidden_layers": 6, "head_dim": 32, "rope_theta": 1e6,
+        "rope_local_base_freq": 10000.0, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 512, "sliding_window_pattern": 6, "max_position_embeddings": 131072},
+    "gemma 3, multimodal": {
+        "model_type": "gemma3", "vision_config": {"model_type": "siglip_vision_model"}, "text_config": {
+            **SIZES, "model_type": "gemma3_text", "head_dim": 32,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}},
+    "olmo 3": {
+        **SIZES, "model_type": "olmo3", "rope_theta": 500000.0, "max_position_embeddings": 65536, "rope_scaling": {
+            "attention_factor": 1.2079441541679836, "beta_fast": 32, "beta_slow": 1, "factor": 8.0,
+            "original_max_position_embeddings": 8192, "rope_type": "yarn"},
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4096},
+    "phi 3 4k": {
+        **SIZES, "model_type": "phi3", "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
+        "rope_scaling": None, "rope_theta": 10000.0, "pad_token_id": 0},
+    "gpt-neox": {**SIZES, "model_type": "gpt_neox", "rotary_pct": 0.25, "rotary_emb_base": 10000,
+                 "max_position_embeddings": 2048},
+    "stablelm": {**SIZES, "model_type": "stablelm", "partial_rotary_factor": 0.25, "max_position_embeddings": 4096},
+    "phi 2": {**SIZES, "model_type": "phi", "partial_rotary_factor": 0.4, "max_position_embeddings": 2048},
+    "modernbert": {
+        **SIZES, "model_type": "modernbert-decoder", "global_rope_theta": 160000.0, "local_rope_theta": 10000.0,
+        "max_position_embeddings": 8192},
+}  # fmt: skip
+PHI3_LONG = {
+    **SIZES, "model_type": "phi3", "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def tables(config: dict[str, Any], path: Path) -> list[Any]:
+    """What stock code computes from a file, for every kind of layer."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    read = AutoConfig.from_pretrained(path).get_text_config()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(read)
+    kept = [name for name, _ in model.named_buffers() if name.endswith("inv_freq")]
+    rotary = next(module for module in model.modules() if is_rotary_table(module))
+    again = type(rotary)(config=read)
+    assert kept
+    return [value for name, value in sorted(again.named_buffers()) if name.endswith("inv_freq")]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_well_but_for_what_llama_cpp_leaves_out(name: str) -> None:
+    diagnosis = diagnose(PUBLISHED[name], {})
+    about = [finding.what for finding in diagnosis.findings]
+    assert all(what.startswith("llama.cpp reads something else") for what in about if "vLLM reads" not in what), about
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "phi 3 long"])
+def test_what_is_mended_computes_the_same(name: str, tmp_path: Path) -> None:
+    """By stock code, before and after, in every kind of layer. Seen to fail when tables were not nested."""
+    config = {**PUBLISHED, "phi 3 long": PHI3_LONG}[name]
+    before = tables(config, tmp_path / "before")
+    after = tables(diagnose(config, {}).mended, tmp_path / "after")
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+    again = diagnose(diagnose(config, {}).mended, {})
+    assert [finding.what for finding in again.findings if finding.mended] == []
+
+
+def test_deepseek_keeps_what_vllm_takes_for_a_sign() -> None:
+    """With an attention factor of 1 vLLM would not scale its softmax."""
+    yarn = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1,
+            "mscale": 1.0, "mscale_all_dim": 1.0}  # fmt: skip
+    config = {**SIZES, "model_type": "deepseek_v3", "max_position_embeddings": 163840, "rope_scaling": yarn}
+    assert "attention_factor" not in diagnose(config, {}).mended["rope_parameters"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"model_type": "llama", "max_position_embeddings": "8k"},
+        {"model_type": "llama", "rope_scaling": [1]},
+        {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 0}},
+        {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": "4x"}},
+        {"model_type": "llama", "rope_scaling": {"type": "unheard"}},
+        {"model_type": "llama", "num_attention_heads": 0},
+        {"model_type": "gemma3", "text_config": None},
+        {"model_type": "llava", "text_config": {"model_type": "llama"}},
+        {"model_type": "bert"},
+    ],
+)
+def test_strange_files_give_one_message_or_none(config: dict[str, Any]) -> None:
+    with contextlib.suppress(UserError):
+        diagnose(config, {})
 
 
 def test_layers_are_listed() -> None:
+    assert diagnose(PUBLISHED["gemma 3"], {}).layers == ["5 of 6 see only the last 512 tokens: 0, 1, 2, 3, 4",
+                                                         "1 see all of the text: 5"]  # fmt: skip
+    assert diagnose(PUBLISHED["gemma 2"], {}).layers[0].startswith("1 of 2 see only")
     config = {**WELL["plain"], "model_type": "smollm3", "num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]}
     assert "1 have no positions, and are left as they are: 3" in diagnose(config, {}).layers
     windowed = {**config, "sliding_window": 128, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}

@@ -8,6 +8,7 @@ import pytest
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from skipwise import UserError
 from skipwise.models.readers import (
     READERS,
     UnreadableError,
@@ -112,7 +113,7 @@ def test_llama_cpp_has_its_own_attention_factor_and_no_lists() -> None:
 )
 def test_what_cannot_be_read_says_so(reader: str, rope: dict[str, Any]) -> None:
     config = {**BASE, "rope_theta": 10000.0, "rope_scaling": rope, "rope_parameters": rope}
-    with pytest.raises(UnreadableError):
+    with pytest.raises(UserError):
         READERS[reader](config)
 
 

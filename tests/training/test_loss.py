@@ -53,13 +53,26 @@ def test_value_and_gradients(
     teacher_weight = torch.randn(vocabulary, 12, generator=generator) if with_teacher else None
 
     exact = [None if t is None else t.double().requires_grad_() for t in (hidden, weight.to(dtype), bias)]
+    teacher_bias = torch.randn(vocabulary, generator=generator) if with_teacher and with_bias else None
     teacher = None if teacher_hidden is None else teacher_hidden.double() @ teacher_weight.to(dtype).double().T
+    if teacher_bias is not None:
+        teacher = teacher + teacher_bias.double()
     expected = reference(exact[0], exact[1], exact[2], labels, scale.double(), teacher, kl_weights.double(), rule)
     (3 * expected).backward()
 
     inputs = [None if t is None else t.clone().requires_grad_() for t in (hidden, weight, bias)]
     loss = chunked_cross_entropy(
-        inputs[0], inputs[1], labels, scale, inputs[2], teacher_hidden, teacher_weight, kl_weights, chunk_rows, rule
+        inputs[0],
+        inputs[1],
+        labels,
+        scale,
+        inputs[2],
+        teacher_hidden,
+        teacher_weight,
+        kl_weights,
+        teacher_bias,
+        chunk_rows,
+        rule,
     )
     (3 * loss).backward()
     assert loss.dtype == torch.float32

@@ -1,0 +1,42 @@
+"""A `config.json` as transformers' own class completes it: defaults, older names, a table for each kind of layer."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from skipwise.errors import UserError
+
+# Where configs of any version keep RoPE.
+THETAS = (
+    *("rope_parameters", "rope_scaling", "rope_theta", "rotary_emb_base", "global_rope_theta", "local_rope_theta"),
+    "rope_local_base_freq",
+)
+
+
+def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's part, with everything that the class knows.
+
+    Raises:
+        UserError: when transformers has no such class, or the class does not take the config.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"The config.json is of model type {kind!r}, which transformers does not know.")
+    try:  # with a copy, in which classes change what they like
+        built = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
+        completed: dict[str, Any] = built.get_text_config().to_dict()
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"The config.json is not one that transformers takes for {kind!r}: {first}") from error
+    return completed
+
+
+def default_theta(config: Mapping[str, Any]) -> Any:
+    """RoPE parameters that the class has where the config says nothing, per kind of layer where it has several."""
+    silent = {key: value for key, value in config.items() if key not in THETAS}
+    if config.get("text_config"):
+        silent["text_config"] = {key: value for key, value in config["text_config"].items() if key not in THETAS}
+    return stock_config(silent).get("rope_parameters")
