@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skipwise import __version__, model_commands, report_commands
+from skipwise import __version__, config_commands, model_commands, report_commands
 from skipwise.errors import UserError
 from skipwise.ranks import is_first, joined, leave_processes, lost_process, rank
 from skipwise.terminal import Command, console, errors
@@ -375,6 +375,7 @@ def demo(
     report_commands.report([output, output / "plain"], output / "report.html")
 
 
+app.add_typer(config_commands.app, name="config")
 for command in (report_commands.report, model_commands.doctor, model_commands.convert, model_commands.export):
     app.command(cls=Command)(command)
 

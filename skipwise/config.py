@@ -30,9 +30,11 @@ def _named(default: str) -> Callable[[object], object]:
 
 
 ByName = Field(discriminator="name")
-Positions = Annotated[Sampler, ByName, BeforeValidator(_named("pose"))]
-Rope = Annotated[Scaling, ByName, BeforeValidator(_named("yarn"))]
-Evaluation = Annotated[EvaluationSpec, ByName, BeforeValidator(expand_name)]
+Positions = Annotated[Sampler, ByName, BeforeValidator(_named("pose"), json_schema_input_type=Sampler | str)]
+Rope = Annotated[Scaling, ByName, BeforeValidator(_named("yarn"), json_schema_input_type=Scaling | str)]
+Evaluation = Annotated[
+    EvaluationSpec, ByName, BeforeValidator(expand_name, json_schema_input_type=EvaluationSpec | str)
+]
 
 
 def _to_float(value: object) -> object:
@@ -43,7 +45,7 @@ def _to_float(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_to_float)]
+Number = Annotated[float, BeforeValidator(_to_float, json_schema_input_type=float | str)]
 Share = Annotated[Number, Field(ge=0.0, le=1.0)]
 
 
@@ -134,7 +136,13 @@ class DocumentsConfig(Section):
         max_malformed_share: stop when more of a source's records than this cannot be read.
     """
 
-    sources: Annotated[tuple[Annotated[SourceConfig, BeforeValidator(lambda v: _source(v))], ...], Strict(False)]
+    sources: Annotated[
+        tuple[
+            Annotated[SourceConfig, BeforeValidator(lambda v: _source(v), json_schema_input_type=SourceConfig | str)],
+            ...,
+        ],
+        Strict(False),
+    ]
     held_out_share: Annotated[Number, Field(gt=0.0, le=1.0)] = 1.0
     short_documents: Literal["skip", "join"] = "skip"
     max_malformed_share: Share = 0.01

@@ -35,3 +35,18 @@ def test_the_training_loop_of_the_readme(pico_directory: Path, tmp_path: Path, m
     names: dict[str, Any] = {"dataset": [{"input_ids": list(range(2, 42))}] * 4}
     exec(code, names)
     assert names["model"].config.max_position_embeddings == 512
+
+
+def test_the_sampler_of_the_page_works(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/add-a-sampler.md, as it stands there."""
+    from skipwise import Lengths
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/add-a-sampler.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert "distance 1,000 is in" in capsys.readouterr().out
+    found = names["found"]
+    lengths = Lengths(original=256, train=256, target=2048)
+    # By hand: distance 1,000 is met by skips from 1,000 - 255 to 1,000 - 1, of 1,793.
+    assert found.seen[1000] == pytest.approx(255 / (lengths.target - lengths.train + 1), abs=0.05)

@@ -9,7 +9,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import parse_length
 from skipwise.sections import section
 
-Length = Annotated[int, BeforeValidator(parse_length), Field(ge=1)]
+Length = Annotated[int, BeforeValidator(parse_length, json_schema_input_type=int | str), Field(ge=1)]
 DocumentIds = Annotated[tuple[str, ...], Strict(False)] | None
 ContextLengths = Annotated[tuple[Length, ...], Strict(False)]
 

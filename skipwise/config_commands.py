@@ -1,0 +1,67 @@
+"""The commands about configuration files: schema, init."""
+
+import json
+from typing import Any
+
+import typer
+
+app = typer.Typer(help="About configuration files.", no_args_is_help=True)
+
+STARTER = """\
+# A run of skipwise extend. What is commented out has the value that is shown, or none.
+model:
+  path: HuggingFaceTB/SmolLM2-135M   # hub id, directory, .gguf file or builtin:tiny
+  # dtype: auto                      # of matrix products: auto, float32, bfloat16
+  # attn_implementation: sdpa
+lengths:
+  target: 32k                        # the window wanted; k means 1,024
+  # train: 8k                        # tokens of a training window; the model's own window unless said
+positions: {name: pose, chunks: 2}   # skipwise list names all
+rope: {name: yarn}
+data:
+  sources:
+    - {source: "builtin:python"}     # or docs.jsonl, a directory, a hub dataset
+    # - {source: chats.jsonl, messages_field: messages}
+  # held_out_share: 0.05
+  # short_documents: skip            # or join, which runs neighbours together
+  # retrieval_share: 0.25            # windows of synthetic retrieval, so that retrieval survives
+train:
+  max_steps: 200
+  learning_rate: 1.0e-5
+  warmup_steps: 10
+  per_device_train_batch_size: 4
+  # gradient_accumulation_steps: 1
+  # gradient_checkpointing: false
+  # untouched_share: 0.0             # windows with ordinary positions
+  # kl_weight: 1.0                   # term to the untouched model; left out: where it can read a window
+  # save_steps: 100
+  # lora: {r: 16}
+evaluate:                            # before, with the new RoPE alone, and after
+  - {name: perplexity, context_lengths: [8k, 16k, 32k], stride: 1024, documents: 8, final_tokens: 1024}
+  - {name: passkey, context_lengths: [8k, 16k, 32k], trials: 20}
+seed: 0
+"""
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a run's configuration, for editors that check and complete YAML."""
+    print(json.dumps(run_schema(), indent=2))
+
+
+def run_schema() -> dict[str, Any]:
+    """The schema, with the shorthands of `data`: a name alone, and one `source` with its settings beside."""
+    from skipwise.config import RunConfig
+
+    content = RunConfig.model_json_schema()
+    data, source = content["$defs"]["DataConfig"], content["$defs"]["SourceConfig"]["properties"]
+    data["properties"] |= {key: source[key] for key in ("source", "text_field", "messages_field", "split")}
+    del data["required"]
+    content["properties"]["data"] = {"anyOf": [content["properties"]["data"], {"type": "string"}]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **content}
+
+
+@app.command()
+def init() -> None:
+    """Print a configuration to begin with, comments included: skipwise config init > run.yaml."""
+    print(STARTER, end="")

@@ -1,0 +1,79 @@
+"""What editors and newcomers get."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from skipwise import cli
+from skipwise.config_commands import STARTER, run_schema
+from skipwise.config_files import parse_config
+
+ROOT = Path(__file__).parent.parent
+RUNS = [ROOT / "configs/smollm2-32k.yaml", ROOT / "configs/smollm2-128k.yaml", ROOT / "skipwise/demo.yaml"]
+RUNS += sorted((ROOT / "configs/paper").glob("*.yaml"))
+
+
+def errors(values: Any) -> list[str]:
+    return [error.message for error in Draft202012Validator(run_schema()).iter_errors(values)]
+
+
+@pytest.mark.parametrize("file", RUNS, ids=lambda file: file.name)
+def test_our_own_files_fit_the_schema(file: Path) -> None:
+    assert errors(yaml.safe_load(file.read_text())) == []
+
+
+def test_the_readmes_configuration_fits_the_schema() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        values = yaml.safe_load(block)
+        if "lengths" in values:
+            assert errors(values) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": {"path": "x"}, "lengths": {"target": "32k"}, "data": "docs.jsonl", "rope": "linear"},
+        {"model": {"path": "x"}, "lengths": {"target": 4096}, "data": {"source": "a.jsonl", "messages_field": "m"}},
+        {"model": {"path": "x"}, "lengths": {"target": 4096}, "data": {"sources": ["a", {"source": "b", "weight": 2}]}},
+    ],
+)
+def test_shorthands_fit_it_and_are_taken(values: dict[str, Any]) -> None:
+    assert errors(values) == []
+    parse_config(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lengths": {"target": "32k"}, "data": "x"},
+        {"model": {"path": "x"}, "lengths": {"target": "32k"}, "data": "x", "trian": {}},
+        {"model": {"path": "x"}, "lengths": {"target": "32k"}, "data": "x", "train": {"max_steps": -1}},
+        {"model": {"path": "x"}, "lengths": {"target": "32k"}, "data": "x", "rope": {"name": "yarn", "beta": 1}},
+    ],
+)
+def test_mistakes_do_not_fit_it(values: dict[str, Any]) -> None:
+    assert errors(values)
+
+
+def test_the_starter_is_a_configuration_of_defaults() -> None:
+    values = yaml.safe_load(STARTER)
+    assert errors(values) == []
+    config = parse_config(values)
+    least = parse_config({key: values[key] for key in ("model", "lengths", "data", "evaluate")})
+    assert config == least  # nothing in it is other than what one gets without
+    uncommented = re.sub(r"^(\s*)# (?=[-\w]+[:\s])", r"\1", STARTER.split("\n", 1)[1], flags=re.MULTILINE)
+    assert parse_config(yaml.safe_load(uncommented))
+
+
+def test_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(lambda: cli.app(["config", "schema"], standalone_mode=False)) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "RunConfig"
+    assert cli.run(lambda: cli.app(["config", "init"], standalone_mode=False)) == 0
+    assert capsys.readouterr().out == STARTER
