@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from rich.console import Console
+from transformers import MistralConfig, MistralForCausalLM
 
 from skipwise import UserError
-from skipwise.comparison.request import NAMES, find_models, select_evaluations
+from skipwise.comparison.compare import compare
+from skipwise.comparison.request import NAMES, Compared, default_output, find_models, select_evaluations, values_of_run
 from skipwise.config import EvaluateConfig, SourceConfig
 from skipwise.config_files import parse_evaluate_config
 from skipwise.data.presets import PRESETS
+from skipwise.models.aids import Aid
 from tests.conftest import byte_tokenizer, pico_llama
 from tests.test_cli import config_file as config_file
 from tests.test_cli import rows_of, skipwise
@@ -69,6 +74,44 @@ def test_a_model_with_an_aid_beside_itself(two_models: list[Path], settings: Pat
     assert values[models[0], 32] == pytest.approx(values[models[1], 32], rel=1e-5)
     assert values[models[0], 128] != pytest.approx(values[models[1], 128], rel=1e-3)
     assert (tmp_path / "out/examples/first-sinks-32/perplexity.jsonl").is_file()
+
+
+def test_another_aid_is_another_model(two_models: list[Path], settings: Path, tmp_path: Path) -> None:
+    """Under one name, as the cells of a study have one: what was measured with one aid is not taken for another's."""
+    config = parse_evaluate_config({**yaml.safe_load(settings.read_text()), "evaluate": [PERPLEXITY]})
+
+    def measured(aid: Aid | None) -> list[Any]:
+        model = Compared("cell", str(two_models[0]), "original", "cell", aid=aid)
+        return compare([model], config, tmp_path / "out", given="", console=Console(quiet=True))
+
+    assert measured(Aid("sinks", 32))
+    assert measured(Aid("sinks", 32))
+    for other in (Aid("sinks", 16), None):
+        with pytest.raises(UserError):
+            measured(other)
+
+
+def test_an_aid_that_a_model_cannot_have_is_refused_before_anything_is_measured(
+    two_models: list[Path], settings: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=258, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=48, max_position_embeddings=64, sliding_window=16,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path / "windowed")
+    byte_tokenizer().save_pretrained(tmp_path / "windowed")
+    models = [two_models[0], f"{tmp_path / 'windowed'}+sinks"]
+    output = skipwise("evaluate", *models, "--config", settings, "--output", tmp_path / "out", code=2)
+    assert "needs plain attention in all layers" in " ".join(output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_with_an_aid_is_measured_as_the_run_was(config_file: Path, tmp_path: Path) -> None:
+    skipwise("extend", config_file, "--output", tmp_path / "run")
+    plain, aided = find_models([str(tmp_path / "run"), f"{tmp_path / 'run'}+sinks:16"])
+    assert values_of_run([aided]) == values_of_run([plain]) != {}
+    assert default_output([aided]) == default_output([plain]) == tmp_path / "run" / "evaluation"
 
 
 def test_a_second_run_adds_what_is_missing(two_models: list[Path], settings: Path, tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from transformers import LlamaConfig
 
 from skipwise import FullLength, Lengths, UserError, workbench
 from skipwise.config import LengthsConfig
-from skipwise.config_files import parse_config
+from skipwise.config_files import parse_config, to_yaml
 from skipwise.costs import Step
 from skipwise.evaluation.specs import EvalResult
 from skipwise.extension import default_evaluations, resolve, resolve_lengths, retrieval_warnings
 from skipwise.planning import make_plan
 from skipwise.report.table import comparison_markdown, stage_columns
-from skipwise.runs import RunDir
+from skipwise.runs import RunDir, write_text
 from skipwise.training.trainer import Trained
 
 
@@ -206,3 +206,14 @@ def test_a_batch_that_does_not_fit_is_accumulated(
     arguments = seen["arguments"]
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 4)
     assert len(seen["dataset"]) == 3 * 8  # windows, as before
+
+
+def test_a_run_from_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
+    """Keys that came later have their defaults; another value is another run."""
+    config = parse_config({"model": {"path": "builtin:tiny"}, "lengths": {"target": 512}, "data": "builtin:python"})
+    resolved = to_yaml(config)
+    run = RunDir(tmp_path)
+    write_text(run.resolved, "".join(line for line in resolved.splitlines(True) if "messages_field" not in line))
+    run.claim(resume=True, resolved=resolved)
+    with pytest.raises(UserError, match="another configuration"):
+        run.claim(resume=True, resolved=resolved.replace("max_steps: 200", "max_steps: 201"))
