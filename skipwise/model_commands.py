@@ -43,7 +43,7 @@ def doctor(
     if fix is not None:
         mended_copy(directory, found, beside, fix)
         (errors if as_json else console).print(f"Written: {fix}")
-    left = [finding for finding in found.findings if fix is None or not finding.mended]
+    left = [finding for finding in found.findings if not finding.limit and (fix is None or not finding.mended)]
     if left:
         raise UserError(
             f"{len(left)} wrong with {model}, as said above; --fix DIRECTORY writes a copy without what it can mend."
@@ -180,5 +180,5 @@ def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
     console.print(plain_table("How it is read", header, body))
     for finding in found.findings:
         console.print(f"- {finding.what} {'--fix: ' if finding.mended else ''}{finding.remedy}", soft_wrap=True)
-    if not found.findings:
-        console.print("Nothing is wrong.")
+    if all(finding.limit for finding in found.findings):
+        console.print("Nothing is wrong with the model.")

@@ -33,11 +33,13 @@ class Finding:
         what: in a sentence.
         remedy: in another.
         mended: whether `mended_files` does that.
+        limit: of a reader, and nothing wrong with the model.
     """
 
     what: str
     remedy: str
     mended: bool
+    limit: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,9 +177,8 @@ def _mended(
     if config.get("original_max_position_embeddings"):
         written["original_max_position_embeddings"] = _first(rope, window)
     if parameters["rope_type"] in ("yarn", "longrope") and not parameters.get("mscale"):
-        parameters["attention_factor"] = transformers_5(
-            written
-        ).attention_factor  # a default is not the same everywhere
+        # Where it is not written, readers take defaults of their own.
+        parameters["attention_factor"] = transformers_5(written).attention_factor
     if parameters["rope_type"] == "longrope":
         parameters.setdefault("original_max_position_embeddings", _first(rope, window))
         parameters |= {key: parameters["attention_factor"] for key in VLLM_FACTORS if key not in parameters}
@@ -206,8 +207,11 @@ def _about_readers(config: Mapping[str, Any], mended: Mapping[str, Any]) -> Iter
         if wrong is None:
             continue
         still = then if isinstance(then, str) else difference(then, meant)
-        remedy = "The config is written in the form of every version." if still is None else _what_to_do(name, meant)
-        yield Finding(f"{name} reads something else: {wrong}.", remedy, still is None)
+        what = f"{name} reads something else: {wrong}."
+        if still is None:
+            yield Finding(what, "The config is written in the form of every version.", True)
+        else:
+            yield Finding(what, _what_to_do(name, meant), False, limit=True)
 
 
 def _what_to_do(name: str, meant: Reading) -> str:
