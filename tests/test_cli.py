@@ -67,6 +67,8 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
         "config.yaml",
         "resolved.yaml",
         "environment.json",
+        "report.html",
+        "rope.json",
         "plan.json",
         "data.json",
         "train.jsonl",
