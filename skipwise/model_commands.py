@@ -46,7 +46,7 @@ def doctor(
     left = [finding for finding in found.findings if not finding.limit and (fix is None or not finding.mended)]
     if left:
         raise UserError(
-            f"{len(left)} wrong with {model}, as said above; --fix DIRECTORY writes a copy without what it can mend."
+            f"Something is wrong with {model}, as said above; --fix DIRECTORY writes a copy without what it can mend."
         )
 
 

@@ -137,10 +137,11 @@ def _prepare(one: Compared, config: EvaluateConfig, console: Console) -> Prepare
     from skipwise.models.load import load_config, load_tokenizer
 
     own = model_config(one, config)
+    known = load_config(own)
     tokenizer = load_tokenizer(own)
     encoder(tokenizer, config.chat)  # refuses a chat without a template
     if one.aid is not None:
-        check_aid(load_config(own), one.aid)
+        check_aid(known, one.aid)
     stores = open_sources(config.data, tokenizer, console)
     documents = held_out_documents(
         [[store.held_out] for store in stores], config.data.short_documents == "join", begin_of_text(tokenizer)
@@ -148,7 +149,7 @@ def _prepare(one: Compared, config: EvaluateConfig, console: Console) -> Prepare
     part = "" if config.data.held_out_share == 1 else "held-out "
     name = part + ", ".join(source.source for source in config.data.sources)
     digests = {store.summary["source"]: _content(store.summary) for store in stores}
-    return Prepared(one, load_config(own), tokenizer, HeldOut(name, documents), digests)
+    return Prepared(one, known, tokenizer, HeldOut(name, documents), digests)
 
 
 def _content(summary: Mapping[str, Any]) -> str:

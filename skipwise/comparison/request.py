@@ -42,6 +42,11 @@ class Compared:
     revision: str | None = None
     aid: Aid | None = None
 
+    @property
+    def place(self) -> Path:
+        """Where the user said that it is, a run directory or a model."""
+        return Path(split_aid(self.name)[0])
+
 
 def find_models(names: Sequence[str]) -> list[Compared]:
     """What the arguments of the command stand for.
@@ -83,7 +88,7 @@ def _find_plain(name: str) -> Compared:
 
 def default_output(models: Sequence[Compared]) -> Path:
     """Inside a run that is evaluated alone; else in `runs`, named after the models."""
-    first = Path(split_aid(models[0].name)[0])
+    first = models[0].place
     if len(models) == 1 and RunDir(first).resolved.is_file():
         return first / "evaluation"
     return Path("runs") / f"evaluate-{'-'.join(one.short for one in models)}"
@@ -92,7 +97,7 @@ def default_output(models: Sequence[Compared]) -> Path:
 def values_of_run(models: Sequence[Compared]) -> dict[str, Any]:
     """What the first run among the models was evaluated with, as values of an `EvaluateConfig`; {} without a run."""
     for one in models:
-        run = RunDir(Path(split_aid(one.name)[0]))
+        run = RunDir(one.place)
         if run.resolved.is_file():
             config = parse_config(read_yaml(run.resolved))
             kept = {"sources", "held_out_share", "short_documents", "max_malformed_share"}

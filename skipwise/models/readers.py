@@ -78,7 +78,8 @@ def transformers_4(config: Mapping[str, Any]) -> Reading:
     beside `rope_scaling` (transformers 4.57, modeling_rope_utils.py).
     """
     given = config.get("text_config") or config
-    stock, names = stock_config(config), family_of(str(given.get("model_type"))).legacy_names
+    stock = stock_config(config)
+    names = family_of(stock["model_type"]).legacy_names
     defaults = default_theta(config)
     new = far_table(stock["rope_parameters"])
     if names.get("rope_scaling", "") is None and _type(new) != "default":

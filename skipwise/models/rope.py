@@ -49,7 +49,8 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
     """What the config says about RoPE.
 
     Raises:
-        UserError: for a model without RoPE or with several rotary tables.
+        UserError: for a model without RoPE or of a family that is refused, with no rotary table for layers that see all
+            of the text, or extended with a scaling of all of its attention.
     """
     config = text_config(config)
     parameters = getattr(config, "rope_parameters", None)

@@ -7,7 +7,7 @@ from typing import Any
 from skipwise.errors import UserError
 
 # Where configs of any version keep RoPE.
-THETAS = (
+ROPE_KEYS = (
     *("rope_parameters", "rope_scaling", "rope_theta", "rotary_emb_base", "global_rope_theta", "local_rope_theta"),
     "rope_local_base_freq",
 )
@@ -36,7 +36,7 @@ def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def default_theta(config: Mapping[str, Any]) -> Any:
     """RoPE parameters that the class has where the config says nothing, per kind of layer where it has several."""
-    silent = {key: value for key, value in config.items() if key not in THETAS}
+    silent = {key: value for key, value in config.items() if key not in ROPE_KEYS}
     if config.get("text_config"):
-        silent["text_config"] = {key: value for key, value in config["text_config"].items() if key not in THETAS}
+        silent["text_config"] = {key: value for key, value in config["text_config"].items() if key not in ROPE_KEYS}
     return stock_config(silent).get("rope_parameters")

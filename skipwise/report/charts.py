@@ -15,7 +15,7 @@ from skipwise.coverage import coverage
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult
 from skipwise.lengths import Lengths, format_length
-from skipwise.models.readers import Reading, UnreadableError, transformers_5
+from skipwise.models.readers import Reading, transformers_5
 from skipwise.models.shape import read_config
 from skipwise.positions import Document, Plain, example_rng
 from skipwise.runs import RunDir, read_lines
@@ -338,7 +338,7 @@ def _series(runs: Sequence[Run], run: Run) -> Iterator[tuple[str, EvalResult]]:
 def _reading(path: str) -> Reading | None:
     try:
         return transformers_5(read_config(path))
-    except (UserError, UnreadableError, KeyError):  # a hub that is away, another kind of model
+    except (UserError, KeyError):  # a hub that is away, another kind of model
         return None
 
 

@@ -79,7 +79,7 @@ def render(title: str, cards: Sequence[Card], charts: Sequence[Chart]) -> str:
     specs = json.dumps({chart.key: chart.spec for chart in charts if chart.spec})
     shown = []
     for chart in charts:
-        columns = list(dict.fromkeys(key for row in chart.rows for key in row))
+        columns = _columns(chart)
         table = [[_cell(row.get(key)) for key in columns] for row in chart.rows]
         shown.append({**vars(chart), "columns": columns, "table": table})
     return environment.get_template("report.html.jinja").render(
@@ -126,10 +126,14 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _columns(chart: Chart) -> list[str]:
+    return list(dict.fromkeys(key for row in chart.rows for key in row))
+
+
 def write_figures(charts: Sequence[Chart], directory: Path) -> None:
     """Every chart as SVG, PNG and CSV."""
     for chart in charts:
-        columns = list(dict.fromkeys(key for row in chart.rows for key in row))
+        columns = _columns(chart)
         text = StringIO()
         writer = csv.DictWriter(text, columns)
         writer.writeheader()

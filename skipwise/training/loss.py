@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from skipwise.models.forward import CHUNK_ROWS, PLAIN, LogitsRule
 
@@ -69,41 +69,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         row_weights: torch.Tensor,
         bias: torch.Tensor | None,
-        teacher_hidden: torch.Tensor | None,
-        teacher_weight: torch.Tensor | None,
-        kl_weights: torch.Tensor | None,
-        teacher_bias: torch.Tensor | None,
-        chunk_rows: int,
-        rule: LogitsRule,
+        *others: Any,
     ) -> torch.Tensor:
         """The loss; its gradients are kept for `backward`."""
         # Under autocast the products below would silently change their dtype.
         with torch.autocast(hidden.device.type, enabled=False):
             total, *gradients = _loss_and_gradients(
-                hidden,
-                weight,
-                labels,
-                row_weights,
-                bias,
-                teacher_hidden,
-                teacher_weight,
-                kl_weights,
-                teacher_bias,
-                chunk_rows,
-                rule,
-                weight_trained=ctx.needs_input_grad[1],
+                hidden, weight, labels, row_weights, bias, *others, weight_trained=ctx.needs_input_grad[1]
             )
+        ctx.others = len(others)
         ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The kept gradients times that of the loss."""
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         grad_weight = None if grad_weight is None else grad_weight * grad_total
         grad_bias = None if grad_bias is None else grad_bias * grad_total
-        return (grad_hidden * grad_total, grad_weight, None, None, grad_bias, None, None, None, None, None, None)
+        return (grad_hidden * grad_total, grad_weight, None, None, grad_bias, *[None] * ctx.others)
 
 
 def _loss_and_gradients(
@@ -118,6 +103,7 @@ def _loss_and_gradients(
     teacher_bias: torch.Tensor | None,
     chunk_rows: int,
     rule: LogitsRule,
+    *,
     weight_trained: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Loss, and the gradients of hidden states, weight (None unless it is trained) and bias."""

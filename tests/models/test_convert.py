@@ -15,6 +15,7 @@ from skipwise import Lengths, UserError, YaRN, cli, set_rope_scaling
 from skipwise.models import convert
 from skipwise.models.convert import convert_baichuan, convert_gptj, to_halves
 from skipwise.models.probe import probe_attention
+from skipwise.models.rope import read_rope
 
 IDS = torch.randint(2, 258, (2, 40), generator=torch.Generator().manual_seed(0))
 
@@ -46,8 +47,11 @@ def test_gptj_as_phi_has_the_same_logits(gptj: Path, tmp_path: Path) -> None:
 def test_gptj_as_phi_can_be_extended(gptj: Path, tmp_path: Path) -> None:
     convert_gptj(gptj, tmp_path / "phi")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "phi").eval()
+    before = model(IDS).logits
     set_rope_scaling(model, YaRN(), Lengths(original=64, train=64, target=512))
-    probe_attention(model, 512, 1)
+    assert model.config.max_position_embeddings == 512 and read_rope(model.config).rope_type == "yarn"
+    assert not torch.allclose(model(IDS).logits, before, atol=1e-4)
+    probe_attention(model, 512, 1)  # raises when positions have no effect
 
 
 def test_rows_of_pairs_become_halves() -> None:
