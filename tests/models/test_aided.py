@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from skipwise import Lengths, Linear, Mixed, RopeScaling, UserError, YaRN, set_rope_scaling
-from skipwise.models.aided import BLOCK, ROWS, SINKS, Turned, recent_scores, use_aid
+from skipwise.models.aided import BLOCK, ROWS, SINKS, Turned, check_aid, recent_scores, use_aid
 from skipwise.models.aids import Aid, split_aid
 from skipwise.models.families import FAMILIES, Family
 from skipwise.models.reading import score_tokens
@@ -164,6 +164,14 @@ def test_dynamic_ntk_is_for_plain_rope_alone(rope: RopeScaling, llama: PreTraine
     set_rope_scaling(llama, rope, Lengths(WINDOW, WINDOW, 4 * WINDOW))
     with pytest.raises(UserError, match="its own way beyond the window"):
         use_aid(llama, Aid("dynamic-ntk"))
+
+
+@pytest.mark.parametrize("aid", ["self-extend", "sinks"])
+def test_frequencies_that_change_with_the_length_are_refused(aid: str, llama: PreTrainedModel) -> None:
+    """Seen to fail for both when `length_dependent` was not asked."""
+    llama.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    with pytest.raises(UserError, match="its own way beyond the window"):
+        check_aid(llama.config, Aid(aid))
 
 
 def test_padding_is_refused(llama: PreTrainedModel) -> None:
