@@ -426,7 +426,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)  # a training puts its own in this place, which saves first
     code = run(app)
     if code in (0, STOPPED):  # after an error others may still wait for this process; its launcher ends them
-        leave_processes()
+        leave_processes(code)
     sys.exit(code)
 
 

@@ -1,9 +1,10 @@
 """Which of several processes of one run this is: launchers (torchrun, deepspeed) say so in the environment."""
 
+import atexit
 import os
 import sys
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from skipwise.errors import UserError
 
@@ -142,9 +143,18 @@ def lost_process(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
 
 
-def leave_processes() -> None:
-    """End the connection; without it a process may abort when it exits."""
+def leave_processes(code: int) -> NoReturn:
+    """End this process, and first its connection with others.
+
+    Where there were others it skips the interpreter's own end, in which a thread of gloo now and then aborts: the
+    launcher would call a finished run failed.
+    """
     if world_size() > 1 and joined():
         import torch
 
         torch.distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

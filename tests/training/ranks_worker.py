@@ -4,6 +4,7 @@ torchrun --nproc_per_node N tests/training/ranks_worker.py OUTPUT BATCH [--stop 
 """
 
 import argparse
+import atexit
 import json
 import os
 from pathlib import Path
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     given = parser.parse_args()
     out: Path = given.output
+    atexit.register((out / f"left-{rank()}").touch)  # as trackers do, to send what they still have
     dtype: torch.dtype = getattr(torch, given.dtype)
     zero = ENGINES / f"{given.engine}.json"
     config = TrainConfig(
@@ -87,7 +89,7 @@ def main() -> None:
     (out / f"drawn-{rank()}.json").write_text(json.dumps(report))
     if rank() == 0 and trained.finished:
         torch.save(trained.weights or model.state_dict(), out / "weights.pt")
-    leave_processes()
+    leave_processes(0)
 
 
 if __name__ == "__main__":
