@@ -14,6 +14,7 @@ import argparse
 import copy
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from skipwise.config import DataConfig, SourceConfig
 from skipwise.data.build import is_held_out
@@ -181,7 +182,7 @@ def piece_of_text(source: Source, length: int, rng: np.random.Generator) -> NDAr
     return np.concatenate([[0], tokens[:-1]]) if rng.random() < 0.5 else tokens
 
 
-def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings and norms."""
     named = dict(model.named_parameters())
     matrices = [p for name, p in named.items() if p.dim() == 2 and "embed" not in name]
@@ -195,28 +196,35 @@ def rate_share(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 30) * min(1.0, (steps - step) / (0.7 * steps))
 
 
-def main() -> None:
-    """Train, report passkey accuracy, save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("skipwise/models/tiny"))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    console, rng = Console(), np.random.default_rng(arguments.seed)
+def training_data() -> tuple[PreTrainedTokenizerFast, Source, RetrievalDocuments]:
+    """A tokenizer, text, and synthetic documents in it."""
     data = DataConfig(sources=(SourceConfig(source=PYTHON),))
     tokenizer = train_tokenizer(data)
     documents = open_store(data.sources[0], data, tokenizer).train
     source = Source(documents, cut_spans(documents, needed=WINDOW, used=1 << 30, join=False), weight=1.0)
-    retrieval = retrieval_documents(tokenizer, [source], COPIES_SHARE)
-    model = build_model(arguments.seed)
-    console.print(f"{model.num_parameters():,} parameters, {documents.lengths.sum():,} tokens of text", highlight=False)
+    return tokenizer, source, retrieval_documents(tokenizer, [source], COPIES_SHARE)
+
+
+def pretrain(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    source: Source,
+    retrieval: RetrievalDocuments,
+    *,
+    steps: int,
+    seed: int,
+    console: Console,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Train, and now and then report passkey accuracy and save."""
+    rng = np.random.default_rng(seed)
     optimizers = make_optimizers(model)
     base_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     dtype = compute_dtype("auto", model.device)
-    for step in range(arguments.steps):
+    for step in range(steps):
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, base_rates, strict=True):
-            group["lr"] = rate * rate_share(step, arguments.steps)
+            group["lr"] = rate * rate_share(step, steps)
         with autocast(model.device, dtype):
             loss = window_loss(model, model, make_batch(step, retrieval, source, rng))
         loss.backward()
@@ -224,10 +232,34 @@ def main() -> None:
         for optimizer in optimizers:
             optimizer.step()
         model.zero_grad()
-        if step % 250 == 249 or step == arguments.steps - 1:
+        if step % 250 == 249 or step == steps - 1:
             accuracy = passkeys(model, tokenizer, dtype)
             console.print(f"step {step + 1}: loss {loss.item():.3f}, {accuracy}", highlight=False)
-            save(model, tokenizer, arguments.output)
+            save()
+
+
+def main() -> None:
+    """Train, report passkey accuracy, save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("skipwise/models/tiny"))
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    console = Console()
+    tokenizer, source, retrieval = training_data()
+    model = build_model(arguments.seed)
+    tokens = source.documents.lengths.sum()
+    console.print(f"{model.num_parameters():,} parameters, {tokens:,} tokens of text", highlight=False)
+    pretrain(
+        model,
+        tokenizer,
+        source,
+        retrieval,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        console=console,
+        save=lambda: save(model, tokenizer, arguments.output),
+    )
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
@@ -240,7 +272,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path
     tokenizer.save_pretrained(path)
 
 
-def passkeys(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> str:
+def passkeys(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype) -> str:
     """Passkey accuracy inside the window and beyond, for the log."""
     shares = []
     for length in (128, 256, 512, 1024):

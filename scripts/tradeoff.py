@@ -2,14 +2,17 @@
 
     python scripts/tradeoff.py docs/results/tradeoff
 
-For every target the model with the new RoPE alone and the one trained by PoSE (300 steps of 4 windows): perplexity of
-256 tokens, mean entropy of attention, and the smallest gap in the positions that changes what the model predicts.
+For every target the model with the new RoPE alone (linear, and YaRN) and the one trained by PoSE with YaRN (300 steps
+of 4 windows): perplexity of
+256 tokens, mean entropy of attention, and the smallest gap in the positions, in tokens, that changes what the model
+predicts by 0.01 nats.
 Writes rows.json, table.md and a plot; models are kept in runs/tradeoff, and the same command goes on where it was
 interrupted.
 """
 
 import argparse
 import json
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,8 @@ from skipwise.runs import RunDir, write_json, write_text
 
 FACTORS = (2, 4, 8, 16, 32, 64)
 WINDOW, WINDOWS = 256, 64
-GAPS = tuple(sorted({round(2 ** (power / 2)) for power in range(16)}))
+# Positions are numbers to RoPE; they need not be whole ones.
+GAPS = tuple(2 ** (power / 4) for power in range(-24, 25))
 # A gap is noticed when it moves the predictions behind it by this much (KL divergence, nats).
 NOTICED = 0.01
 BASE: dict[str, Any] = {
@@ -43,10 +47,17 @@ BASE: dict[str, Any] = {
 }
 
 
-def config_for(factor: int, trained: bool) -> RunConfig:
+# By name: what is done at each target.
+MODELS: dict[str, dict[str, Any]] = {
+    "interpolate, linear": {"rope": "linear", "train": {"max_steps": 0}},
+    "interpolate": {"train": {"max_steps": 0}},
+    "pose": {},
+}
+
+
+def config_for(factor: int, model: str) -> RunConfig:
     """One extension."""
-    train = {} if trained else {"max_steps": 0}
-    return parse_config(merge(BASE, {"lengths": {"target": factor * WINDOW}, "train": train}))
+    return parse_config(merge({**BASE, "lengths": {"target": factor * WINDOW}}, MODELS[model]))
 
 
 def windows(path: str) -> torch.Tensor:
@@ -66,23 +77,23 @@ def windows(path: str) -> torch.Tensor:
 def measure(path: str, ids: torch.Tensor) -> dict[str, float | None]:
     """Perplexity, attention entropy in nats, and the smallest gap that is noticed (None where none of `GAPS` is)."""
     model = load_model(ModelConfig(path=path, attn_implementation="eager"), torch.device("cpu"))
-    positions = torch.arange(WINDOW)
+    positions = torch.arange(WINDOW, dtype=torch.float32)
     mask = torch.ones_like(ids)
     output = model(ids, attention_mask=mask, position_ids=positions.expand_as(ids), output_attentions=True)
     before = output.logits.log_softmax(-1)
     nll = -before[:, :-1].gather(-1, ids[:, 1:, None]).mean()
     shares = torch.stack(output.attentions)[..., WINDOW // 2 :, :]
     entropy = -(shares * shares.clamp(min=1e-12).log()).sum(-1).mean()
-    smallest = None
-    for gap in GAPS:
-        # The second half moves away from the first; what it predicts depends on how far.
+
+    def change(gap: float) -> float:
+        """KL divergence of what the second half predicts from what it predicts `gap` farther from the first."""
         moved = positions + gap * (positions >= WINDOW // 2)
         after = model(ids, attention_mask=mask, position_ids=moved.expand_as(ids)).logits.log_softmax(-1)
         behind = slice(WINDOW // 2, None)
-        change = (before[:, behind].exp() * (before[:, behind] - after[:, behind])).sum(-1).mean()
-        if change > NOTICED:
-            smallest = gap
-            break
+        return float((before[:, behind].exp() * (before[:, behind] - after[:, behind])).sum(-1).mean())
+
+    noticed = bisect_left(GAPS, NOTICED, key=change)  # it grows with the gap, as far as these go
+    smallest = GAPS[noticed] if noticed < len(GAPS) else None
     return {"perplexity": float(nll.exp()), "entropy": float(entropy), "smallest_gap": smallest}
 
 
@@ -91,7 +102,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| target | model | perplexity at 256 | attention entropy | smallest gap noticed |",
              "| ---: | --- | ---: | ---: | ---: |"]  # fmt: skip
     for row in rows:
-        gap = row["smallest_gap"] or f"above {GAPS[-1]}"
+        gap = f"{row['smallest_gap']:.2f}" if row["smallest_gap"] else f"above {GAPS[-1]:.0f}"
         figures = f"{row['perplexity']:.2f} | {row['entropy']:.3f} nats | {gap}"
         lines.append(f"| {format_length(row['target'])} | {row['model']} | {figures} |")
     return "\n".join(lines) + "\n"
@@ -102,7 +113,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure = new_figure(10, 3.6)
     titles = {"perplexity": "perplexity at 256", "entropy": "attention entropy, nats", "smallest_gap": "smallest gap"}
     for axes, (key, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        for model in ("interpolate", "pose"):
+        for model in MODELS:
             own = [row for row in rows if row["model"] == model and row[key] is not None]
             axes.plot([row["target"] for row in own], [row[key] for row in own], marker="o", markersize=3, label=model)
         axes.axhline(next(row[key] for row in rows if row["model"] == "untouched"), color="grey", linestyle=":")
@@ -124,16 +135,16 @@ def main() -> None:
     if not rows:
         rows.append({"target": WINDOW, "model": "untouched", **measure("builtin:tiny", ids)})
     for factor in FACTORS:
-        for trained in (False, True):
-            name = "pose" if trained else "interpolate"
+        for name in MODELS:
             if (factor * WINDOW, name) in done:
                 continue
-            run = RunDir(Path("runs/tradeoff") / f"{factor}-{name}")
-            config = config_for(factor, trained)
+            run = RunDir(Path("runs/tradeoff") / f"{factor}-{name.replace(', ', '-')}")
+            config = config_for(factor, name)
             extend(config, run.path, given=yaml.safe_dump(BASE), console=console, resume=True)
             rows.append({"target": factor * WINDOW, "model": name, **measure(str(run.model), ids)})
             write_json(file, {"rows": rows})
             console.print(rows[-1])
+    rows.sort(key=lambda row: (row["target"], list(MODELS).index(row["model"]) if row["model"] in MODELS else -1))
     write_text(output / "table.md", table(rows))
     draw(rows, output / "tradeoff.svg")
 

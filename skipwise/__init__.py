@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from skipwise.errors import UserError
 
 if TYPE_CHECKING:
+    from skipwise.data.masked import MaskedWindowCollator
     from skipwise.data.sentences import sentences_of
     from skipwise.data.windows import WindowCollator
     from skipwise.lengths import Lengths
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 # Imported when first used: numpy takes a tenth of a second, torch seconds.
 _MODULES = {
+    "skipwise.data.masked": ("MaskedWindowCollator",),
     "skipwise.data.sentences": ("sentences_of",),
     "skipwise.data.windows": ("WindowCollator",),
     "skipwise.lengths": ("Lengths",),
@@ -51,6 +53,7 @@ __all__ = [
     "Lengths",
     "Linear",
     "LongRecipe",
+    "MaskedWindowCollator",
     "Matched",
     "Mixed",
     "NoScaling",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -35,6 +36,23 @@ def test_the_training_loop_of_the_readme(pico_directory: Path, tmp_path: Path, m
     names: dict[str, Any] = {"dataset": [{"input_ids": list(range(2, 42))}] * 4}
     exec(code, names)
     assert names["model"].config.max_position_embeddings == 512
+
+
+def test_the_encoder_of_the_page_learns(tmp_path: Path) -> None:
+    """docs/models.md, on a small model with lengths to fit."""
+    from tests.models.test_encoders import picomodel, tokenizer
+
+    torch.manual_seed(0)  # of a skip, which may be none
+    picomodel("modernbert").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = code.replace("answerdotai/ModernBERT-base", str(tmp_path))
+    code = code.replace("original=8192, train=2048, target=32768", "original=64, train=32, target=512")
+    names: dict[str, Any] = {"dataset": [{"input_ids": list(range(4, 68))}]}
+    exec(code, names)
+    assert names["batch"]["position_ids"].max() >= 32
+    names["loss"].backward()
+    assert all(weight.grad is not None for weight in names["model"].parameters())
 
 
 def test_the_sampler_of_the_page_works(capsys: pytest.CaptureFixture[str]) -> None:

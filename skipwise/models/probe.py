@@ -49,27 +49,29 @@ def probe_attention(
     other[:, half - 2] = (other[:, half - 2] + 1 + vocabulary // 2) % vocabulary
     largest, smaller = target - n, (target - n) // 2
 
-    def last_logits(tokens: torch.Tensor, skip: int) -> torch.Tensor:
-        """Of the tokens behind a skip in the middle."""
+    def behind(tokens: torch.Tensor, skip: int) -> torch.Tensor:
+        """Logits of the tokens behind a skip in the middle."""
         positions = torch.arange(n).expand(batch_size, n) + skip * (torch.arange(n) >= half)
         inputs = {"input_ids": tokens, "position_ids": positions}
         if attention_mask:
             inputs["attention_mask"] = torch.ones_like(tokens)
         inputs = {key: value.to(model.device) for key, value in inputs.items()}
         with autocast(model.device, dtype):
-            logits: torch.Tensor = model(**inputs, use_cache=False).logits
-            return logits[:, half:].float()
+            output = model(**inputs, use_cache=False)
+        # The encoder of an encoder-decoder ends without logits.
+        values: torch.Tensor = output.logits if "logits" in output else output.last_hidden_state
+        return values[:, half:].float()
 
     with _without_dropout(model):
-        base = last_logits(ids, largest)
-        if float((last_logits(other, largest) - base).abs().amax()) < MIN_CHANGE:
+        base = behind(ids, largest)
+        if float((behind(other, largest) - base).abs().amax()) < MIN_CHANGE:
             raise UserError(
                 "Tokens after a position skip must attend to those before it, but a change before the skip changed "
                 "nothing after it: the model was given a jump in position_ids and took it for a new packed sequence. "
                 "Pass an explicit all-ones attention_mask (skipwise.WindowCollator does), or choose another "
                 f"attn_implementation than {model.config._attn_implementation!r}."
             )
-        if float((last_logits(ids, smaller) - base).abs().amax()) < MIN_CHANGE:
+        if float((behind(ids, smaller) - base).abs().amax()) < MIN_CHANGE:
             raise UserError(
                 f"Logits must depend on the size of a skip, but {smaller:,} and {largest:,} gave the same: the model "
                 "ignores position_ids. Choose a stock RoPE model that uses them."

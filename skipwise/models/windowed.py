@@ -1,7 +1,7 @@
 """Layers that see only the last tokens: in a window with skips, those within a distance and not within an index.
 
-transformers masks such layers by the index of tokens. Behind a skip they would attend across it, at distances that they
-never meet later.
+In an encoder they are those near by, on both sides. transformers masks such layers by the index of tokens. Behind a
+skip they would attend across it, at distances that they never meet later.
 """
 
 from collections.abc import Mapping
@@ -99,7 +99,7 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
 
     Returns:
         `attention_mask` itself where nothing is skipped or no layer is windowed; else a mask for all layers, or one for
-        each kind (None: plain causal attention).
+        each kind (None: plain attention to all, or to all before).
     """
     given = inputs["attention_mask"]
     layers = windowed_layers(model.config, text_config(model.config).max_position_embeddings)
@@ -107,29 +107,38 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
     if layers is None or positions is None or not bool((positions.diff(dim=-1) != 1).any()):
         return for_products(given) if given.is_floating_point() else given
     eager = model.config._attn_implementation == "eager"
-    near = near_keys(positions, layers.window)
+    both_ways = sees_both_ways(model)
+    near = near_keys(positions, layers.window, both_ways)
     if not given.is_floating_point() and not eager:
         return {FAR: None, WINDOWED: near} if layers.by_kind else near
     if not given.is_floating_point():
         n = positions.shape[-1]
-        given = torch.full((len(positions), 1, n, n), -torch.inf, device=positions.device).triu(1)
+        given = torch.zeros(len(positions), 1, n, n, device=positions.device)
+        if not both_ways:
+            given = torch.full_like(given, -torch.inf).triu(1)
     full, scores = for_products(given), for_products(given.masked_fill(~near, -torch.inf))
     return {FAR: full, WINDOWED: scores} if layers.by_kind else scores
 
 
-def near_keys(position_ids: torch.Tensor, window: int) -> torch.Tensor:
+def sees_both_ways(model: PreTrainedModel) -> bool:
+    """Whether a model is an encoder, whose tokens see what comes after them as well."""
+    return any(getattr(module, "is_causal", True) is False for module in model.modules())
+
+
+def near_keys(position_ids: torch.Tensor, window: int, both_ways: bool = False) -> torch.Tensor:
     """bool[batch, 1, n, n]: of each token, which ones a windowed layer sees, itself included.
 
     Args:
         position_ids: int64[batch, n].
-        window: distances below it are seen.
+        window: distances below it are seen; in an encoder, to both sides, those up to it.
+        both_ways: whether it is one.
     """
     batch, n = position_ids.shape
     near = torch.empty(batch, 1, n, n, dtype=torch.bool, device=position_ids.device)
     keys = position_ids.int()[:, None, None, :]
     for rows in torch.arange(n, device=position_ids.device).split(ROWS):  # distances are four times as large
         distance = position_ids.int()[:, None, rows, None] - keys
-        near[:, :, rows] = (distance >= 0) & (distance < window)
+        near[:, :, rows] = distance.abs() <= window if both_ways else (distance >= 0) & (distance < window)
     return near
 
 

@@ -1,0 +1,169 @@
+"""Encoders, and the two halves of an encoder-decoder: positions, attention to both sides, masked tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForMaskedLM,
+    EuroBertConfig,
+    JinaEmbeddingsV3Config,
+    ModernBertConfig,
+    NomicBertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
+    T5GemmaModuleConfig,
+)
+
+from skipwise import (
+    NTK,
+    Lengths,
+    Linear,
+    MaskedWindowCollator,
+    PoSE,
+    RopeScaling,
+    UserError,
+    WindowCollator,
+    YaRN,
+    masks_for,
+    probe_attention,
+    set_rope_scaling,
+)
+from skipwise.models.rope import read_rope
+from skipwise.models.windowed import sees_both_ways
+from tests.conftest import pico_llama
+
+LENGTHS = Lengths(original=64, train=32, target=512)
+NEAR = 6
+SIZES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 100,
+    "max_position_embeddings": LENGTHS.original, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MODERNBERT = {
+    "local_attention": 2 * NEAR, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "cls_token_id": 1, "sep_token_id": 2,
+}  # fmt: skip
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "modernbert": ModernBertConfig(**SIZES, **MODERNBERT),
+    "eurobert": EuroBertConfig(**SIZES, mask_token_id=3),
+    "nomic_bert": NomicBertConfig(**SIZES),
+    "jina_embeddings_v3": JinaEmbeddingsV3Config(**SIZES),
+}
+
+
+def picomodel(kind: str, attention: str = "sdpa") -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(CONFIGS[kind], attn_implementation=attention).eval()
+    with torch.no_grad():
+        for weight in model.parameters():  # or attention is nearly uniform, and hides little
+            weight.mul_(3.0)
+    return model
+
+
+def tokenizer(mask: str | None = "<mask>") -> PreTrainedTokenizerFast:
+    words = {word: number for number, word in enumerate(["<pad>", "<s>", "</s>", "<mask>", *map(str, range(4, 100))])}
+    made = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", mask_token=mask)
+
+
+@pytest.mark.parametrize("scaling", [YaRN(), Linear(), NTK()], ids=lambda scaling: scaling.name)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_an_encoder_takes_a_scaling_learns_with_skips_and_opens_again(
+    kind: str, scaling: RopeScaling, tmp_path: Path
+) -> None:
+    model = picomodel(kind)
+    rope = read_rope(model.config)
+    set_rope_scaling(model, scaling, LENGTHS)  # which compares the live tables with the scaling's frequencies
+    assert read_rope(model.config).theta == pytest.approx(
+        scaling.hf_parameters(rope.rotary_dim, rope.theta, LENGTHS)["rope_theta"]
+    )
+    probe_attention(model, LENGTHS.target, batch_size=2)
+    collator = MaskedWindowCollator(WindowCollator(PoSE(), LENGTHS), tokenizer(), share=0.3)
+    batch = collator([{"input_ids": np.arange(4, 68)}] * 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    given = {**batch, "attention_mask": masks_for(model, batch)}
+    first = model(**given).loss
+    first.backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert float(model(**given).loss) < float(first)
+        ids = torch.arange(4, 84)[None]
+        expected = model(ids, attention_mask=torch.ones_like(ids)).logits
+        model.save_pretrained(tmp_path)
+        again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(again(ids, attention_mask=torch.ones_like(ids)).logits, expected)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_windowed_layers_see_by_distance_to_both_sides(attention: str) -> None:
+    """Beside stock masks by index over a text of the target length, in which all but the window's tokens are hidden."""
+    model = picomodel("modernbert", attention)
+    model.config.max_position_embeddings = LENGTHS.target
+    positions = torch.tensor(
+        [[0, 1, 2, 3, 7, 8, 9, 30, 31, 32, 33, 34], [0, 1, 20, 21, 22, 23, 26, 27, 28, 29, 60, 61]]
+    )
+    text = torch.randint(4, 100, (2, 64), generator=torch.Generator().manual_seed(1))
+    there = torch.zeros_like(text).scatter_(1, positions, 1)
+    ids, ones = text.gather(1, positions), torch.ones_like(positions)
+    with torch.no_grad():
+        whole = model(text, attention_mask=there).logits
+        expected = whole.gather(1, positions[..., None].expand(-1, -1, 100))
+        masks = masks_for(model, {"attention_mask": ones, "position_ids": positions})
+        ours = model(ids, attention_mask=masks, position_ids=positions).logits
+        by_index = model(ids, attention_mask=ones, position_ids=positions).logits
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert float((by_index - expected).abs().max()) > 0.05
+
+
+def test_a_decoder_is_no_encoder() -> None:
+    assert not sees_both_ways(pico_llama())
+    assert sees_both_ways(picomodel("eurobert"))
+
+
+def test_both_halves_of_an_encoder_decoder_take_a_scaling() -> None:
+    """T5Gemma has a RoPE in each, and they read texts of their own."""
+    half = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
+    parts = {"encoder": T5GemmaModuleConfig(**half), "decoder": T5GemmaModuleConfig(**half)}
+    torch.manual_seed(0)
+    model = T5GemmaForConditionalGeneration(T5GemmaConfig(**parts, vocab_size=100)).eval()
+    ids = torch.arange(4, 100)[None]
+    before = model(input_ids=ids, decoder_input_ids=ids[:, :8]).logits
+    for part in (model.model.encoder, model.model.decoder):
+        set_rope_scaling(part, YaRN(), LENGTHS)
+    assert float((model(input_ids=ids, decoder_input_ids=ids[:, :8]).logits - before).abs().max()) > 1e-4
+    probe_attention(model.model.encoder, LENGTHS.target, batch_size=1)
+    batch = WindowCollator(PoSE(), LENGTHS)([{"input_ids": np.arange(4, 68)}])
+    given = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    assert torch.isfinite(model(**given, labels=batch["input_ids"][:, :8]).loss)
+
+
+def test_a_share_of_the_tokens_is_masked_and_never_a_special_one() -> None:
+    torch.manual_seed(0)
+    text = np.concatenate([[1], np.arange(4, 64), [2, 2, 2]])
+    collator = MaskedWindowCollator(WindowCollator(PoSE(), Lengths(64, 64, 512)), tokenizer(), share=0.3)
+    batch = collator([{"input_ids": text, "visit": (0, number, 0)} for number in range(200)])
+    chosen = batch["labels"] != -100
+    plain = WindowCollator(PoSE(), Lengths(64, 64, 512))(
+        [{"input_ids": text, "visit": (0, number, 0)} for number in range(200)]
+    )
+    assert torch.equal(batch["position_ids"], plain["position_ids"])
+    assert torch.equal(batch["labels"][chosen], plain["input_ids"][chosen])
+    assert torch.equal(batch["input_ids"][~chosen], plain["input_ids"][~chosen])
+    assert not chosen[:, [0, -1]].any()
+    # 12,200 draws: five standard deviations around each share.
+    assert float(chosen.sum() / (plain["input_ids"] > 3).sum()) == pytest.approx(0.3, abs=0.021)
+    assert float((batch["input_ids"][chosen] == 3).float().mean()) == pytest.approx(0.8, abs=0.035)
+
+
+def test_what_cannot_be_masked_is_said() -> None:
+    windows = WindowCollator(PoSE(), LENGTHS)
+    with pytest.raises(UserError, match="need a mask token"):
+        MaskedWindowCollator(windows, tokenizer(mask=None))
+    with pytest.raises(UserError, match="echo_share must be 0, not 1"):
+        MaskedWindowCollator(WindowCollator(PoSE(), LENGTHS, echo_share=1.0), tokenizer())
