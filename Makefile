@@ -64,6 +64,7 @@ study-tiny: .venv/installed
 	$(BIN)/python scripts/summarise_studies.py docs/results/summary.json \
 	    docs/results/tiny-x8 docs/results/tiny-x16 docs/results/tiny-x64 docs/results/tiny-x256 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-confirm-untouched \
 	    docs/results/tiny-explore
+	$(BIN)/python scripts/tradeoff.py docs/results/tradeoff
 
 reliability: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability docs/results/reliability.json --kills 20 --inputs 500

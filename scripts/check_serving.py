@@ -4,7 +4,8 @@
 
 Extends SmolLM2 to 32k without training (runs/serving), exports it, and compares log-probabilities of 1,000 tokens
 beyond 8k, by transformers in float32 and by each server that is given. As a control, transformers reads the same text
-with the RoPE that is left if an older reader finds the new form of the config alone. What was measured before is kept.
+with the RoPE that is left if an older reader finds the new form of the config alone. llama.cpp is asked for passkeys at
+12k as well. What was measured before is kept.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from skipwise.config import DocumentsConfig, ModelConfig, SourceConfig
 from skipwise.config_files import parse_config, read_yaml
 from skipwise.data.tokenised import open_sources
 from skipwise.environment import describe_environment
+from skipwise.evaluation.passkey import make_trials
+from skipwise.evaluation.prompts import decode, encoder
 from skipwise.export.gguf import find_converter, write_gguf
 from skipwise.export.publish import Export, export_run
 from skipwise.extension import extend
@@ -34,6 +37,7 @@ from skipwise.runs import RunDir, write_json
 
 # The text has so many tokens; the last ones are compared.
 TOKENS, COMPARED = 9216, 1000
+PASSKEY_LENGTH, PASSKEYS = 12288, 3
 RUN = {
     "model": {"path": "runs/SmolLM2-135M-Instruct.gguf"},
     "lengths": {"target": "32k"},
@@ -84,18 +88,41 @@ def by_vllm(python: str, model: Path, ids: list[int], directory: Path) -> NDArra
     return np.array(json.loads(output.read_text())[-COMPARED:])
 
 
-def by_llama_cpp(converter: Path, model: Path, ids: list[int], directory: Path) -> NDArray[np.float64]:
-    """The same by llama.cpp's Python binding, from a GGUF file in float32."""
-    from llama_cpp import Llama
-
+def gguf_of(converter: Path, model: Path, directory: Path) -> Path:
+    """The exported model as a GGUF file in float32, made if it is not there."""
     file = directory / "model-f32.gguf"
     if not file.exists():
         meant = transformers_5(json.loads((model / "config.json").read_text()))
         write_gguf(model, file, "f32", find_converter(converter), meant)
+    return file
+
+
+def by_llama_cpp(file: Path, ids: list[int]) -> NDArray[np.float64]:
+    """The same by llama.cpp's Python binding."""
+    from llama_cpp import Llama
+
     llama = Llama(str(file), n_ctx=TOKENS + 16, n_batch=512, logits_all=True, verbose=False)
     llama.eval(ids)
     logits = torch.from_numpy(llama.scores[len(ids) - COMPARED - 1 : len(ids) - 1].copy())
     return logits.log_softmax(-1).gather(1, torch.tensor(ids[-COMPARED:])[:, None])[:, 0].double().numpy()
+
+
+def passkeys_by_llama_cpp(file: Path, model: Path) -> dict[str, Any]:
+    """What llama.cpp writes, greedily, when it is asked for passkeys beyond the first window."""
+    from llama_cpp import Llama
+
+    tokenizer = load_tokenizer(ModelConfig(path=str(model)))
+    trials = make_trials(encoder(tokenizer, chat=False), PASSKEY_LENGTH, PASSKEYS, seed=0)
+    answers = []
+    for trial in trials:
+        llama = Llama(str(file), n_ctx=PASSKEY_LENGTH + 16, n_batch=512, verbose=False)
+        prompt, written = trial.ids[: -trial.answer], []
+        for token in llama.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            written.append(token)
+            if len(written) == trial.answer:
+                break
+        answers.append({"depth": trial.depth, "key": trial.key, "written": decode(tokenizer, written).strip()})
+    return {"tokens": PASSKEY_LENGTH, "answers": answers}
 
 
 def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> dict[str, float]:
@@ -125,7 +152,9 @@ def main() -> None:
     if arguments.vllm:
         found["vllm"] = difference(by_vllm(arguments.vllm, model, ids, directory), expected)
     if arguments.llama_cpp:
-        found["llama_cpp"] = difference(by_llama_cpp(arguments.llama_cpp, model, ids, directory), expected)
+        file = gguf_of(arguments.llama_cpp, model, directory)
+        found["llama_cpp"] = difference(by_llama_cpp(file, ids), expected)
+        found["llama_cpp, passkeys"] = passkeys_by_llama_cpp(file, model)
     found["control, RoPE lost"] = difference(by_transformers(model, ids, scaled=False), expected)
     found |= {"tokens": TOKENS, "compared": COMPARED, "environment": describe_environment()}
     write_json(arguments.output, found)

@@ -3,11 +3,9 @@
     python scripts/tradeoff.py docs/results/tradeoff
 
 For every target the model with the new RoPE alone (linear, and YaRN) and the one trained by PoSE with YaRN (300 steps
-of 4 windows): perplexity of
-256 tokens, mean entropy of attention, and the smallest gap in the positions, in tokens, that changes what the model
-predicts by 0.01 nats.
-Writes rows.json, table.md and a plot; models are kept in runs/tradeoff, and the same command goes on where it was
-interrupted.
+of 4 windows): perplexity of 256 tokens, mean entropy of attention, and the smallest gap in the positions, in tokens,
+that changes what the model predicts by 0.01 nats. Writes rows.json, table.md and a plot; models are kept in
+runs/tradeoff, and the same command goes on where it was interrupted.
 """
 
 import argparse
@@ -117,6 +115,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             own = [row for row in rows if row["model"] == model and row[key] is not None]
             axes.plot([row["target"] for row in own], [row[key] for row in own], marker="o", markersize=3, label=model)
         axes.axhline(next(row[key] for row in rows if row["model"] == "untouched"), color="grey", linestyle=":")
+        if key == "perplexity":
+            axes.set_yscale("log")
         axes.set_title(title)
         length_axis(axes, [factor * WINDOW for factor in FACTORS], "target")
     figure.axes[0].legend()
