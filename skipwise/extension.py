@@ -24,6 +24,7 @@ from skipwise.models.shape import shape_of
 from skipwise.planning import Plan, describe_plan, make_plan, resolve_target, step_of, window_tokens
 from skipwise.ranks import is_first, wait_for_all, world_size
 from skipwise.runs import RunDir, write_json, write_text
+from skipwise.training.trackers import check_trackers, send_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -51,6 +52,7 @@ def check_early(config: RunConfig, run: RunDir, resume: bool) -> None:
         check_source(source)
     if config.train.deepspeed:
         read_deepspeed(Path(config.train.deepspeed))
+    check_trackers(config.train.report_to)
     if config.lengths.train is not None or config.lengths.original is not None:
         train = config.lengths.train or config.lengths.original
         original = config.lengths.original or train
@@ -193,6 +195,8 @@ def extend(
     if is_first() and not keep_checkpoints:
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
     rows = run.read_results()
+    if is_first() and config.train.report_to:
+        send_results(config.train.report_to, run.path, rows)
     for warning in retrieval_warnings(rows, lengths.original):
         console.print(Text.assemble(("Warning:", "yellow"), f" {warning}"))
     return rows

@@ -42,6 +42,7 @@ from skipwise.training.engines import (
     whole_weights,
 )
 from skipwise.training.loss import chunked_cross_entropy, window_weights
+from skipwise.training.trackers import PROJECT, tensorboard_directory
 
 # Checkpoints of one file, which can be read without running what is in it. Weights are gathered in any case in the end.
 FSDP = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
@@ -272,6 +273,8 @@ def training_arguments(
     evaluated = config.eval_steps is not None
     # What `accelerate launch` passes on would round weights in some engines; see `WindowTrainer`.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    if "tensorboard" in config.report_to:
+        tensorboard_directory(checkpoints.parent)
     try:
         return TrainingArguments(
             output_dir=str(checkpoints),
@@ -300,7 +303,9 @@ def training_arguments(
             fsdp=True if config.fsdp else None,  # type: ignore[arg-type]  # a bool, says its own code
             fsdp_config=FSDP if config.fsdp else None,
             ddp_timeout=int(TIMEOUT.total_seconds()),
-            report_to="none",
+            report_to=list(config.report_to) or "none",
+            run_name=checkpoints.parent.name,
+            project=PROJECT,
             disable_tqdm=True,
             remove_unused_columns=False,
             label_names=["labels"],

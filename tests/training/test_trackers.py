@@ -1,0 +1,51 @@
+"""Trackers get the losses of the training and the figures of the results."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from skipwise import UserError
+from skipwise.training.trackers import check_trackers
+from tests.training.test_ranks import extension
+
+
+def test_a_tracker_that_is_not_there_is_said_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skipwise.training.trackers.find_spec", lambda name: None)
+    check_trackers([])
+    with pytest.raises(UserError, match="names mlflow, which is not installed"):
+        check_trackers(["mlflow"])
+
+
+def test_training_and_results_reach_tensorboard_and_trackio(tmp_path: Path) -> None:
+    """Through the real command; read back with TensorBoard's own reader and from trackio's files."""
+    pytest.importorskip("trackio")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    file, run = extension(tmp_path, report_to=["tensorboard", "trackio"]), tmp_path / "mine"
+    environment = {"PATH": "", "HOME": str(tmp_path), "TRACKIO_DIR": str(tmp_path / "trackio"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "skipwise", "extend", str(file), "--output", str(run)],
+        capture_output=True, text=True, env=environment, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert yaml.safe_load((run / "resolved.yaml").read_text())["train"]["report_to"] == ["tensorboard", "trackio"]
+    logged = map(json.loads, (run / "train.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in logged if "loss" in line]
+    (row,) = [one for one in map(json.loads, (run / "results.jsonl").read_text().splitlines()) if one["depth"] is None]
+    scalars = {}
+    for events in (run / "tensorboard").rglob("events.out*"):
+        reader = accumulator.EventAccumulator(str(events.parent)).Reload()
+        scalars |= {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+    assert [value for _, value in scalars["train/loss"]] == pytest.approx(losses, abs=1e-3)
+    assert scalars["extended/passkey"] == [(256, row["value"])]
+    (database,) = (tmp_path / "trackio").rglob("skipwise*.db")
+    with sqlite3.connect(database) as connection:
+        sent = connection.execute("select run_name, step, metrics from metrics").fetchall()
+    assert {name for name, _, _ in sent} == {"mine", "mine-results"}
+    assert [json.loads(metrics) for name, _, metrics in sent if name == "mine-results"] == [
+        {"extended/passkey": row["value"]}
+    ]
