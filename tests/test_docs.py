@@ -1,0 +1,161 @@
+"""What the pages say can be done is done: every command runs, every link leads somewhere, the site builds."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import save_file
+from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig
+
+from skipwise.cli import app, run
+from skipwise.models.locate import model_location
+from tests.models.test_convert import SIZES as BAICHUAN
+from tests.models.test_convert import baichuan_weights
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "docs/results/paper.md",
+]
+# What stands on the pages for something of the reader's, and what takes longer than a test may.
+STANDS_FOR = {
+    "HuggingFaceTB/SmolLM2-135M": "builtin:tiny",
+    "meta-llama/Llama-2-7b-hf": "llama-2-7b",
+    "some/model": "model",
+    "MODEL [--target 32k] [--fix DIRECTORY] [--original 4k] [--json]": "model --target 32k --original 256 --json",
+    "evaluate MODEL RUN": "evaluate model runs/mine",
+    "evaluate MODEL": "evaluate model",
+    "A B C": "model runs/mine builtin:tiny",
+    "gptj DIRECTORY NEW": "gptj gptj converted-gptj",
+    "baichuan DIRECTORY NEW": "baichuan baichuan converted-baichuan",
+    "--lengths 8k,32k": "--lengths 128,256",
+    "--lengths 4k,16k": "--lengths 128,256",
+    "--lengths 256,1k": "--lengths 128,256",
+    "--target 32k --data": "--target 512 --data",
+    "--target 32k --train-length 2k": "--target 512 --train-length 128",
+    "--target 2k": "--target 512",
+    "--steps 60": "--steps 2",
+    "--plot docs/images/coverage.svg": "--plot coverage.svg",
+}
+# What a command is given besides, so that it is quick: measuring little, planning and not training.
+SHORTER = {
+    "extend": "--dry-run",
+    "study": "--dry-run",
+    "evaluate": "--only passkey --lengths 128 --set passkey.trials=2",
+    "search": "--documents 1 --generations 1 --population 2 --target 512",
+}
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines of Skipwise on a page, without prompts and comments."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^(?:    )?(skipwise .*)$", text, re.MULTILINE)
+    return [re.sub(r"\s+#.*|\s+> \S+$", "", line).strip() for line in lines]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what the pages speak of: models, documents, files of configuration, two runs."""
+    desk = tmp_path_factory.mktemp("desk")
+    shutil.copytree(model_location("builtin:tiny"), desk / "model")
+    LlamaConfig().save_pretrained(desk / "llama-2-7b")
+    gptj = GPTJForCausalLM(GPTJConfig(vocab_size=2048, n_positions=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=8))
+    gptj.save_pretrained(desk / "gptj")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(desk / "model" / file, desk / "gptj")
+    (desk / "baichuan").mkdir()
+    (desk / "baichuan" / "config.json").write_text(json.dumps(BAICHUAN))
+    save_file(baichuan_weights(), desk / "baichuan" / "model.safetensors")
+    for name in ("configs", "docs"):
+        (desk / name).symlink_to(ROOT / name)
+    text = "It was a fine day, and number 12 of the list was done. " * 60
+    lines = "".join(json.dumps({"text": f"{n} {text}"}) + "\n" for n in range(40))
+    for name in ("docs.jsonl", "books.jsonl", "books-development.jsonl"):
+        (desk / name).write_text(lines)
+    for file in (ROOT / "configs/studies").glob("*.yaml"):
+        for named in re.findall(r"runs/[\w/.-]+\.jsonl", file.read_text(encoding="utf-8")):
+            (desk / named).parent.mkdir(parents=True, exist_ok=True)
+            (desk / named).write_text(lines)
+    short: dict[str, Any] = {
+        "model": {"path": "builtin:tiny"},
+        "lengths": {"target": 512, "train": 128},
+        "data": "docs.jsonl",
+        "train": {"max_steps": 1, "per_device_train_batch_size": 1, "kl_weight": 0.0},
+        "evaluate": [{"name": "passkey", "context_lengths": [128], "trials": 2}],
+        "stages": ["extended"],
+    }
+    (desk / "run.yaml").write_text(yaml.safe_dump(short))
+    (desk / "evaluate.yaml").write_text(yaml.safe_dump({"evaluate": short["evaluate"]}))
+    (study,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/study.md").read_text(encoding="utf-8"), re.DOTALL)
+    (desk / "study.yaml").write_text(study)
+    for name in ("mine", "other", "demo", "first"):
+        call(desk, "skipwise extend run.yaml --output runs/" + name)
+    return desk
+
+
+def call(desk: Path, command: str) -> None:
+    """Run a command of a page, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(desk)
+        patch.setattr(sys, "argv", shlex.split(command))
+        assert run(app) == 0, command
+
+
+def shortened(command: str) -> str:
+    """A command of a page with what is here in the place of what is the reader's, and small."""
+    for said, meant in STANDS_FOR.items():
+        command = command.replace(said, meant)
+    if " evaluate " in command:
+        command = re.sub(r" --(only|lengths) \S+", "", command)
+    if command.split()[1] in SHORTER:
+        command = re.sub(r"--output \S+", "--output new", command)
+    if " --gguf " in command:  # needs llama.cpp's converter: tests/export/test_gguf.py
+        command = re.sub(r" --(gguf|converter) \S+", "", command)
+    if "--print-commands" in command or "--dry-run" in command:
+        return command
+    return f"{command} {SHORTER.get(command.split()[1], '')}"
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len([one for page in PAGES for one in commands(page)]) > 30
+
+
+@pytest.mark.parametrize(
+    "command", sorted({one for page in PAGES for one in commands(page)}), ids=lambda one: one[:60].replace("/", " ")
+)
+def test_a_command_of_the_pages_runs(command: str, desk: Path) -> None:
+    for written in ("new", "my-model", "converted-gptj", "converted-baichuan"):
+        shutil.rmtree(desk / written, ignore_errors=True)
+    call(desk, shortened(command))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor and file.suffix == ".md":
+            heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in slugs, f"{page.name}: {target}"
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    built = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(built, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    api = (tmp_path / "site/api/index.html").read_text(encoding="utf-8")
+    assert "skipwise.positions.PoSE" in api and "http" not in re.findall(r'<link rel="stylesheet" href="([^"]+)"', api)
