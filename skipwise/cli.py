@@ -376,7 +376,10 @@ def demo(
 
 
 app.add_typer(config_commands.app, name="config")
-for command in (report_commands.report, model_commands.doctor, model_commands.convert, model_commands.export):
+for command in (
+    *(report_commands.report, report_commands.explore),
+    *(model_commands.doctor, model_commands.convert, model_commands.export),
+):
     app.command(cls=Command)(command)
 
 

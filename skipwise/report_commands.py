@@ -1,4 +1,4 @@
-"""The commands that show what is there: report."""
+"""The commands that show what is there, or would be: report, explore."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,3 +28,18 @@ def report(
         if figures is not None:
             write_figures(charts, figures)
     console.print(f"Report: {page}")
+
+
+def explore(
+    run: Annotated[Path | None, typer.Argument(help="A run of skipwise extend, whose model can be asked.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="[default: the first free one from 7860]")] = None,
+) -> None:
+    """Serve a local page: positions, distances, frequencies, cost and YAML of an extension, and a model to ask."""
+    try:
+        from skipwise.explore import serve
+    except ImportError as error:
+        raise UserError(
+            "explore needs Gradio, which is not installed. Install it with: pip install 'skipwise[explore]'"
+        ) from error
+    serve(run, host, port, console.print)

@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+from numpy.typing import NDArray
 
 from skipwise.config import RunConfig
 from skipwise.config_files import parse_config, read_yaml
@@ -252,12 +253,16 @@ def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
     """Wavelengths of the rotary dimensions, before and after."""
     rows: list[Row] = []
     for run in runs:
-        readings = {"before": _reading(run.config.model.path), "after": _reading(str(run.directory.model))}
+        before = _reading(run.config.model.path)
+        if before is None:
+            continue
+        written = run.directory.model.is_dir()  # else its path would be taken for a name of the hub
+        after = _reading(str(run.directory.model)) if written else None
+        tables = {"before": before.long, "after": _planned(run, before) if after is None else after.long}
         rows += [
             {"run": run.name, "frequencies": when, "pair": pair, "wavelength": 2 * math.pi / float(frequency)}
-            for when, reading in readings.items()
-            if reading is not None
-            for pair, frequency in enumerate(reading.long)
+            for when, frequencies in tables.items()
+            for pair, frequency in enumerate(frequencies)
         ]
     if not rows:
         return None
@@ -340,6 +345,11 @@ def _reading(path: str) -> Reading | None:
         return transformers_5(read_config(path))
     except (UserError, KeyError):  # a hub that is away, another kind of model
         return None
+
+
+def _planned(run: Run, before: Reading) -> NDArray[np.float64]:
+    """The frequencies that a run will train with, while its model is not written."""
+    return run.config.rope.frequencies(2 * len(before.long), before.theta, run.lengths)[0]
 
 
 def _length_axis(field: str, rows: Sequence[Row]) -> alt.X:

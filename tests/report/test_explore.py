@@ -1,0 +1,93 @@
+"""The local page: what it shows in a browser, that it stays on this machine, what it says to wrong settings."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from skipwise import UserError
+from skipwise.models.locate import model_location
+from skipwise.report.charts import read_run
+from skipwise.runs import RunDir
+from tests.report.test_page import made_run
+
+explore = pytest.importorskip("skipwise.explore")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the page is, with a run that can be asked."""
+    run = made_run(tmp_path_factory.mktemp("explore") / "mine")
+    shutil.copytree(model_location("builtin:tiny"), run / "model", dirs_exist_ok=True)
+    page = explore.build(read_run(RunDir(run), "mine"))
+    _, address, _ = page.launch(server_name="127.0.0.1", quiet=True, theme=explore.THEME, prevent_thread_lock=True)
+    yield address
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """The page, in a browser that notes what is asked of elsewhere and what fails."""
+    context = browser.new_context(viewport={"width": 1300, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    elsewhere: list[str] = []
+    errors: list[str] = []
+    page.on(
+        "request", lambda one: None if one.url.startswith((address, "data:", "blob:")) else elsewhere.append(one.url)
+    )
+    page.on("pageerror", lambda one: errors.append(str(one)))
+    page.goto(address)
+    yield page
+    assert elsewhere == []
+    assert errors == []
+    context.close()
+
+
+def test_settings_become_charts_costs_and_a_file(page: Page) -> None:
+    page.get_by_label("Target window").fill("1k")
+    page.get_by_role("button", name="Look").click()
+    expect(page.locator("svg.marks, canvas.marks").first).to_be_visible()
+    page.get_by_role("tab", name="YAML").click()
+    expect(page.get_by_text("target: 1024")).to_be_visible()
+    page.get_by_role("tab", name="Cost").click()
+    expect(page.get_by_text("memory: peak").first).to_be_visible()
+    page.get_by_role("tab", name="RoPE").click()
+    expect(page.locator("svg.marks:visible, canvas.marks:visible").first).to_be_visible()
+
+
+def test_a_wrong_setting_is_said_in_the_words_of_the_command(page: Page) -> None:
+    page.get_by_label("Target window").fill("128")
+    page.get_by_role("button", name="Look").click()
+    expect(page.get_by_text("128").filter(has_text="window").last).to_be_visible()
+
+
+def test_both_models_answer(page: Page) -> None:
+    page.get_by_role("tab", name="Ask").click()
+    page.get_by_label("A long text").fill("The pass key is 48213. Remember it. 48213 is the pass key.")
+    page.get_by_label("and what comes after it").fill(" What is the pass key? The pass key is")
+    page.get_by_role("button", name="Ask both").click()
+    for model in ("untouched", "extended"):
+        expect(page.get_by_label(model)).to_have_value(re.compile(r"\s*48213"))
+
+
+def test_a_run_without_a_model_is_refused(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "mine")
+    shutil.rmtree(run / "model", ignore_errors=True)
+    with pytest.raises(UserError, match="has none yet"):
+        explore.serve(run, "127.0.0.1", None, print)
