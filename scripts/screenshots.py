@@ -1,4 +1,7 @@
-"""Pictures of the report for the README: `python scripts/screenshots.py RUN docs/images`. Needs Debian's chromium."""
+"""Pictures of report and explorer for the README: `python scripts/screenshots.py runs/demo docs/images`.
+
+Needs Debian's chromium.
+"""
 
 import argparse
 import shutil
@@ -7,6 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from skipwise.explore import THEME, build
 from skipwise.report.page import write_report
 
 # Of the page, in pixels: the summary, the first chart and the second.
@@ -14,7 +18,7 @@ WIDTH, HEIGHT = 1000, 1450
 
 
 def main() -> None:
-    """Draw the report of a run, in both colours, and take the beginning of each."""
+    """Draw the report of a run, in both colours, and the page of `skipwise explore`; take the beginning of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("output", type=Path)
@@ -28,6 +32,14 @@ def main() -> None:
             page.goto(page_file.as_uri())
             page.wait_for_selector("body[data-drawn=yes]")
             page.screenshot(path=arguments.output / f"report-{scheme}.png")
+        explorer = build(None)
+        _, address, _ = explorer.launch(server_name="127.0.0.1", quiet=True, theme=THEME, prevent_thread_lock=True)
+        page = browser.new_page(viewport={"width": 1200, "height": 860})
+        page.goto(address)
+        page.get_by_role("tab", name="Distances").click()
+        page.wait_for_selector("svg.marks:visible, canvas.marks:visible")
+        page.screenshot(path=arguments.output / "explore.png")
+        explorer.close()
         browser.close()
 
 

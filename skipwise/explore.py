@@ -74,7 +74,7 @@ def look(
 def _drawn(chart: Chart | None) -> Any:
     if chart is None or chart.spec is None:
         return None
-    return alt.Chart.from_dict({**chart.spec, "width": 640})
+    return alt.Chart.from_dict({**chart.spec, "width": 600})
 
 
 def _yaml(config: RunConfig) -> str:
@@ -129,7 +129,7 @@ def build(run: Run | None) -> Any:
     Args:
         run: whose model can be asked; None for none.
     """
-    with gr.Blocks(title="Skipwise", analytics_enabled=False) as page:
+    with gr.Blocks(title="Skipwise", analytics_enabled=False, fill_width=True) as page:
         gr.Markdown("# Skipwise\nWhat an extension looks like before it is run.")
         with gr.Tab("Plan"):
             given, shown = _plan_tab()
