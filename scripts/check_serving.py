@@ -38,6 +38,8 @@ from skipwise.runs import RunDir, write_json
 # The text has so many tokens; the last ones are compared.
 TOKENS, COMPARED = 9216, 1000
 PASSKEY_LENGTH, PASSKEYS = 12288, 3
+# Its threads wait for each other in loops, so more of them than there are free cores take many times as long.
+LLAMA: dict[str, Any] = {"n_batch": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
 RUN = {
     "model": {"path": "runs/SmolLM2-135M-Instruct.gguf"},
     "lengths": {"target": "32k"},
@@ -101,7 +103,7 @@ def by_llama_cpp(file: Path, ids: list[int]) -> NDArray[np.float64]:
     """The same by llama.cpp's Python binding."""
     from llama_cpp import Llama
 
-    llama = Llama(str(file), n_ctx=TOKENS + 16, n_batch=512, logits_all=True, verbose=False)
+    llama = Llama(str(file), n_ctx=TOKENS + 16, logits_all=True, **LLAMA)
     llama.eval(ids)
     logits = torch.from_numpy(llama.scores[len(ids) - COMPARED - 1 : len(ids) - 1].copy())
     return logits.log_softmax(-1).gather(1, torch.tensor(ids[-COMPARED:])[:, None])[:, 0].double().numpy()
@@ -115,7 +117,7 @@ def passkeys_by_llama_cpp(file: Path, model: Path) -> dict[str, Any]:
     trials = make_trials(encoder(tokenizer, chat=False), PASSKEY_LENGTH, PASSKEYS, seed=0)
     answers = []
     for trial in trials:
-        llama = Llama(str(file), n_ctx=PASSKEY_LENGTH + 16, n_batch=512, verbose=False)
+        llama = Llama(str(file), n_ctx=PASSKEY_LENGTH + 16, **LLAMA)
         prompt, written = trial.ids[: -trial.answer], []
         for token in llama.generate(prompt, temp=0.0, repeat_penalty=1.0):
             written.append(token)

@@ -1,5 +1,6 @@
 """Long texts through a model in chunks over its KV cache: nothing but the cache grows with the length."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -204,14 +205,19 @@ def _logits(
     output = model(
         input_ids=input_ids[:, begin:end].to(model.device),
         attention_mask=torch.ones(input_ids.shape[0], end, dtype=torch.int64, device=model.device),
-        past_key_values=cache,
         use_cache=cache is not None,
         logits_to_keep=kept,
+        **{_cache_argument(type(model)): cache},
     )
     logits: torch.Tensor = output.logits
     if positions is not None and logits.shape[1] != len(positions):  # a model that does not know logits_to_keep
         logits = logits[:, kept]
     return logits
+
+
+def _cache_argument(kind: type[PreTrainedModel]) -> str:
+    """What a class calls its cache: transformers 5.24 gave it another name, and 5.40 will forget the old one."""
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 def _new_cache(model: PreTrainedModel) -> DynamicCache:
