@@ -293,6 +293,7 @@ def study(
 ) -> None:
     """Compare methods side by side: same budget, several seeds, tuned alike. Goes on where it was interrupted."""
     from skipwise.report.study import draw_study, study_markdown
+    from skipwise.report.study_page import write_study_page
     from skipwise.report.table import plain_table
     from skipwise.runs import write_text
     from skipwise.study import run as study_run
@@ -322,8 +323,11 @@ def study(
     text = study_markdown(figures)
     write_text(directory.table, text)
     draw_study(figures, losses, directory.path / "plots")
+    page, command = directory.path / "report.html", f"skipwise study {file} --output {directory.path}"
+    write_study_page(figures, losses, command, file.read_text(encoding="utf-8"), page)
     console.print(text, soft_wrap=True)
     console.print(f"Tables and plots: {directory.path}")
+    console.print(f"Report: {page}")
     if failure is not None:
         raise failure
 

@@ -140,7 +140,7 @@ def perplexity_chart(runs: Sequence[Run]) -> Chart | None:
     ]  # fmt: skip
     if not rows:
         return None
-    base = _of(rows).encode(x=_length_axis("context", rows), color=_color("model"))
+    base = data_of(rows).encode(x=length_axis("context", rows), color=color_by("model"))
     value = alt.Y("perplexity:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="perplexity")
     line = base.mark_line(point=True).encode(
         y=value, tooltip=["model:N", "context:Q", "perplexity:Q", "low:Q", "high:Q"]
@@ -150,7 +150,7 @@ def perplexity_chart(runs: Sequence[Run]) -> Chart | None:
         "Lower is better. With context that helps, it falls from left to right; beyond its window a model rises. Bars "
         "are 95 % intervals, mostly the spread between documents."
     )
-    return _chart("perplexity", "Perplexity by context length", caption, rows, band + line)
+    return finished_chart("perplexity", "Perplexity by context length", caption, rows, band + line)
 
 
 def passkey_chart(runs: Sequence[Run]) -> Chart | None:
@@ -167,7 +167,7 @@ def passkey_chart(runs: Sequence[Run]) -> Chart | None:
     order = [format_length(length) for length in sorted({row["context"] for row in rows})]
     rows = [{**row, "length": format_length(row["context"])} for row in rows]
     depths = sorted({row["depth"] for row in rows}, key=lambda depth: float(depth.rstrip("%")))
-    cells = _of(rows).encode(
+    cells = data_of(rows).encode(
         x=alt.X("length:N", sort=order, title="context length", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("depth:N", sort=depths, title="depth of the key"),
     )
@@ -179,7 +179,7 @@ def passkey_chart(runs: Sequence[Run]) -> Chart | None:
     both = alt.layer(squares, words).properties(width=230, height=140)
     faceted = both.facet(facet=alt.Facet("model:N", sort=models, title=None), columns=3)
     caption = "The share of five-digit keys that are found, by how long the text is and where in it the key stands."
-    return _chart("passkey", "Passkeys by length and depth", caption, rows, faceted, wide=False)
+    return finished_chart("passkey", "Passkeys by length and depth", caption, rows, faceted, wide=False)
 
 
 def suite_chart(runs: Sequence[Run]) -> Chart | None:
@@ -194,10 +194,10 @@ def suite_chart(runs: Sequence[Run]) -> Chart | None:
     ]  # fmt: skip
     if not rows:
         return None
-    lines = _of(rows).mark_line(point=True)
-    lines = lines.encode(x=_length_axis("context", rows), y="score:Q", color=_color("model"), tooltip=_tooltip(rows))
+    lines = data_of(rows).mark_line(point=True)
+    lines = lines.encode(x=length_axis("context", rows), y="score:Q", color=color_by("model"), tooltip=tooltips(rows))
     faceted = lines.properties(width=220, height=120).facet(facet=alt.Facet("task:N", title=None), columns=3)
-    return _chart("suite", "Retrieval and other tasks", "Higher is better.", rows, faceted, wide=False)
+    return finished_chart("suite", "Retrieval and other tasks", "Higher is better.", rows, faceted, wide=False)
 
 
 def training_chart(runs: Sequence[Run]) -> Chart | None:
@@ -212,14 +212,14 @@ def training_chart(runs: Sequence[Run]) -> Chart | None:
     ]
     if not rows:
         return None
-    lines = _of(rows).mark_line(point=alt.OverlayMarkDef(size=12))
+    lines = data_of(rows).mark_line(point=alt.OverlayMarkDef(size=12))
     lines = lines.encode(
-        x=alt.X("step:Q", title="step"), y=alt.Y("value:Q", title=None), color=_color("run"), tooltip=_tooltip(rows)
+        x=alt.X("step:Q", title="step"), y=alt.Y("value:Q", title=None), color=color_by("run"), tooltip=tooltips(rows)
     ).properties(width=300, height=130)
     kinds = [text for text in names.values() if any(row["what"] == text for row in rows)]
     faceted = lines.facet(facet=alt.Facet("what:N", sort=kinds, title=None), columns=2).resolve_scale(y="independent")
     caption = "The loss mixes text, retrieval documents and the term to the untouched model, so it need not fall far."
-    return _chart("training", "Training", caption, rows, faceted, wide=False)
+    return finished_chart("training", "Training", caption, rows, faceted, wide=False)
 
 
 def coverage_chart(runs: Sequence[Run]) -> Chart | None:
@@ -236,17 +236,17 @@ def coverage_chart(runs: Sequence[Run]) -> Chart | None:
         ]
     if not rows:
         return None
-    lines = _of(rows).mark_line().encode(
+    lines = data_of(rows).mark_line().encode(
         x=alt.X("distance:Q", title="relative distance, tokens"),
         y=alt.Y("probability:Q", title="probability in one window"),
-        color=_color("run"),
-        tooltip=_tooltip(rows),
+        color=color_by("run"),
+        tooltip=tooltips(rows),
     )  # fmt: skip
     caption = (
         "Pretraining shows distances up to the original window; with skips all those of the target are met, the far "
         "ones by few windows each."
     )
-    return _chart("coverage", "Relative distances that training shows", caption, rows, lines)
+    return finished_chart("coverage", "Relative distances that training shows", caption, rows, lines)
 
 
 def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
@@ -271,21 +271,21 @@ def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
         {"length": lengths.original, "what": f"first window, {lengths.original:,}"},
         {"length": lengths.target, "what": f"target, {lengths.target:,}"},
     ]
-    lines = _of(rows).mark_line(point=alt.OverlayMarkDef(size=14)).encode(
+    lines = data_of(rows).mark_line(point=alt.OverlayMarkDef(size=14)).encode(
         x=alt.X("pair:Q", title="pair of dimensions, fastest first"),
         y=alt.Y("wavelength:Q", scale=alt.Scale(type="log"), title="tokens per turn"),
-        color=_color("run"),
+        color=color_by("run"),
         strokeDash=alt.StrokeDash("frequencies:N", title=None, sort=["after", "before"]),
-        tooltip=_tooltip(rows),
+        tooltip=tooltips(rows),
     )  # fmt: skip
-    rules = _of(marks).encode(y="length:Q")
+    rules = data_of(marks).encode(y="length:Q")
     drawn = lines + rules.mark_rule(strokeDash=[2, 2], color="gray").encode(tooltip=["what:N"])
     words = rules.mark_text(align="left", dy=-5, x=4, color="gray").encode(text="what:N")
     caption = (
         "A pair that turns many times within the first window tells near positions apart; one that never turns around "
         "in it has not been seen at the angles that farther positions would give it, so it is slowed down."
     )
-    return _chart("rope", "RoPE wavelengths", caption, rows, drawn + words)
+    return finished_chart("rope", "RoPE wavelengths", caption, rows, drawn + words)
 
 
 def window_chart(runs: Sequence[Run]) -> Chart | None:
@@ -304,16 +304,16 @@ def window_chart(runs: Sequence[Run]) -> Chart | None:
     if not rows:
         return None
     rows = list({(row["window"], row["token"]): row for row in rows}.values())
-    points = _of(rows).mark_circle(size=14).encode(
+    points = data_of(rows).mark_circle(size=14).encode(
         x=alt.X("token:Q", title="token of the window"),
         y=alt.Y("position:Q", title="position id"),
-        color=_color("window"),
-        tooltip=_tooltip(rows),
+        color=color_by("window"),
+        tooltip=tooltips(rows),
     )  # fmt: skip
     caption = (
         "One example: the text goes on, or is skipped as well, while its positions jump. Every window jumps elsewhere."
     )
-    return _chart("window", "What a training window looks like", caption, rows, points)
+    return finished_chart("window", "What a training window looks like", caption, rows, points)
 
 
 def cost_chart(runs: Sequence[Run]) -> Chart | None:
@@ -352,30 +352,37 @@ def _planned(run: Run, before: Reading) -> NDArray[np.float64]:
     return run.config.rope.frequencies(2 * len(before.long), before.theta, run.lengths)[0]
 
 
-def _length_axis(field: str, rows: Sequence[Row]) -> alt.X:
+def length_axis(field: str, rows: Sequence[Row]) -> alt.X:
     """Lengths are doubled, so their axis is logarithmic; it has these lengths on it."""
     scale = alt.Scale(type="log", base=2, nice=False, padding=12)
     axis = alt.Axis(format=",", values=sorted({row[field] for row in rows}))
     return alt.X(f"{field}:Q", scale=scale, title="context length, tokens", axis=axis)
 
 
-def _of(rows: Sequence[Row]) -> alt.Chart:
+def data_of(rows: Sequence[Row]) -> alt.Chart:
+    """A chart of these rows, in which nothing is drawn yet."""
     return alt.Chart(alt.Data(values=list(rows)))  # type: ignore[no-untyped-call]
 
 
-def _tooltip(rows: Sequence[Row]) -> list[alt.Tooltip]:
+def tooltips(rows: Sequence[Row]) -> list[alt.Tooltip]:
     """Every column, by its name."""
     numbers = {key for key, value in rows[0].items() if isinstance(value, int | float)}
     return [alt.Tooltip(f"{key}:{'Q' if key in numbers else 'N'}") for key in rows[0]]
 
 
-def _color(field: str) -> alt.Color:
+def color_by(field: str) -> alt.Color:
+    """A colour for each value of a column, in the order of the rows."""
     return alt.Color(f"{field}:N", title=None, scale=alt.Scale(scheme="tableau10"), sort=None)
 
 
-def _chart(
+def finished_chart(
     key: str, title: str, caption: str, rows: Sequence[Mapping[str, Any]], drawn: Any, wide: bool = True
 ) -> Chart:
+    """A chart with its title, caption and rows.
+
+    Args:
+        wide: as wide as the page, which charts of several panels cannot be.
+    """
     if wide:
         drawn = drawn.properties(width="container", height=300)
     spec: dict[str, Any] = drawn.to_dict()

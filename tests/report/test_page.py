@@ -17,8 +17,10 @@ from skipwise.extension import resolve
 from skipwise.lengths import Lengths
 from skipwise.report.charts import charts_of, read_run, verdict
 from skipwise.report.page import write_figures, write_report
+from skipwise.report.study_page import write_study_page
 from skipwise.runs import RunDir, append_line, write_json, write_text
 
+ROOT = Path(__file__).parents[2]
 HACK = "document.body.dataset.hacked='yes'"
 HOSTILE = f'</script><script>{HACK}</script><img src=x onerror="{HACK}">'
 LENGTHS = Lengths(original=256, train=256, target=1024)
@@ -144,6 +146,22 @@ def test_several_runs_side_by_side(browser: Browser, made: Path, tmp_path: Path)
     models = {line["model"] for line in next(chart for chart in charts if chart.key == "perplexity").rows}
     assert {"one: extended", "two: extended"} < models
     assert Opened(browser, tmp_path / "both.html").said == []
+
+
+def test_the_page_of_a_study(browser: Browser, tmp_path: Path) -> None:
+    """With every figure of the summary in its tables; names stay text."""
+    summary = json.loads((ROOT / "docs/results/tiny-x16/summary.json").read_text(encoding="utf-8"))
+    summary["model"] = summary["figures"][0]["arm"] = HOSTILE
+    losses = {"pose": [(10, 3.0), (20, 2.5)]}
+    write_study_page(summary, losses, "skipwise study s.yaml", f"base: {HOSTILE}", tmp_path / "study.html")
+    opened = Opened(browser, tmp_path / "study.html")
+    assert opened.page.locator(".chart svg.marks").count() == 4
+    assert (opened.said, [url for url in opened.asked if not url.startswith("file:")]) == ([], [])
+    assert opened.page.evaluate("document.body.dataset.hacked") is None
+    for evaluation in ("perplexity", "passkey"):
+        shown = opened.page.locator(f"section:has(#{evaluation}) tbody tr").count()
+        assert shown == sum(row["evaluation"] == evaluation for row in summary["figures"])
+    assert opened.page.locator("section:has(#rates) tbody tr").count() == len(summary["learning_rates"])
 
 
 def test_pictures_and_tables_of_every_chart(made: Path, tmp_path: Path) -> None:
