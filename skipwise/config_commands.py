@@ -32,9 +32,9 @@ train:
   per_device_train_batch_size: 4
   # gradient_accumulation_steps: 1
   # gradient_checkpointing: false
-  # untouched_share: 0.0             # windows with ordinary positions
+  # untouched_share: 0.25            # windows with ordinary positions
   # kl_weight: 1.0                   # term to the untouched model; left out: where it can read a window
-  # save_steps: 100
+  # save_steps: 50
   # lora: {r: 16}
 evaluate:                            # before, with the new RoPE alone, and after
   - {name: perplexity, context_lengths: [8k, 16k, 32k], stride: 1024, documents: 8, final_tokens: 1024}

@@ -24,6 +24,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"There is no file {path}. Check the name; skipwise config init prints one to begin with."
+        ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(value, dict):

@@ -77,3 +77,15 @@ def test_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["title"] == "RunConfig"
     assert cli.run(lambda: cli.app(["config", "init"], standalone_mode=False)) == 0
     assert capsys.readouterr().out == STARTER
+
+
+def test_what_is_commented_out_has_the_value_of_the_default() -> None:
+    """Read as it is, and with those lines."""
+    taken, lines = re.subn(r"^( +)# (?=\w+: [\w.]+( |$))", r"\1", STARTER, flags=re.MULTILINE)
+    assert lines > 8
+    without, with_them = (parse_config(yaml.safe_load(text)).model_dump() for text in (STARTER, taken))
+    no_default = {("train", "kl_weight"), ("lengths", "train"), ("model", "attn_implementation")}  # as the comments say
+    for section, own in with_them.items():
+        for key, value in own.items() if isinstance(own, dict) else []:
+            if (section, key) not in no_default:
+                assert without[section][key] == value, f"{section}.{key}"
