@@ -103,7 +103,7 @@ lint: .venv/installed
 check: lint test
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build dist
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from skipwise import Lengths, PoSE, WindowCollator, YaRN, probe_attention, set_rope_scaling
+from skipwise import Lengths, PoSE, WindowCollator, YaRN, masks_for, probe_attention, set_rope_scaling
 
 name, text, output = sys.argv[1:4]
 model = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
@@ -26,6 +26,14 @@ probe_attention(model, target=lengths.target, batch_size=2)
 
 ids = tokenizer(Path(text).read_text(encoding="utf-8"))["input_ids"]
 pieces = [ids[i : i + lengths.train] for i in range(0, len(ids) - lengths.train, lengths.train)]
+windows = WindowCollator(PoSE(chunks=2), lengths, untouched_share=0.25)
+
+
+def collate(features: list[dict]) -> dict:
+    """Windows with new skips at every visit; layers that see only the last tokens are masked by distance."""
+    batch = windows(features)
+    return {**batch, "attention_mask": masks_for(model, batch)}
+
 
 arguments = SFTConfig(
     output,
@@ -42,7 +50,7 @@ trainer = SFTTrainer(
     model=model,
     args=arguments,
     train_dataset=Dataset.from_dict({"input_ids": pieces}),
-    data_collator=WindowCollator(PoSE(chunks=2), lengths, untouched_share=0.25),
+    data_collator=collate,
     processing_class=tokenizer,
 )
 trainer.train()

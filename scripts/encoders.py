@@ -4,7 +4,7 @@
 
 Each is pretrained on windows of 128 tokens of the Python documentation and sources, in half of which the last tokens
 repeat earlier ones. What is measured is the share of masked tokens that are filled in rightly: in ordinary text, and in
-a repetition, which can be known only from the passage it repeats, at the other end of the text. Compared are the
+a repetition, where the passage it repeats, at the other end of the text, helps. Compared are the
 untouched model, the new positions without training (`interpolate`), and 400 steps with skips (`pose`) and without
 (`plain`). ModernBERT takes YaRN in its global layers; its other layers see 16 tokens to each side and stay as they are.
 BERT has a learned embedding for each of its positions: there the new ones lie between the old ones, on straight lines.

@@ -1,4 +1,4 @@
-"""Tiny bases of other families than the embedded Llama, for `configs/studies/families`: GPT-J, Baichuan 2, GPT-NeoX.
+"""Tiny bases of other families than the embedded Llama, to be extended: GPT-J, Baichuan 2, GPT-NeoX.
 
     python scripts/family_bases.py runs/families gpt_neox
 
@@ -110,7 +110,7 @@ def save_gptj(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, direct
 def save_baichuan(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Its own layout, then Llama's."""
     own = directory.with_name(f"{directory.name}-original")
-    own.mkdir(parents=True)
+    own.mkdir(parents=True, exist_ok=True)
     weights = {name: weight for name, weight in model.state_dict().items() if not name.startswith("lm_head.")}
     weights["lm_head.weight"] = model.lm_head.parametrizations.weight.original.detach()
     for layer in range(LAYERS):

@@ -184,9 +184,10 @@ def piece_of_text(source: Source, length: int, rng: np.random.Generator) -> NDAr
 
 def make_optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings and norms."""
-    named = dict(model.named_parameters())
-    matrices = [p for name, p in named.items() if p.dim() == 2 and "embed" not in name]
-    others = [p for name, p in named.items() if p.dim() != 2 or "embed" in name]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = {id(weight) for end in ends if end is not None for weight in end.parameters()}
+    matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings]
+    others = [p for p in model.parameters() if p.dim() != 2 or id(p) in embeddings]
     muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, momentum=0.95)
     return [muon, torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0)]
 

@@ -1,6 +1,7 @@
 """A local page to look at an extension before it is run, and to ask a model before and after.
 
-Gradio, on the loopback interface unless told otherwise; nothing is asked of the network.
+Gradio, on the loopback interface unless told otherwise. The network is asked for a model that is named by its hub id,
+and for nothing else.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,9 @@ import gradio as gr
 from skipwise.config import ModelConfig, RunConfig
 from skipwise.config_files import merge, parse_config, to_yaml
 from skipwise.errors import UserError
-from skipwise.evaluation.passkey import QUESTION, Fact, passkey_text
-from skipwise.models.shape import read_config, read_windows, shape_of
+from skipwise.evaluation.passkey import QUESTION, Fact, filler_units, passkey_text
+from skipwise.evaluation.prompts import encoder
+from skipwise.models.shape import has_windowed_layers, read_config, read_windows, shape_of
 from skipwise.planning import compare_costs, describe_costs, explain_costs, resolve_target
 from skipwise.positions import SAMPLERS
 from skipwise.report.charts import Chart, Run, coverage_chart, read_run, wavelength_chart, window_chart
@@ -23,18 +25,21 @@ from skipwise.rope import ROPE_SCALINGS
 from skipwise.runs import RunDir
 from skipwise.sections import name_of
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Fonts of the system: others would be fetched.
 THEME = gr.themes.Soft(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
-# Tokens of an answer.
-ANSWER = 32
+# Tokens of an answer; the longest target, since distances are computed for each.
+ANSWER, LONGEST = 32, 1 << 20
 
 
-def planned(model: str, target: str, train: str, sampler: str, chunks: int, rope: str, steps: int) -> Run:
+def planned(model: str, target: str, train: str, sampler: str, chunks: int | None, rope: str, steps: int | None) -> Run:
     """What these settings mean, as a run that has not begun.
 
     Raises:
         UserError: for settings that cannot be right.
     """
+    if steps is None or chunks is None:
+        raise UserError("Steps and chunks must be numbers, but one of them is empty. Fill it in.")
     positions: dict[str, Any] = {"name": sampler}
     if sampler == "pose":
         positions["chunks"] = int(chunks)
@@ -47,6 +52,8 @@ def planned(model: str, target: str, train: str, sampler: str, chunks: int, rope
         "train": {"max_steps": int(steps)},
     }
     config = parse_config(values)
+    if config.lengths.target > LONGEST:
+        raise UserError(f"The page draws targets up to {LONGEST:,} tokens, not {config.lengths.target:,}. Lower it.")
     lengths = resolve_target(config, *read_windows(read_config(config.model.path)))
     return Run(sampler, RunDir(Path("not-there-yet")), config, lengths, [], [])
 
@@ -61,10 +68,11 @@ def look(
     """
     try:
         run = planned(model, target, train, sampler, chunks, rope, steps)
-        shape = shape_of(read_config(run.config.model.path))
+        model_config = read_config(run.config.model.path)
+        shape = shape_of(model_config)
         costs = compare_costs(run.config, run.lengths, shape, devices=1, zero=0, cpu=False, flops_per_second=None)
         heads, rows = describe_costs(costs, run.config.train.max_steps, memory * 1e9 if memory else None)
-        notes = explain_costs(run.config, costs, False, memory * 1e9 if memory else None)
+        notes = explain_costs(run.config, costs, has_windowed_layers(model_config), memory * 1e9 if memory else None)
         drawn = [_drawn(maker([run])) for maker in (window_chart, coverage_chart, wavelength_chart)]
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from error
@@ -83,19 +91,18 @@ def _yaml(config: RunConfig) -> str:
 
 
 @lru_cache(maxsize=2)
-def _loaded(path: str) -> tuple[Any, Any]:
+def _loaded(given: ModelConfig) -> tuple[Any, Any]:
     """Model and tokenizer."""
     from skipwise.models.load import default_device, load_model, load_tokenizer
 
-    given = ModelConfig(path=path)
     return load_model(given, default_device()).eval(), load_tokenizer(given)
 
 
-def answer(path: str, prompt: str) -> str:
+def answer(given: ModelConfig, prompt: str) -> str:
     """What a model writes after a prompt, greedily."""
     import torch
 
-    model, tokenizer = _loaded(path)
+    model, tokenizer = _loaded(given)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
     with torch.no_grad():
         written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=ANSWER, do_sample=False)
@@ -106,20 +113,32 @@ def ask(run: Run, text: str, question: str) -> tuple[str, str, str]:
     """Tokens of the prompt, and the answers of the model before and after.
 
     Raises:
-        gr.Error: when there is nothing to read.
+        gr.Error: when there is nothing to read or more than the target, or a model cannot be had.
     """
-    if not text.strip():
-        raise gr.Error("There is no text to ask about. Paste one, or take the example.", print_exception=False)
+    before, after = run.config.model, written_model(run)
     prompt = f"{text}{question}"
-    tokens = len(_loaded(str(run.directory.model))[1](prompt)["input_ids"])
-    said = f"{tokens:,} tokens; the first window has {run.lengths.original:,}, the target {run.lengths.target:,}."
-    return said, answer(run.config.model.path, prompt), answer(str(run.directory.model), prompt)
+    try:
+        if not text.strip():
+            raise UserError("There is no text to ask about. Paste one, or take the example.")
+        tokens = len(_loaded(after)[1](prompt)["input_ids"])
+        if tokens > run.lengths.target:
+            raise UserError(f"The text has {tokens:,} tokens, but the target is {run.lengths.target:,}. Shorten it.")
+        said = f"{tokens:,} tokens; the first window has {run.lengths.original:,}, the target {run.lengths.target:,}."
+        return said, answer(before, prompt), answer(after, prompt)
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def written_model(run: Run) -> ModelConfig:
+    """What a run has written, to be loaded as its base was."""
+    return run.config.model.model_copy(update={"path": str(run.directory.model), "revision": None})
 
 
 def example_text(run: Run) -> tuple[str, str]:
     """A passkey in filler of three quarters of the target, and the question."""
     fact = Fact("48213", 0.3)
-    units = max(1, run.lengths.target * 3 // 4 // 24)  # a unit of filler has at most so many tokens
+    tokenizer = _loaded(written_model(run))[1]
+    units = filler_units(encoder(tokenizer, chat=False), run.lengths.target * 3 // 4)
     return passkey_text(units, [fact]), f"{fact.write(QUESTION)} The pass key is"
 
 
@@ -168,7 +187,7 @@ def _plan_tab() -> tuple[list[Any], list[Any]]:
             with gr.Tab("YAML"):
                 text = gr.Code(language="yaml", show_label=False)
     shown = [window, distances, wavelengths, costs, notes, text]
-    gr.on([button.click, *(one.change for one in given[3:6])], look, given, shown, api_name="look")
+    gr.on([button.click, *(one.change for one in given[3:6])], look, given, shown, api_visibility="private")
     return given, shown
 
 
@@ -184,7 +203,7 @@ def _ask_tab(run: Run) -> None:
     with gr.Row():
         before, after = gr.Textbox(label="untouched"), gr.Textbox(label="extended")
     example.click(lambda: example_text(run), None, [text, question], api_visibility="private")
-    button.click(lambda *given: ask(run, *given), [text, question], [said, before, after], api_name="ask")
+    button.click(lambda *given: ask(run, *given), [text, question], [said, before, after], api_visibility="private")
 
 
 def serve(run: Path | None, host: str, port: int | None, say: Callable[[str], None]) -> None:
@@ -211,6 +230,8 @@ def serve(run: Path | None, host: str, port: int | None, say: Callable[[str], No
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise UserError(f"The page cannot be served at {host}: {error}. Choose another --port.") from error
+        raise UserError(f"The page cannot be served at {host}: {error}. Choose another --port or --host.") from error
+    if host not in LOOPBACK:
+        say("Whoever reaches this machine can read names of its files and use its models: there is no password.")
     say(f"Open {address} (Ctrl-C ends it).")
     page.block_thread()

@@ -196,7 +196,7 @@ def extend(
         shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
     rows = run.read_results()
     if is_first() and config.train.report_to:
-        send_results(config.train.report_to, run.path, rows)
+        send_results(config.train.report_to, run.path, rows, say=console.print)
     for warning in retrieval_warnings(rows, lengths.original):
         console.print(Text.assemble(("Warning:", "yellow"), f" {warning}"))
     return rows

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -147,14 +148,19 @@ def leave_processes(code: int) -> NoReturn:
     """End this process, and first its connection with others.
 
     Where there were others it skips the interpreter's own end, in which a thread of gloo now and then aborts: the
-    launcher would call a finished run failed.
+    launcher would call a finished run failed. Threads that work are waited for, and exit functions run.
     """
     if world_size() > 1 and joined():
         import torch
 
         torch.distributed.destroy_process_group()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            for thread in threading.enumerate():
+                if not thread.daemon and thread is not threading.current_thread():
+                    thread.join()
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # also where nobody reads the output any more
+            os._exit(code)
     sys.exit(code)

@@ -14,7 +14,7 @@ class MaskedWindowCollator:
     """Draws windows as a `WindowCollator` does, and masks a share of their tokens.
 
     Of the tokens that are chosen 80 % become the mask token, 10 % another one and 10 % stay (BERT, arXiv 1810.04805,
-    section 3.1). Which ones comes from torch's generator, which `DataLoader` seeds anew for every worker and epoch.
+    section 3.1). Which ones comes from torch's generator.
 
     Args:
         windows: draws the positions; without echoes, which are for causal attention.
@@ -22,10 +22,12 @@ class MaskedWindowCollator:
         share: of the tokens, in (0, 1). BERT has 0.15, ModernBERT 0.3.
 
     Raises:
-        UserError: for a tokenizer without a mask token, and for echoes.
+        UserError: for a share out of its range, a tokenizer without a mask token, and echoes.
     """
 
     def __init__(self, windows: WindowCollator, tokenizer: PreTrainedTokenizerBase, share: float = 0.3) -> None:
+        if not 0.0 < share < 1.0:
+            raise UserError(f"The share of masked tokens must be between 0 and 1, not {share}. Take 0.3.")
         if tokenizer.mask_token_id is None:
             raise UserError(
                 "Masked windows need a mask token, but the tokenizer has none. Take that of the encoder, or give it "

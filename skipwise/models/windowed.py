@@ -121,8 +121,11 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
 
 
 def sees_both_ways(model: PreTrainedModel) -> bool:
-    """Whether a model is an encoder, whose tokens see what comes after them as well."""
-    return any(getattr(module, "is_causal", True) is False for module in model.modules())
+    """Whether a model is an encoder, whose tokens see what comes after them as well.
+
+    A decoder may hold attention that is not causal beside its own: a tower for images, or to the text of an encoder.
+    """
+    return {module.is_causal for module in model.modules() if hasattr(module, "is_causal")} == {False}
 
 
 def near_keys(position_ids: torch.Tensor, window: int, both_ways: bool = False) -> torch.Tensor:

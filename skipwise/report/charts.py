@@ -254,11 +254,11 @@ def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
     rows: list[Row] = []
     for run in runs:
         before = _reading(run.config.model.path)
-        if before is None:
-            continue
         written = run.directory.model.is_dir()  # else its path would be taken for a name of the hub
         after = _reading(str(run.directory.model)) if written else None
-        tables = {"before": before.long, "after": _planned(run, before) if after is None else after.long}
+        tables = {} if before is None else {"before": before.long, "after": _planned(run, before)}
+        if after is not None:
+            tables["after"] = after.long
         rows += [
             {"run": run.name, "frequencies": when, "pair": pair, "wavelength": 2 * math.pi / float(frequency)}
             for when, frequencies in tables.items()

@@ -42,7 +42,7 @@ from skipwise.training.engines import (
     whole_weights,
 )
 from skipwise.training.loss import chunked_cross_entropy, window_weights
-from skipwise.training.trackers import PROJECT, tensorboard_directory
+from skipwise.training.trackers import PROJECT, tracker_places
 
 # Checkpoints of one file, which can be read without running what is in it. Weights are gathered in any case in the end.
 FSDP = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
@@ -273,8 +273,6 @@ def training_arguments(
     evaluated = config.eval_steps is not None
     # What `accelerate launch` passes on would round weights in some engines; see `WindowTrainer`.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
-    if "tensorboard" in config.report_to:
-        tensorboard_directory(checkpoints.parent)
     try:
         return TrainingArguments(
             output_dir=str(checkpoints),
@@ -340,19 +338,20 @@ def train(
         UserError: when loss or gradients are no numbers any more, or a checkpoint cannot be written.
     """
     use_cache = model.config.use_cache
-    trainer = WindowTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        eval_dataset=eval_dataset,
-        data_collator=collator,
-        callbacks=callbacks,
-        teacher=teacher,
-        dtype=dtype,
-    )
-    trainer.remove_callback(PrinterCallback)  # ours shows the progress
-    trainer.add_callback(SayEngine(trainer, say))
     with ExitStack() as stack:
+        stack.enter_context(tracker_places(Path(str(arguments.output_dir)).parent))
+        trainer = WindowTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            data_collator=collator,
+            callbacks=callbacks,
+            teacher=teacher,
+            dtype=dtype,
+        )
+        trainer.remove_callback(PrinterCallback)  # ours shows the progress
+        trainer.add_callback(SayEngine(trainer, say))
         if model.device.type == "cpu" and not lean:
             stack.enter_context(freed_memory_kept())
         elif model.device.type == "cpu":

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForMaskedLM,
     EuroBertConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     JinaEmbeddingsV3Config,
     ModernBertConfig,
     NomicBertConfig,
@@ -121,22 +123,36 @@ def test_windowed_layers_see_by_distance_to_both_sides(attention: str) -> None:
     assert float((by_index - expected).abs().max()) > 0.05
 
 
+def t5gemma() -> PreTrainedModel:
+    half = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
+    parts = {"encoder": T5GemmaModuleConfig(**half), "decoder": T5GemmaModuleConfig(**half)}
+    torch.manual_seed(0)
+    return T5GemmaForConditionalGeneration(T5GemmaConfig(**parts, vocab_size=100)).eval()
+
+
 def test_a_decoder_is_no_encoder() -> None:
-    assert not sees_both_ways(pico_llama())
-    assert sees_both_ways(picomodel("eurobert"))
+    """Nor is one with a tower for images, or with attention to an encoder."""
+    text = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    gemma3 = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+    assert not any(map(sees_both_ways, (pico_llama(), gemma3, t5gemma().model.decoder)))
+    assert all(map(sees_both_ways, (picomodel("eurobert"), picomodel("modernbert"), t5gemma().model.encoder)))
 
 
 def test_both_halves_of_an_encoder_decoder_take_a_scaling() -> None:
     """T5Gemma has a RoPE in each, and they read texts of their own."""
-    half = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
-    parts = {"encoder": T5GemmaModuleConfig(**half), "decoder": T5GemmaModuleConfig(**half)}
-    torch.manual_seed(0)
-    model = T5GemmaForConditionalGeneration(T5GemmaConfig(**parts, vocab_size=100)).eval()
+    model = t5gemma()
     ids = torch.arange(4, 100)[None]
-    before = model(input_ids=ids, decoder_input_ids=ids[:, :8]).logits
+
+    @torch.no_grad()
+    def logits() -> torch.Tensor:
+        return model(input_ids=ids, decoder_input_ids=ids[:, :8]).logits
+
     for part in (model.model.encoder, model.model.decoder):
+        before = logits()
         set_rope_scaling(part, YaRN(), LENGTHS)
-    assert float((model(input_ids=ids, decoder_input_ids=ids[:, :8]).logits - before).abs().max()) > 1e-4
+        assert float((logits() - before).abs().max()) > 1e-4
     probe_attention(model.model.encoder, LENGTHS.target, batch_size=1)
     batch = WindowCollator(PoSE(), LENGTHS)([{"input_ids": np.arange(4, 68)}])
     given = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
@@ -163,6 +179,8 @@ def test_a_share_of_the_tokens_is_masked_and_never_a_special_one() -> None:
 
 def test_what_cannot_be_masked_is_said() -> None:
     windows = WindowCollator(PoSE(), LENGTHS)
+    with pytest.raises(UserError, match="between 0 and 1, not 15"):
+        MaskedWindowCollator(windows, tokenizer(), share=15)
     with pytest.raises(UserError, match="need a mask token"):
         MaskedWindowCollator(windows, tokenizer(mask=None))
     with pytest.raises(UserError, match="echo_share must be 0, not 1"):

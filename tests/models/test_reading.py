@@ -1,5 +1,6 @@
 """Reading in pieces must be reading: against plain forward passes and `generate`."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -246,3 +248,21 @@ def test_what_is_left_out_changes_no_piece() -> None:
         for index, scores in score_endings(model, texts, wanted):
             assert torch.equal(scores.log_probs, everything[index].log_probs)
         assert pieces < expected
+
+
+def test_the_cache_is_given_by_the_name_that_a_class_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.24 calls it `cache`; this version may have the older name."""
+    own = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
+
+    class Newer(LlamaForCausalLM):
+        def forward(self, input_ids: Any, cache: Any = None, **rest: Any) -> Any:
+            return super().forward(input_ids, **{own: cache}, **rest)
+
+    monkeypatch.setattr(reading, "CHUNK", 16)
+    model = pico_llama().eval()
+    newer = Newer(model.config).eval()
+    newer.load_state_dict(model.state_dict())
+    scored = torch.ones_like(IDS, dtype=torch.bool)
+    scored[:, 0] = False
+    one, other = (score_tokens(each, IDS, scored).log_probs for each in (model, newer))
+    torch.testing.assert_close(one, other)

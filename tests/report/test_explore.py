@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from transformers import AutoModelForCausalLM
 
 from skipwise import UserError
 from skipwise.models.locate import model_location
@@ -21,7 +23,10 @@ explore = pytest.importorskip("skipwise.explore")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the page is, with a run that can be asked."""
     run = made_run(tmp_path_factory.mktemp("explore") / "mine")
+    written = AutoModelForCausalLM.from_pretrained(model_location("builtin:tiny"))
+    torch.nn.init.zeros_(written.model.embed_tokens.weight)  # all logits are 0, and the first token is the best
     shutil.copytree(model_location("builtin:tiny"), run / "model", dirs_exist_ok=True)
+    written.save_pretrained(run / "model")
     page = explore.build(read_run(RunDir(run), "mine"))
     _, address, _ = page.launch(server_name="127.0.0.1", quiet=True, theme=explore.THEME, prevent_thread_lock=True)
     yield address
@@ -82,8 +87,18 @@ def test_both_models_answer(page: Page) -> None:
     page.get_by_label("A long text").fill("The pass key is 48213. Remember it. 48213 is the pass key.")
     page.get_by_label("and what comes after it").fill(" What is the pass key? The pass key is")
     page.get_by_role("button", name="Ask both").click()
-    for model in ("untouched", "extended"):
-        expect(page.get_by_label(model)).to_have_value(re.compile(r"\s*48213"))
+    expect(page.get_by_label("untouched")).to_have_value(re.compile(r"\s*48213"))
+    expect(page.get_by_label("extended")).to_have_value("")  # nothing but beginnings of texts
+    page.get_by_role("button", name="An example").click()
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.get_by_text(re.compile(r"7\d\d tokens; the first window has 256, the target 1,024"))).to_be_visible()
+
+
+def test_what_is_missing_or_too_much_is_said() -> None:
+    with pytest.raises(UserError, match="one of them is empty"):
+        explore.planned("builtin:tiny", "2k", "", "pose", 2, "yarn", None)
+    with pytest.raises(UserError, match="up to 1,048,576 tokens"):
+        explore.planned("builtin:tiny", "8M", "", "pose", 2, "yarn", 10)
 
 
 def test_a_run_without_a_model_is_refused(tmp_path: Path) -> None:

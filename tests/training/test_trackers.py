@@ -1,6 +1,7 @@
 """Trackers get the losses of the training and the figures of the results."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 import yaml
 
 from skipwise import UserError
+from skipwise.training import trackers
 from skipwise.training.trackers import check_trackers
+from tests.test_extension import row as figure
 from tests.training.test_ranks import extension
 
 
@@ -41,11 +44,46 @@ def test_training_and_results_reach_tensorboard_and_trackio(tmp_path: Path) -> N
         reader = accumulator.EventAccumulator(str(events.parent)).Reload()
         scalars |= {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
     assert [value for _, value in scalars["train/loss"]] == pytest.approx(losses, abs=1e-3)
-    assert scalars["extended/passkey"] == [(256, row["value"])]
+    assert scalars["extended/passkey/accuracy"] == [(256, row["value"])]
     (database,) = (tmp_path / "trackio").rglob("skipwise*.db")
     with sqlite3.connect(database) as connection:
         sent = connection.execute("select run_name, step, metrics from metrics").fetchall()
     assert {name for name, _, _ in sent} == {"mine", "mine-results"}
     assert [json.loads(metrics) for name, _, metrics in sent if name == "mine-results"] == [
-        {"extended/passkey": row["value"]}
+        {"extended/passkey/accuracy": row["value"]}
     ]
+
+
+def test_every_metric_has_a_name_and_nothing_is_sent_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perplexity comes with bits per byte; a tracker that fails is said, and asked again next time."""
+    sent: list[dict[int, dict[str, float]]] = []
+    said: list[str] = []
+    rows = [
+        figure("original", "perplexity", 256, 20.0),
+        figure("original", "perplexity", 256, 1.5, metric="bits_per_byte"),
+        figure("original", "harness/arc", None, 0.5, metric="score"),
+    ]
+
+    def send(name: str, run: Path, figures: dict[int, dict[str, float]]) -> None:
+        sent.append(figures)
+        if len(sent) == 1:
+            raise ConnectionError("no network")
+
+    monkeypatch.setattr(trackers, "_send", send)
+    for _ in range(3):
+        trackers.send_results(["wandb"], tmp_path, rows, said.append)
+    assert len(sent) == 2 and len(said) == 1 and "wandb: no network" in said[0]
+    assert sent[1] == {
+        256: {"original/perplexity/perplexity": 20.0, "original/perplexity/bits_per_byte": 1.5},
+        0: {"original/harness/arc/score": 0.5},
+    }
+
+
+def test_places_are_told_for_one_run_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    with trackers.tracker_places(tmp_path):
+        assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "tensorboard")
+        assert os.environ["WANDB_PROJECT"] == "mine"
+    assert "TENSORBOARD_LOGGING_DIR" not in os.environ
+    assert os.environ["WANDB_PROJECT"] == "mine"
