@@ -36,8 +36,12 @@ def main_options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error was found.")] = False,
 ) -> None:
     """Options before the command."""
+    console.quiet |= quiet
+    errors.show_origin = debug
 
 
 @app.command(cls=Command)
@@ -445,6 +449,8 @@ def run(command: Callable[[], Any]) -> int:
     try:
         command()
     except UserError as error:
+        if errors.show_origin:
+            errors.print_exception()
         if is_first() or joined():  # before, every process finds the same
             errors.print("Error:", style="red", end=" ")
             of = "" if is_first() else f"process {rank()}: "

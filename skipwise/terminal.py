@@ -8,9 +8,20 @@ from typer.core import TyperCommand
 
 from skipwise.ranks import is_first
 
+
+class ErrorConsole(Console):
+    """Where errors go.
+
+    Attributes:
+        show_origin: whether a user's mistake is shown with the place that found it.
+    """
+
+    show_origin = False
+
+
 # Names of models, documents and files are shown as they are: none of them is markup.
 console = Console(quiet=not is_first(), markup=False, highlight=False)
-errors = Console(stderr=True, markup=False, highlight=False)
+errors = ErrorConsole(stderr=True, markup=False, highlight=False)
 
 
 class Command(TyperCommand):
