@@ -312,10 +312,15 @@ def timed(run: RunDir, part: str) -> Iterator[None]:
             write_json(run.timings, seconds)
 
 
-def retrieval_warnings(rows: list[EvalResult], original: int) -> list[str]:
+def retrieval_warnings(rows: list[EvalResult], original: int, remedies: bool = True) -> list[str]:
     """One warning per length inside the original window where retrieval fell, and what perplexity did.
 
     Perplexity can improve while retrieval dies, so a run must not be judged by the former alone.
+
+    Args:
+        rows: of `results.jsonl`.
+        original: length of the original window, in tokens.
+        remedies: say what to do about it, too, which who trains it wants to know and who uses it does not.
     """
     values = {
         (row.stage, row.evaluation, row.context_length): row.value
@@ -344,5 +349,5 @@ def retrieval_warnings(rows: list[EvalResult], original: int) -> list[str]:
                 else f"The new RoPE alone has {untrained:.0%}: train longer, or choose another rope."
             )
             fall = f"passkey accuracy at {length:,} tokens fell from {before:.0%} to {after:.0%}"
-            warnings.append(f"{fall}{although}. {remedy}")
+            warnings.append(f"{fall}{although}.{f' {remedy}' if remedies else ''}")
     return warnings

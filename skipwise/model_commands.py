@@ -93,7 +93,7 @@ def export(
         converter=converter,
         without=tuple(without or ()),
         table=comparison_markdown(stage_columns(rows)) if rows else "",
-        warnings=tuple(retrieval_warnings(rows, config.lengths.original or 0)),
+        warnings=tuple(retrieval_warnings(rows, config.lengths.original or 0, remedies=False)),
     )
     with console.status(f"exporting {run}"):
         export_run(directory, config, output, wanted)

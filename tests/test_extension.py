@@ -45,6 +45,8 @@ def test_a_fall_of_retrieval_is_a_warning_however_good_the_perplexity() -> None:
     (warning,) = retrieval_warnings(run_with(passkey_after=0.2, perplexity_after=21.0), original=256)
     assert "from 100% to 20% although perplexity at 256 improved from 22 to 21" in warning
     assert "Lower train.learning_rate" in warning
+    (for_users,) = retrieval_warnings(run_with(0.2, 21.0), original=256, remedies=False)
+    assert warning.startswith(for_users) and "train." not in for_users
     (worse,) = retrieval_warnings(run_with(passkey_after=0.2, perplexity_after=25.0), original=256)
     assert "although" not in worse  # than untrained it is better, but not than untouched
     untrained = row("interpolated", "passkey", 256, 0.2)

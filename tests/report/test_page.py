@@ -2,13 +2,11 @@
 
 import csv
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from skipwise import UserError
 from skipwise.config_files import parse_config, to_yaml
@@ -67,18 +65,6 @@ def made_run(path: Path, **train: Any) -> Path:
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     return made_run(tmp_path / "one")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's chromium."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 class Opened:
