@@ -193,5 +193,5 @@ def test_what_the_charts_show_is_what_was_measured(made: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="takes run directories"):
+    with pytest.raises(UserError, match="is no run of skipwise extend"):
         write_report([tmp_path], tmp_path / "x.html")
