@@ -384,9 +384,14 @@ def demo(
 
 
 app.add_typer(config_commands.app, name="config")
-for module, names in ((report_commands, ("report", "explore")), (model_commands, ("doctor", "convert", "export"))):
-    for name in names:
-        app.command(cls=Command)(getattr(module, name))
+for command in (
+    report_commands.report,
+    report_commands.explore,
+    model_commands.doctor,
+    model_commands.convert,
+    model_commands.export,
+):
+    app.command(cls=Command)(command)
 
 
 @app.command("list")

@@ -13,7 +13,7 @@ import altair as alt
 import gradio as gr
 
 from skipwise.config import ModelConfig, RunConfig
-from skipwise.config_files import merge, parse_config, to_yaml
+from skipwise.config_files import parse_config, to_yaml
 from skipwise.errors import UserError
 from skipwise.evaluation.passkey import QUESTION, Fact, filler_units, passkey_text
 from skipwise.evaluation.prompts import encoder
@@ -45,7 +45,7 @@ def planned(model: str, target: str, train: str, sampler: str, chunks: int | Non
         positions["chunks"] = int(chunks)
     values: dict[str, Any] = {
         "model": {"path": model.strip()},
-        "lengths": merge({"target": target.strip()}, {"train": train.strip()} if train.strip() else {}),
+        "lengths": {"target": target.strip(), "train": train.strip() or None},
         "positions": positions,
         "rope": rope,
         "data": "builtin:python",

@@ -147,7 +147,7 @@ def lost_process(error: BaseException) -> bool:
 def leave_processes(code: int) -> NoReturn:
     """End this process, and first its connection with others.
 
-    Where there were others it skips the interpreter's own end, in which a thread of gloo now and then aborts: the
+    Where there were others it skips the interpreter's own end, in which a thread of gloo may abort: the
     launcher would call a finished run failed. Threads that work are waited for, and exit functions run.
     """
     if world_size() > 1 and joined():

@@ -103,16 +103,16 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (study,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/study.md").read_text(encoding="utf-8"), re.DOTALL)
     (desk / "study.yaml").write_text(study)
     for name in ("mine", "other", "demo", "first"):
-        call(desk, "skipwise extend run.yaml --output runs/" + name)
+        assert call(desk, "skipwise extend run.yaml --output runs/" + name) == 0
     return desk
 
 
-def call(desk: Path, command: str) -> None:
-    """Run a command of a page, in this process."""
+def call(desk: Path, command: str) -> int:
+    """Run a command of a page, in this process; its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
         patch.setattr(sys, "argv", shlex.split(command))
-        assert run(app) == 0, command
+        return run(app)
 
 
 def shortened(command: str) -> str:
@@ -140,7 +140,7 @@ def test_there_are_commands_to_run() -> None:
 def test_a_command_of_the_pages_runs(command: str, desk: Path) -> None:
     for written in ("new", "my-model", "converted-gptj", "converted-baichuan"):
         shutil.rmtree(desk / written, ignore_errors=True)
-    call(desk, shortened(command))
+    assert call(desk, shortened(command)) == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -62,20 +62,19 @@ def send_results(
         if row.depth is None and row.value is not None:
             name = f"{row.stage}/{row.evaluation}/{row.metric}"
             figures.setdefault(row.context_length or 0, {})[name] = row.value
-    content = {"trackers": list(names), "figures": {str(length): own for length, own in sorted(figures.items())}}
-    sent = run / "trackers.json"
-    if sent.exists() and json.loads(sent.read_text(encoding="utf-8")) == content:
-        return
-    failed = False
+    file, content = run / "trackers.json", {str(length): own for length, own in sorted(figures.items())}
+    sent: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for tracker in names:
+        if sent.get(tracker) == content:
+            continue
         try:
             with tracker_places(run):
                 _send(tracker, run, figures)
         except Exception as error:  # of a network or a service, when all the work is done
-            failed = True
             say(f"Results could not be sent to {tracker}: {error}. The same command with --resume tries again.")
-    if not failed:
-        write_json(sent, content)
+        else:
+            sent[tracker] = content
+            write_json(file, sent)
 
 
 def _send(name: Tracker, run: Path, figures: dict[int, dict[str, float]]) -> None:

@@ -73,6 +73,8 @@ def test_every_metric_has_a_name_and_nothing_is_sent_twice(tmp_path: Path, monke
     for _ in range(3):
         trackers.send_results(["wandb"], tmp_path, rows, said.append)
     assert len(sent) == 2 and len(said) == 1 and "wandb: no network" in said[0]
+    trackers.send_results(["wandb", "mlflow"], tmp_path, rows, said.append)
+    assert len(sent) == 3  # one that has them is left alone
     assert sent[1] == {
         256: {"original/perplexity/perplexity": 20.0, "original/perplexity/bits_per_byte": 1.5},
         0: {"original/harness/arc/score": 0.5},
