@@ -2,14 +2,15 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from skipwise.config import RunConfig, TrainConfig
+from skipwise.config import LengthsConfig, RunConfig, TrainConfig
 from skipwise.config_files import read_deepspeed
 from skipwise.costs import Step, StepFlops, StepMemory, step_flops, step_memory
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths, format_length
 from skipwise.models.shape import ModelShape
+from skipwise.positions import PositionSampler
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,19 @@ def compare_costs(
     return costs
 
 
-def resolve_target(config: RunConfig, first: int, current: int) -> Lengths:
+class Wanted(Protocol):
+    """What a run wants; a `RunConfig` is one."""
+
+    @property
+    def lengths(self) -> LengthsConfig:
+        """Target, and train and original where they are set."""
+
+    @property
+    def positions(self) -> PositionSampler:
+        """The position sampler."""
+
+
+def resolve_target(config: Wanted, first: int, current: int) -> Lengths:
     """The three lengths of a run on a model with this first window, and this one now.
 
     Raises:

@@ -32,7 +32,7 @@ from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.recompute import recompute_activations
 from skipwise.models.rope import live_rope, read_rope, set_rope_scaling
 from skipwise.models.speedups import usable_attention, usable_speedups, use_liger
-from skipwise.models.windowed import check_takes_masks, probe_windows, windowed_layers
+from skipwise.models.windowed import check_windows
 from skipwise.planning import window_tokens
 from skipwise.positions import LongRecipe
 from skipwise.ranks import from_first, is_first, join_processes, world_size
@@ -89,10 +89,9 @@ class Workbench:
             for batch in {wanted, 1} if training.auto_find_batch_size else {wanted}:
                 probe_attention(self.model, self.lengths.target, batch, dtype=self.dtype)
             self.console.print("attention reaches across a skip, and sees how far it is: checked")
-            layers = windowed_layers(self.model.config, self.lengths.target)
-            if layers is not None and self.config.method not in ("plain", "full"):
-                check_takes_masks(self.model)
-                probe_windows(self.model, layers, self.dtype)
+            skips = self.config.method not in ("plain", "full")
+            layers = check_windows(self.model, self.lengths.target, self.dtype) if skips else None
+            if layers is not None:
                 self.console.print(layers.describe(), highlight=False)
             if training.echo_share:
                 probe_score_mask(self.model, self.dtype)

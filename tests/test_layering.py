@@ -19,7 +19,7 @@ LAYERS = [
     ["workbench"],
     ["extension"],
     ["report"],
-    ["demo", "study", "search", "comparison", "explore"],
+    ["demo", "study", "search", "comparison", "explore", "axolotl"],
     ["terminal"],
     ["config_commands", "model_commands", "report_commands"],
     ["cli", "__main__", "__init__"],

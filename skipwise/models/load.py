@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -62,6 +61,8 @@ def load_model(
     use_huge_pages()
     location, keywords = _sources(config)
     if "gguf_file" in keywords:
+        from transformers import GgufConfig  # which the transformers of Axolotl has not yet
+
         keywords["quantization_config"] = GgufConfig(dequantize=True)
     else:
         keywords["use_safetensors"] = True  # and no pickles

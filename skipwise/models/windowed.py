@@ -89,6 +89,24 @@ def check_takes_masks(model: PreTrainedModel) -> None:
         )
 
 
+def check_windows(model: PreTrainedModel, target: int, dtype: torch.dtype = torch.float32) -> Layers | None:
+    """The windowed layers of a model, if there are any, after asking it for what windows with skips need of them.
+
+    Args:
+        model: as it will be trained.
+        target: target length, in tokens.
+        dtype: compute dtype of the training.
+
+    Raises:
+        UserError: when they cannot be masked by distance.
+    """
+    layers = windowed_layers(model.config, target)
+    if layers is not None:
+        check_takes_masks(model)
+        probe_windows(model, layers, dtype)
+    return layers
+
+
 def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Masks:
     """What to give a model as `attention_mask` in training, in the dtype of products.
 
