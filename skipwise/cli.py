@@ -310,7 +310,7 @@ def study(
             print(line)
         return
     if dry_run:
-        header = ["", "cells", "finished", "steps", "tokens", "FLOPs"]
+        header = ["", "cells", "finished", "trained", "steps", "tokens", "FLOPs"]
         console.print(plain_table(f"Study {file}", header, study_run.cost_rows(opened)))
         return
     if cell is not None:

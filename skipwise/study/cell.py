@@ -67,12 +67,14 @@ class Finished:
         losses: (step, training loss).
         documents: by domain, digests of what was measured on.
         failed: by domain and `evaluation/length`, why there is no figure.
+        trained: seconds of training.
     """
 
     units: dict[str, dict[str, Units]]
     losses: list[tuple[int, float]]
     documents: dict[str, Any]
     failed: dict[str, dict[str, str]]
+    trained: float = 0.0
 
 
 def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
@@ -95,7 +97,8 @@ def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
             "to measure it again, or choose another --output."
         )
     losses = [(step, loss) for step, loss in content["losses"]]
-    return Finished(content["units"], losses, content["documents"], content["failed"])
+    trained = float(content["seconds"].get("train", 0.0))
+    return Finished(content["units"], losses, content["documents"], content["failed"], trained)
 
 
 def _setting(cell: Cell) -> dict[str, Any]:

@@ -251,7 +251,7 @@ def _cores() -> int:
 
 
 def cost_rows(study: Study) -> list[list[str]]:
-    """For each method: cells, steps, tokens and FLOPs of all of them, and how many are finished."""
+    """For each method: cells; of these finished, and their training time; steps, tokens and FLOPs of all."""
     development = list(development_cells(study.config))
     final = list(final_cells(study.config, _chosen(study.rates())))
     shape = shape_of(read_config(final[0].model.path, final[0].model.revision))
@@ -259,18 +259,28 @@ def cost_rows(study: Study) -> list[list[str]]:
     for part, cells in (("development", development), ("reported", final)):
         for cell in cells:
             groups.setdefault((part, f"{cell.method}{f', {cell.scaling}' if cell.scaling else ''}"), []).append(cell)
-    rows, totals = [], [0.0] * 5
+    rows, totals = [], [0.0] * 6
     for (part, name), cells in groups.items():
         costs = [_cost(cell, shape) for cell in cells]
-        row = [len(cells), len(study.finished(cells)), *(sum(cost[i] for cost in costs) for i in range(3))]
+        done = study.finished(cells)
+        trained = sum(own.trained for _, own in done)
+        row = [len(cells), len(done), trained, *(sum(cost[i] for cost in costs) for i in range(3))]
         totals = [total + own for total, own in zip(totals, row, strict=True)]
         rows.append([f"{part}: {name}", *_shown(row)])
     return [*rows, ["all", *_shown(totals)]]
 
 
 def _shown(row: Sequence[float]) -> list[str]:
-    """Counts, and FLOPs at the end."""
-    return [*(f"{count:,.0f}" for count in row[:-1]), f"{row[-1]:.2g}"]
+    """In the units of the table."""
+    cells, finished, seconds, steps, tokens, flops = row
+    return [
+        f"{cells:,.0f}",
+        f"{finished:,.0f}",
+        f"{seconds / 3600:.1f} h",
+        f"{steps:,.0f}",
+        f"{tokens:,.0f}",
+        f"{flops:.2g}",
+    ]
 
 
 def _cost(cell: Cell, shape: ModelShape) -> tuple[int, int, float]:
