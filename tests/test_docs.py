@@ -6,8 +6,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -157,6 +159,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in slugs, f"{page.name}: {target}"
 
 
+def dead_links(site: Path) -> Iterator[str]:
+    for page in site.rglob("*.html"):
+        for target in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text(encoding="utf-8")):
+            file = page.parent / unquote(target)
+            if not re.match(r"[a-z]+:|/", target) and not (file.is_file() or (file / "index.html").is_file()):
+                yield f"{page.relative_to(site)}: {target}"
+
+
 def test_the_site_builds(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     built = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
@@ -167,3 +177,4 @@ def test_the_site_builds(tmp_path: Path) -> None:
     fetched = re.findall(r'<(?:link rel="stylesheet" href|script src)="([^"]+)"', api)
     assert len(fetched) > 2
     assert not [one for one in fetched if one.startswith(("http", "//"))]
+    assert not list(dead_links(tmp_path / "site"))
