@@ -23,6 +23,8 @@ DTYPES = {torch.bfloat16}
 BLOCK_ROWS = 128
 # At most so many scores exist at once, unless a single row has more: 32 MiB, and three times that in training.
 MOST_SCORES = 2**24
+# Where a block of rows has more scores with all keys, so many keys at a time: thin products over long keys are slow.
+BLOCK_KEYS = 1024
 
 
 def prefer_blocks(model: PreTrainedModel) -> None:
@@ -51,10 +53,16 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     """
     out: torch.Tensor = _empty_out(query, key, value, scale)
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
-    for rows, seen in _blocks(query, key):
+    whole = _rows_at_once(query, key.shape[2]) == BLOCK_ROWS
+    size = BLOCK_ROWS if whole else _rows_at_once(query, 2 * BLOCK_KEYS)
+    for rows, seen in _blocks(query, key, size):
         block = query[:, :, rows]
-        shares = _shares(_by_key(block * scale, key), keys[:, seen], block.shape[2])
-        out[:, rows] = torch.bmm(shares, values[:, seen]).view(*block.shape[:3], -1).transpose(1, 2)
+        scaled = _by_key(block * scale, key)
+        if whole:
+            mixed = torch.bmm(_shares(scaled, keys[:, seen], block.shape[2]), values[:, seen])
+        else:
+            mixed = _mixed_by_blocks(scaled, keys[:, seen], values[:, seen], block.shape[2])
+        out[:, rows] = mixed.view(*block.shape[:3], -1).transpose(1, 2)
     return out
 
 
@@ -68,7 +76,7 @@ def _gradients(
     # By shape: copies of permuted heads would be permuted, too, and compilers are told otherwise.
     grad_keys = torch.zeros(keys.shape, dtype=torch.float32, device=key.device)
     grad_values = torch.zeros(values.shape, dtype=torch.float32, device=key.device)
-    for rows, seen in _blocks(query, key):
+    for rows, seen in _blocks(query, key, _rows_at_once(query, key.shape[2])):
         block = query[:, :, rows]
         scaled = _by_key(block * scale, key)
         grad_block = _by_key(grad_out[:, rows].transpose(1, 2), key)
@@ -106,10 +114,14 @@ def _backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ..
 causal_attention.register_autograd(_backward, setup_context=_keep)
 
 
-def _blocks(query: torch.Tensor, key: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """Rows, and the keys that they see."""
+def _rows_at_once(query: torch.Tensor, keys: int) -> int:
+    """Rows of a block, of which each has a score with so many keys."""
+    return max(1, min(BLOCK_ROWS, MOST_SCORES // (query.shape[0] * query.shape[1] * keys)))
+
+
+def _blocks(query: torch.Tensor, key: torch.Tensor, size: int) -> Iterator[tuple[slice, slice]]:
+    """So many rows at a time, and the keys that they see."""
     n, keys = query.shape[2], key.shape[2]
-    size = max(1, min(BLOCK_ROWS, MOST_SCORES // (query.shape[0] * query.shape[1] * keys)))
     for start in range(0, n, size):
         end = min(start + size, n)
         yield slice(start, end), slice(0, keys - n + end)
@@ -123,9 +135,37 @@ def _by_key(block: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 def _shares(scaled: torch.Tensor, keys: torch.Tensor, rows: int) -> torch.Tensor:
     """Softmax over the keys; the last `rows` of them are the rows' own, of which each sees those up to itself."""
     scores = torch.bmm(scaled, keys.transpose(1, 2))
-    later = torch.full((rows, rows), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
-    scores.view(len(keys), -1, rows, keys.shape[1])[..., -rows:] += later
+    _hide_later(scores, rows)
     return scores.softmax(dim=-1)
+
+
+def _hide_later(scores: torch.Tensor, rows: int) -> None:
+    """In place, where the last `rows` of the keys are the rows' own."""
+    later = torch.full((rows, rows), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
+    scores.view(len(scores), -1, rows, scores.shape[2])[..., -rows:] += later
+
+
+def _mixed_by_blocks(scaled: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rows: int) -> torch.Tensor:
+    """Softmax over the keys times the values, with the largest score and the sum so far (arXiv 1805.02867).
+
+    As in `_shares` the last `rows` of the keys are the rows' own; they are in the last block, which is larger.
+    """
+    total = keys.shape[1]
+    begins = range(0, max(1, total - rows), BLOCK_KEYS)
+    wide = torch.promote_types(scaled.dtype, torch.float32)
+    largest = scaled.new_full((*scaled.shape[:2], 1), float("-inf"))
+    weight = mixed = torch.zeros((), dtype=wide, device=scaled.device)
+    for begin, end in zip(begins, (*begins[1:], total), strict=True):
+        scores = torch.bmm(scaled, keys[:, begin:end].transpose(1, 2))
+        if end == total:
+            _hide_later(scores, rows)
+        larger = torch.maximum(largest, scores.amax(-1, keepdim=True))
+        faded = (largest.to(wide) - larger.to(wide)).exp()
+        shares = scores.sub_(larger).exp_()
+        weight = weight * faded + shares.sum(-1, keepdim=True, dtype=wide)
+        mixed = mixed * faded + torch.bmm(shares, values[:, begin:end])
+        largest = larger
+    return (mixed / weight).to(values.dtype)
 
 
 def attend(
