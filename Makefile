@@ -4,6 +4,7 @@
 #             and the tables and plots of docs/performance.md
 # make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl
 #             and proofs.jsonl (see that page). Cells that are committed are not run again; all of them take hours
+# make study-families   linear, NTK and YaRN on four families of models (docs/models.md); two hours of a core from nothing
 # make reliability   20 kills of one run and 500 broken inputs (docs/results/reliability.json), one process beside two
 #             (scaling.json); a quarter of an hour
 # make check-serving VLLM=PYTHON [LLAMA_CPP=DIRECTORY]   SmolLM2 beyond its first window by transformers and by servers
@@ -20,7 +21,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
-.PHONY: bench demo demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-tiny support check-serving
+.PHONY: bench demo demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-tiny study-families support check-serving
 .PHONY: tiny-model test lint check clean site wheel
 
 demo: .venv/installed
@@ -66,6 +67,15 @@ study-tiny: .venv/installed runs/plays.jsonl
 	    docs/results/tiny-x8 docs/results/tiny-x16 docs/results/tiny-x64 docs/results/tiny-x256 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-confirm-untouched \
 	    docs/results/tiny-explore
 	$(BIN)/python scripts/tradeoff.py docs/results/tradeoff
+
+study-families: .venv/installed
+	$(BIN)/python scripts/family_bases.py runs/families gpt_neox gptj
+	$(BIN)/skipwise study configs/studies/families-llama.yaml --output docs/results/families-llama --jobs 2
+	for family in gpt_neox gptj; do \
+	    sed "s|builtin:tiny|runs/families/$$family|" configs/studies/families-llama.yaml > runs/families/$$family.yaml; \
+	    $(BIN)/skipwise study runs/families/$$family.yaml --output docs/results/families-$$family --jobs 2 || exit; \
+	done
+
 
 runs/plays.jsonl: .venv/installed
 	mkdir -p $(@D)
