@@ -40,7 +40,8 @@ CONFLICTS = {
     "sample_packing": "packs texts that must not see each other into a row, with positions of their own",
     "eval_sample_packing": "packs texts that must not see each other into a row, with positions of their own",
     "use_pose": "is another collator, whose skips stay as they are when the data set is prepared",
-    "streaming": "reads rows without their lengths",
+    "streaming": "reads rows as they come, too short ones as well",
+    "pretraining_dataset": "is read as it comes, rows that are too short as well",
     "rl": "has batches of its own",
 }
 

@@ -13,7 +13,7 @@ import typer
 from skipwise import __version__, config_commands, model_commands, report_commands
 from skipwise.errors import UserError
 from skipwise.ranks import is_first, joined, leave_processes, lost_process, rank
-from skipwise.terminal import Command, console, errors
+from skipwise.terminal import Command, console, errors, unexpected
 
 app = typer.Typer(
     help="Extend the context window of a language model by training on short windows.",
@@ -450,7 +450,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def run(command: Callable[[], Any]) -> int:
-    """The exit code: 0 done, 2 wrong input, 75 stopped after saving; anything else is our bug."""
+    """The exit code: 0 done, 2 wrong input, 75 stopped after saving, 1 for what nobody expected."""
     try:
         command()
     except UserError as error:
@@ -478,5 +478,8 @@ def run(command: Callable[[], Any]) -> int:
                 soft_wrap=True,
             )
             return STOPPED
-        raise
+        if errors.show_origin:
+            raise
+        errors.print(f"Error: {unexpected(error)}", soft_wrap=True)
+        return 1
     return 0

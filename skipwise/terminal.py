@@ -1,5 +1,7 @@
 """What all commands print to, and how their help is made."""
 
+import tempfile
+import traceback
 from typing import Any
 
 import typer
@@ -13,7 +15,7 @@ class ErrorConsole(Console):
     """Where errors go.
 
     Attributes:
-        show_origin: whether a user's mistake is shown with the place that found it.
+        show_origin: whether an error is shown with the place that found it.
     """
 
     show_origin = False
@@ -22,6 +24,17 @@ class ErrorConsole(Console):
 # Names of models, documents and files are shown as they are: none of them is markup.
 console = Console(quiet=not is_first(), markup=False, highlight=False)
 errors = ErrorConsole(stderr=True, markup=False, highlight=False)
+
+
+def unexpected(error: Exception) -> str:
+    """What to say of an error that nobody expected. Its traceback, perhaps all there is of it, goes into a file."""
+    with tempfile.NamedTemporaryFile("w", prefix="skipwise-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return (
+        f"{type(error).__name__}: {error}. Skipwise did not expect this. Its traceback is in {file.name}; "
+        "skipwise --debug prints it. What is finished is kept, and the same command goes on (extend and demo with "
+        "--resume)."
+    )
 
 
 class Command(TyperCommand):

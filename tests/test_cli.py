@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,10 +17,12 @@ import yaml
 from rich.console import Console
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
+from skipwise.cli import run
 from skipwise.evaluation.specs import EVALUATIONS, EvalResult
 from skipwise.positions import SAMPLERS
 from skipwise.rope import ROPE_SCALINGS
 from skipwise.sections import name_of
+from skipwise.terminal import errors
 from tests.conftest import byte_tokenizer, pico_llama
 
 EVALUATE = [
@@ -344,3 +347,22 @@ def test_quiet_says_errors_only_and_debug_where_they_were_found() -> None:
     done = subprocess.run([sys.executable, "-m", "skipwise", "--debug", *wrong], capture_output=True, text=True)
     assert done.returncode == 2
     assert "resolve_target" in done.stderr and "Error: " in done.stderr
+
+
+def test_an_unexpected_error_is_one_message_and_its_traceback_a_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def broken() -> None:
+        raise RuntimeError("the wheel came off")
+
+    assert run(broken) == 1
+    said = capsys.readouterr().err
+    assert "RuntimeError: the wheel came off" in said and "Traceback" not in said
+    (file,) = tmp_path.iterdir()
+    assert str(file) in said.replace("\n", "")
+    assert "in broken" in file.read_text()
+    monkeypatch.setattr(errors, "show_origin", True)
+    with pytest.raises(RuntimeError, match="wheel"):
+        run(broken)
