@@ -25,9 +25,10 @@ from skipwise.evaluation.specs import (
     Summarization,
     TruncatedPerplexity,
 )
-from skipwise.evaluation.unit import Setting, Subject, Unit
+from skipwise.evaluation.unit import Progress, Setting, Subject, Unit
 from skipwise.lengths import format_length
 from skipwise.models.forward import autocast
+from skipwise.models.reading import told
 from skipwise.models.rope import has_learned_positions
 
 # The one place to add how an evaluation is measured; what can be set about it is in `specs`.
@@ -135,12 +136,12 @@ def _examples(
     _check_positions(subject, lengths)
     # Weights that are in the dtype of the products already need no autocast.
     dtype = torch.float32 if subject.model.dtype == subject.dtype else subject.dtype
-    with autocast(subject.model.device, dtype):
+    progress = Progress(setting.say, what, unit.size, len(examples))
+    with autocast(subject.model.device, dtype), told(progress.read):
         for example in unit.measure(done, lengths):
             records.add(spec.name, example)
             examples.append(example)
-            of = "" if unit.size is None else f" of {unit.size:,}"
-            setting.say(what, detail=f", example {len(examples):,}{of}")
+            progress.example()
     return examples
 
 

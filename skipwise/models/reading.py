@@ -4,6 +4,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +19,7 @@ from skipwise.models.rope import is_rotary_table, length_dependent, pin_table, t
 CHUNK = 2048
 # At most so many logits exist at once, however large the vocabulary: 256 MiB in float32.
 MOST_LOGITS = 2**26
+_TELL: ContextVar[Callable[[int, int], None]] = ContextVar("tell", default=lambda read, tokens: None)
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def continue_greedily(
         *earlier, last = _chunks(model, nothing, 0, len(prompt), 1)
         for begin, end in earlier:
             _logits(model, ids, cache, begin, end, None)
+            _TELL.get()(end, len(prompt))
         logits = _logits(model, ids, cache, *last, torch.tensor([last[1] - 1]))
         for _ in range(max_new_tokens):
             token = int(logits[0, -1].argmax())
@@ -136,6 +139,16 @@ def continue_greedily(
             begin = 0 if cache is None else end - 1
             logits = _logits(model, ids, cache, begin, end, torch.tensor([end - 1]))
     return written
+
+
+@contextmanager
+def told(tell: Callable[[int, int], None]) -> Iterator[None]:
+    """Within it `tell` gets, after every chunk, the number of tokens of a text that were read, and of all of them."""
+    token = _TELL.set(tell)
+    try:
+        yield
+    finally:
+        _TELL.reset(token)
 
 
 @contextmanager
@@ -190,6 +203,7 @@ def _score_chunk(
         picked = input_ids[:, targets].to(rows.device)[..., None]
         log_probs[:, targets] = (rows.gather(-1, picked)[..., 0] - rows.logsumexp(-1)).cpu()
         greedy[:, targets] = rows.argmax(-1).cpu()
+    _TELL.get()(end, input_ids.shape[1])
 
 
 def _logits(

@@ -28,7 +28,7 @@ from transformers import (
 
 from skipwise.models import attention, reading
 from skipwise.models.attention import prefer_blocks
-from skipwise.models.reading import continue_greedily, pinned_rope, score_endings, score_tokens
+from skipwise.models.reading import continue_greedily, pinned_rope, score_endings, score_tokens, told
 from tests.conftest import PICO_MODELS, VOCABULARY, pico_llama
 
 IDS = torch.randint(2, VOCABULARY, (2, 61), generator=torch.Generator().manual_seed(0))
@@ -266,3 +266,15 @@ def test_the_cache_is_given_by_the_name_that_a_class_has(monkeypatch: pytest.Mon
     scored[:, 0] = False
     one, other = (score_tokens(each, IDS, scored).log_probs for each in (model, newer))
     torch.testing.assert_close(one, other)
+
+
+def test_every_chunk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "CHUNK", 20)
+    heard: list[tuple[int, int]] = []
+    model, scored = pico_llama(), torch.ones_like(IDS, dtype=torch.bool)
+    scored[:, 0] = False
+    with told(lambda read, tokens: heard.append((read, tokens))):
+        score_tokens(model, IDS, scored)
+    assert heard == [(20, 61), (40, 61), (60, 61), (61, 61)]
+    score_tokens(model, IDS, scored)
+    assert len(heard) == 4
