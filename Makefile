@@ -4,7 +4,7 @@
 #             and the tables and plots of docs/performance.md
 # make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl
 #             and proofs.jsonl (see that page). Cells that are committed are not run again; all of them take hours
-# make study-families   linear, NTK and YaRN on four families of models (docs/models.md); two hours of a core from nothing
+# make study-families   linear, NTK and YaRN on Llama, GPT-NeoX and GPT-J (docs/models.md); hours of a core from nothing
 # make reliability   20 kills of one run and 500 broken inputs (docs/results/reliability.json), one process beside two
 #             (scaling.json); a quarter of an hour
 # make check-serving VLLM=PYTHON [LLAMA_CPP=DIRECTORY]   SmolLM2 beyond its first window by transformers and by servers
@@ -75,7 +75,6 @@ study-families: .venv/installed
 	    sed "s|builtin:tiny|runs/families/$$family|" configs/studies/families-llama.yaml > runs/families/$$family.yaml; \
 	    $(BIN)/skipwise study runs/families/$$family.yaml --output docs/results/families-$$family --jobs 2 || exit; \
 	done
-
 
 runs/plays.jsonl: .venv/installed
 	mkdir -p $(@D)

@@ -3,15 +3,19 @@
     plugins: [skipwise.axolotl.SkipwisePlugin]
     skipwise: {lengths: {target: 32k}}
 
-`sequence_len` of Axolotl is the length of its rows, and of a training window. See examples/axolotl.yaml.
+See examples/axolotl.yaml.
 """
 
 import logging
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 from pydantic import BaseModel
 from transformers import PreTrainedModel
 
@@ -22,7 +26,7 @@ from skipwise.data.windows import WindowCollator
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.probe import probe_attention
-from skipwise.models.rope import read_rope, set_rope_scaling
+from skipwise.models.rope import read_rope, set_rope_scaling, text_config, with_far_table
 from skipwise.models.windowed import check_windows, masks_for
 from skipwise.planning import resolve_target
 from skipwise.positions import LongRecipe, PoSE
@@ -30,19 +34,30 @@ from skipwise.rope import Mixed, YaRN
 
 try:
     from axolotl.integrations.base import BasePlugin
-except ModuleNotFoundError:  # this page can be read, and its tests run, without it
+except ModuleNotFoundError as error:  # this page can be read, and its tests run, without Axolotl
+    if error.name != "axolotl":
+        raise
     BasePlugin = object
 
-LOG = logging.getLogger(f"axolotl.{__name__}")  # below its own name, so that it is shown
-
-# Of Axolotl's options those that draw or cut windows themselves, and why they do not go together with skips.
+LOG = logging.getLogger(f"axolotl.{__name__}")  # below Axolotl's own name, so that it is shown
+# What Axolotl takes for a row where its configuration says nothing.
+ROW = 512
+# Options of Axolotl that do not go together with skips, and why.
 CONFLICTS = {
     "sample_packing": "packs texts that must not see each other into a row, with positions of their own",
     "eval_sample_packing": "packs texts that must not see each other into a row, with positions of their own",
     "use_pose": "is another collator, whose skips stay as they are when the data set is prepared",
     "streaming": "reads rows as they come, too short ones as well",
     "pretraining_dataset": "is read as it comes, rows that are too short as well",
+    "skip_prepare_dataset": "leaves rows in that are too short for a window",
     "rl": "has batches of its own",
+    "reward_model": "has batches of its own",
+    "process_reward_model": "has batches of its own",
+    "processor_type": "has batches of its own",
+    "context_parallel_size": "cuts windows again",
+    "fsdp": "shards the model before it can be asked whether it sees across a skip (skipwise extend can shard)",
+    "fsdp_config": "shards the model before it can be asked whether it sees across a skip (skipwise extend can shard)",
+    "deepspeed": "may shard the model before it can be asked whether it sees across a skip (skipwise extend can shard)",
 }
 
 
@@ -50,7 +65,7 @@ class Settings(Section):
     """The section `skipwise` in a configuration of Axolotl; its parts are those of a Skipwise configuration.
 
     Attributes:
-        lengths: `target`, and if wanted `train` (a row of Axolotl otherwise) and `original`.
+        lengths: `target`, and if wanted `train` (all of a row of Axolotl otherwise) and `original`.
         positions: position sampler.
         rope: RoPE scaling.
         untouched_share: share of windows with ordinary positions, to protect the original range.
@@ -75,32 +90,50 @@ def settings_of(cfg: Mapping[str, Any]) -> Settings:
         UserError: when it is missing or not valid, something else in `cfg` does not go together with it, or a row is
             shorter than what windows are cut from.
     """
-    if not cfg.get("skipwise"):
+    section = cfg.get("skipwise")
+    if not section or not isinstance(section, Mapping):
         raise UserError(
-            "plugins name skipwise.axolotl.SkipwisePlugin, but there is no section skipwise. Add one with the window "
-            "that is wanted: skipwise: {lengths: {target: 32k}}."
+            f"plugins name skipwise.axolotl.SkipwisePlugin, but the section skipwise is {section!r}. Say which window "
+            "is wanted: skipwise: {lengths: {target: 32k}}."
         )
     for key, reason in CONFLICTS.items():
-        if cfg.get(key):
-            raise UserError(f"{key} {reason}, so it cannot be {cfg[key]!r} with skipwise. Leave it out.")
-    settings = parse_section(Settings, dict(cfg["skipwise"]))
-    row = int(cfg["sequence_len"])
-    if settings.lengths.train is None:
-        settings = settings.model_copy(update={"lengths": settings.lengths.model_copy(update={"train": row})})
+        value = cfg.get(key)
+        alone = key == "context_parallel_size" and value == 1
+        if value and not alone:
+            raise UserError(f"{key} {reason}, so it cannot be {value!r} with skipwise. Leave it out.")
+    row = int(cfg.get("sequence_len") or ROW)
+    try:
+        settings = parse_section(Settings, dict(section))
+        if settings.lengths.train is None:
+            settings = settings.model_copy(update={"lengths": settings.lengths.model_copy(update={"train": row})})
+        settings.positions.check(window_lengths(settings))
+    except UserError as error:
+        raise UserError(f"In the section skipwise: {error}") from None
     needed = tokens_of_a_row(settings)
     if row < needed:
         raise UserError(
-            f"Windows of {settings.lengths.train:,} tokens are cut from {needed:,} by {settings.positions}, but "
+            f"A window of {settings.lengths.train:,} tokens is cut from {needed:,} by {settings.positions.name}, but "
             f"sequence_len is {row:,}. Set sequence_len to {needed}, or lower skipwise.lengths.train."
         )
     return settings
 
 
+def window_lengths(settings: Settings) -> Lengths:
+    """The lengths that windows are cut by; the original one may not be known yet, and makes no difference to that."""
+    train = settings.lengths.train
+    assert train is not None, "settings_of sets it"
+    return Lengths(original=settings.lengths.original or train, train=train, target=settings.lengths.target)
+
+
 def tokens_of_a_row(settings: Settings) -> int:
     """How many tokens a row needs for a window to be cut from it."""
-    train, target = settings.lengths.train, settings.lengths.target
-    assert train is not None, "settings_of sets it"
-    return settings.positions.tokens_needed(Lengths(original=train, train=train, target=target))
+    return settings.positions.tokens_needed(window_lengths(settings))
+
+
+def shortest_row(rows: Dataset) -> int:
+    """Its tokens."""
+    tables = rows.select_columns("input_ids").with_format("arrow").iter(batch_size=10_000)
+    return min(int(pc.min(pc.list_value_length(table["input_ids"])).as_py()) for table in tables)
 
 
 @dataclass(frozen=True)
@@ -110,20 +143,32 @@ class RowCollator:
     Attributes:
         windows: what draws the windows.
         model: in layers that see only the last tokens it takes masks by distance.
+        fixed: a row gives the same window whenever it comes, as in evaluation.
     """
 
     windows: WindowCollator
     model: PreTrainedModel
+    fixed: bool = False
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """`input_ids`, `position_ids` and `labels`, int64[batch, window], and masks as the model takes them."""
-        rows = []
-        for feature in features:
-            scored = torch.as_tensor(feature["labels"]).ne(-100).numpy()
-            answers = {} if scored.all() else {"answers": scored}
-            rows.append({"input_ids": feature["input_ids"], **answers})
-        batch = self.windows(rows)
+        batch = self.windows([self._feature(row) for row in features])
         return {**batch, "attention_mask": masks_for(self.model, batch)}
+
+    def _feature(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """As much of a row as a window can use, with a token that has a loss in it."""
+        ids, labels = (np.asarray(row[key], dtype=np.int64) for key in ("input_ids", "labels"))
+        visit = (0, zlib.crc32(ids.tobytes()), 0)
+        rng = np.random.default_rng(visit if self.fixed else int(torch.randint(2**62, ()).item()))
+        scored = np.flatnonzero(labels != -100)
+        used = min(len(ids), self.windows.sampler.tokens_used(self.windows.lengths))
+        one = int(rng.choice(scored)) if len(scored) else 0
+        begin = int(rng.integers(max(0, one - used + 1), min(one, len(ids) - used) + 1))
+        piece = slice(begin, begin + used)
+        feature: dict[str, Any] = {"input_ids": ids[piece]}
+        if len(scored) < len(ids):
+            feature["answers"] = labels[piece] != -100
+        return feature | ({"visit": visit} if self.fixed else {})
 
 
 class SkipwisePlugin(BasePlugin):  # type: ignore[misc]
@@ -137,29 +182,53 @@ class SkipwisePlugin(BasePlugin):  # type: ignore[misc]
         """Check the section before anything is loaded, have shorter rows left out, and the new RoPE kept."""
         settings = settings_of(cfg)
         cfg["min_sample_len"] = max(cfg.get("min_sample_len") or 0, tokens_of_a_row(settings))
-        # `axolotl merge-lora` otherwise copies the config of the base, and so the RoPE from before.
+        if not cfg.get("adapter"):
+            return
+        if cfg.get("merge_method") == "memory_efficient":
+            raise UserError(
+                "merge_method memory_efficient copies the config of the base, and so the RoPE from before. Leave it "
+                "out; with skipwise it is legacy."
+            )
         cfg["merge_method"] = "legacy"
 
     def post_model_build(self, cfg: Mapping[str, Any], model: PreTrainedModel) -> None:
-        """Set the RoPE, before adapters come around the layers."""
+        """Set the RoPE, before adapters come around the layers; a model that has it already is left as it is."""
         settings, rope = settings_of(cfg), read_rope(model.config)
-        self.lengths = resolve_target(settings, rope.original, rope.current)
-        set_rope_scaling(model, settings.rope, self.lengths)
+        train = settings.lengths.train or rope.original
+        lengths = Lengths(settings.lengths.original or rope.original, train, settings.lengths.target)
+        parameters = with_far_table(model.config, settings.rope, lengths)
+        if rope.current != lengths.target or text_config(model.config).rope_parameters != parameters:
+            lengths = resolve_target(settings, rope.original, rope.current)
+            set_rope_scaling(model, settings.rope, lengths)
+        self.lengths = lengths
 
     def post_model_load(self, cfg: Mapping[str, Any], model: PreTrainedModel) -> None:
         """Ask the model, as it will be trained, whether its attention reaches across a skip."""
-        if model.device.type == "meta":  # with FSDP the weights are on the first process
-            return
         training = model.training
         model.train()
-        probe_attention(model, self.lengths.target, int(cfg["micro_batch_size"]), dtype=model.dtype)
-        check_windows(model, self.lengths.target, model.dtype)
-        model.train(training)
+        try:
+            for batch in {int(cfg["micro_batch_size"]), 1}:  # some backends take another path for one
+                probe_attention(model, self.lengths.target, batch, dtype=model.dtype)
+            skips = settings_of(cfg).positions.name not in ("plain", "full")
+            layers = check_windows(model, self.lengths.target, model.dtype) if skips else None
+        finally:
+            model.train(training)
         LOG.info("attention reaches across a skip, and sees how far it is: checked")
+        if layers is not None:
+            LOG.info(layers.describe())
 
     def post_trainer_create(self, cfg: Mapping[str, Any], trainer: Any) -> None:
         """Have batches made of windows, in training and in evaluation. `trainer` is one of Axolotl's."""
         settings = settings_of(cfg)
+        needed = tokens_of_a_row(settings)
+        for rows in (trainer.train_dataset, trainer.eval_dataset):
+            shortest = shortest_row(rows) if isinstance(rows, Dataset) else needed
+            if shortest < needed:
+                raise UserError(
+                    f"A window is cut from {needed:,} tokens, but a row of the prepared data set has {shortest:,}: it "
+                    "was prepared before the section skipwise was as it is. Remove dataset_prepared_path "
+                    "(last_run_prepared by default)."
+                )
         windows = WindowCollator(
             settings.positions,
             self.lengths,
@@ -167,4 +236,5 @@ class SkipwisePlugin(BasePlugin):  # type: ignore[misc]
             whole_batches=isinstance(settings.rope, Mixed),
             sentences=sentences_of(trainer.processing_class) if isinstance(settings.positions, LongRecipe) else None,
         )
-        trainer.data_collator = trainer.eval_data_collator = RowCollator(windows, trainer.model)
+        trainer.data_collator = RowCollator(windows, trainer.model)
+        trainer.eval_data_collator = RowCollator(windows, trainer.model, fixed=True)

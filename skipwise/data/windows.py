@@ -15,6 +15,7 @@ from skipwise.data.store import Documents
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.positions import Document, LongRecipe, Plain, PoSE, PositionSampler, echo_mask, example_rng
+from skipwise.ranks import rank
 
 Spans = NDArray[np.int64]
 # Streams of randomness of one example that must not be the same one.
@@ -172,7 +173,7 @@ class WindowCollator:
     are `scored` (bool per token: only these have a loss), `answers` (the same of a conversation, whose text may be
     cut), `visit` (epoch, index, source: the random stream to draw from) and `progress` (share of the training done, in
     [0, 1]). Without `visit` the draw comes from torch's generator, which `DataLoader` seeds anew for every worker and
-    epoch.
+    epoch, and from the rank of the process.
 
     The attention mask is always there, usually all ones: transformers reads a jump in `position_ids`
     without a mask as the start of another packed sequence, and cuts the attention there.
@@ -272,4 +273,5 @@ class WindowCollator:
         if "visit" in feature:
             epoch, index, source = feature["visit"]
             return example_rng(self.seed, epoch, index, source)
-        return np.random.default_rng(int(torch.randint(2**62, ()).item()))
+        # Trainers seed all processes alike.
+        return np.random.default_rng((int(torch.randint(2**62, ()).item()), rank()))

@@ -21,7 +21,8 @@ NAME = "skipwise_blocks"
 DTYPES = {torch.bfloat16}
 # Rows of a block. Fewer make thin products, more compute above the diagonal.
 BLOCK_ROWS = 128
-# At most so many scores exist at once, unless a single row has more: 32 MiB, and three times that in training.
+# At most so many scores exist at once, in the backward pass unless a single row has more: 32 MiB, and three times that
+# in training.
 MOST_SCORES = 2**24
 # Where a block of rows has more scores with all keys, so many keys at a time: thin products over long keys are slow.
 BLOCK_KEYS = 1024
@@ -53,8 +54,10 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     """
     out: torch.Tensor = _empty_out(query, key, value, scale)
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
-    whole = _rows_at_once(query, key.shape[2]) == BLOCK_ROWS
-    size = BLOCK_ROWS if whole else _rows_at_once(query, 2 * BLOCK_KEYS)
+    size = _rows_at_once(query, key.shape[2])
+    whole = size == BLOCK_ROWS or key.shape[2] <= 2 * BLOCK_KEYS
+    if not whole:
+        size = _rows_at_once(query, 2 * BLOCK_KEYS)
     for rows, seen in _blocks(query, key, size):
         block = query[:, :, rows]
         scaled = _by_key(block * scale, key)

@@ -107,6 +107,16 @@ def test_without_a_visit_torch_seeds_the_draw() -> None:
     assert len({tuple(row.tolist()) for row in first}) > 1
 
 
+def test_without_a_visit_processes_that_are_seeded_alike_draw_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    collator = WindowCollator(PoSE(), Lengths(original=32, train=32, target=1024))
+    drawn = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        torch.manual_seed(5)
+        drawn.append(collator([{"input_ids": list(range(32))}] * 4)["position_ids"])
+    assert not torch.equal(*drawn)
+
+
 def test_a_batch_has_what_a_model_needs() -> None:
     """Trap 7: ids stay integers, since bfloat16 is wrong past 256. Seen to fail when they were made bfloat16."""
     batch = WindowCollator(PoSE(), LENGTHS)(

@@ -86,6 +86,9 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     again = skipwise("study", study_file, "--output", output)
     assert "started" not in again
     assert json.loads((output / "summary.json").read_text()) == summary
+    (output / "cells" / "pose-seed1.json").write_text(json.dumps(cells["pose-seed1"] | {"seconds": {"train": 7200.0}}))
+    costs = skipwise("study", study_file, "--output", output, "--dry-run").splitlines()
+    assert "2.0 h" in next(line for line in costs if "reported: pose" in line)
 
 
 def test_an_interrupted_cell_goes_on(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
