@@ -303,7 +303,7 @@ def study(
     from skipwise.study import run as study_run
 
     opened = study_run.open_study(file, output or Path("runs") / file.stem)
-    if not summary:
+    if not (summary or dry_run or print_commands):  # which need no texts
         study_run.check_sources(opened)
     if print_commands:
         for line in study_run.print_commands(opened):

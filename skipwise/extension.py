@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,8 @@ def check_early(config: RunConfig, run: RunDir, resume: bool) -> None:
         assert train is not None and original is not None
         config.positions.check(Lengths(original=original, train=train, target=config.lengths.target))
     if run.path.exists() and not resume:
-        run.claim(resume=False, resolved="")
+        with run.held():
+            run.claim(resume=False, resolved="")
 
 
 def resolve_lengths(config: RunConfig, model_config: "PreTrainedConfig") -> Lengths:
@@ -184,19 +185,20 @@ def extend(
     from skipwise.workbench import open_workbench
 
     resolved = to_yaml(config)
-    if is_first():
-        run.claim(resume, resolved)
-    bench = open_workbench(config, lengths, console)  # may still find the data wanting
-    bench.check()
-    if is_first():
-        _write_start(run, config, plan, bench, given, resolved)
-    wait_for_all()
-    _measure_and_train(run, bench, config, lengths, console)
-    if is_first() and not keep_checkpoints:
-        shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
-    rows = run.read_results()
-    if is_first() and config.train.report_to:
-        send_results(config.train.report_to, run.path, rows, say=console.print)
+    with run.held() if is_first() else nullcontext():
+        if is_first():
+            run.claim(resume, resolved)
+        bench = open_workbench(config, lengths, console)  # may still find the data wanting
+        bench.check()
+        if is_first():
+            _write_start(run, config, plan, bench, given, resolved)
+        wait_for_all()
+        _measure_and_train(run, bench, config, lengths, console)
+        if is_first() and not keep_checkpoints:
+            shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
+        rows = run.read_results()
+        if is_first() and config.train.report_to:
+            send_results(config.train.report_to, run.path, rows, say=console.print)
     for warning in retrieval_warnings(rows, lengths.original):
         console.print(Text.assemble(("Warning:", "yellow"), f" {warning}"))
     return rows

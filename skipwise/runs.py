@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult
+
+LOCK_SECONDS = 10.0
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,6 +26,12 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def share_weights(directory: Path) -> None:
+    """Let whoever may read the config read the weights, which safetensors writes for their owner only."""
+    for file in directory.glob("*.safetensors"):
+        file.chmod((directory / "config.json").stat().st_mode)
 
 
 def write_json(path: Path, value: Mapping[str, Any], indent: int | None = 2) -> None:
@@ -238,6 +247,23 @@ class RunDir:
                 )
         elif self.path.exists() and not self._only_begun():
             raise UserError(f"{self.path} exists and is no Skipwise run. Choose another --output.")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out; beside the directory, which may not be there yet.
+
+        Raises:
+            UserError: while another process holds it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # What a killed process had started may hold it for a few seconds more.
+            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=LOCK_SECONDS):
+                yield
+        except Timeout as error:
+            raise UserError(
+                f"Another process is writing to {self.path}. Wait for it or stop it, or choose another --output."
+            ) from error
 
     def _only_begun(self) -> bool:
         """Whether there is nothing but what a run writes first."""

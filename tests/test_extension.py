@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig
 
-from skipwise import FullLength, Lengths, UserError, workbench
+from skipwise import FullLength, Lengths, UserError, runs, workbench
 from skipwise.config import LengthsConfig
 from skipwise.config_files import parse_config, to_yaml
 from skipwise.costs import Step
 from skipwise.evaluation.specs import EvalResult
-from skipwise.extension import default_evaluations, resolve, resolve_lengths, retrieval_warnings
+from skipwise.extension import default_evaluations, extend, resolve, resolve_lengths, retrieval_warnings
 from skipwise.planning import make_plan
 from skipwise.report.table import comparison_markdown, stage_columns
 from skipwise.runs import RunDir, write_text
@@ -219,3 +219,18 @@ def test_a_run_from_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
     run.claim(resume=True, resolved=resolved)
     with pytest.raises(UserError, match="another configuration"):
         run.claim(resume=True, resolved=resolved.replace("max_steps: 200", "max_steps: 201"))
+
+
+def test_a_run_belongs_to_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with --resume, and before anything is loaded where it is not given."""
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.0)
+    values = {"model": {"path": "builtin:tiny"}, "lengths": {"target": 512}, "data": "builtin:python"}
+    output = tmp_path / "run"
+    output.mkdir()
+    with RunDir(output).held():
+        for resume in (False, True):
+            with pytest.raises(UserError, match="Another process is writing to"):
+                extend(parse_config(values), output, given="", console=Console(quiet=True), resume=resume)
+    assert not list(output.iterdir())
+    with RunDir(output).held():
+        pass

@@ -11,7 +11,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.rope import is_rotary_table, same_table, text_config
-from skipwise.runs import write_json, write_text
+from skipwise.runs import share_weights, write_json, write_text
 
 
 def save_checkpoint(
@@ -39,6 +39,7 @@ def save_checkpoint(
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
         write_json(temporary / "config.json", with_legacy_rope(config))
         write_text(temporary / "README.md", card)
+        share_weights(temporary)
         _check_written(temporary, model, lengths)
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)

@@ -26,7 +26,7 @@ from transformers import (
 from skipwise.errors import UserError
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.shape import read_config
-from skipwise.runs import new_directory, write_json
+from skipwise.runs import new_directory, share_weights, write_json
 
 Weights = dict[str, torch.Tensor]
 # Difference of logits that rounding may make, as a share of the largest.
@@ -255,3 +255,4 @@ def _write(model: PreTrainedModel, directory: Path) -> None:
     model.config.dtype = next(model.parameters()).dtype
     model.save_pretrained(directory)
     write_json(directory / "config.json", with_legacy_rope(_json(directory / "config.json")))
+    share_weights(directory)

@@ -120,8 +120,13 @@ def _explained(config: ModelConfig, load: Callable[[], T]) -> T:
             raise
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"{config.path!r} must be a model directory, hub id or .gguf file, but cannot be loaded: {first_line}"
+            f"{config.path!r} must be a model directory{_here(config.path)}, hub id or .gguf file, but cannot be loaded"
+            f": {first_line}"
         ) from error
+
+
+def _here(path: str) -> str:
+    return "" if Path(path).exists() or path.startswith("builtin:") else " (there is none here of that name)"
 
 
 def count_parameters(config: PreTrainedConfig, trust_remote_code: bool) -> int:

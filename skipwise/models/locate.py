@@ -23,5 +23,8 @@ def model_location(path: str) -> str:
     if looks_local and not local.exists():
         raise UserError(f"The model must be a directory, a hub id or a .gguf file, but {path} does not exist.")
     if local.is_dir() and not (local / "config.json").is_file():
-        raise UserError(f"A model directory holds a config.json, but {path} does not. Name the directory that does.")
+        inside = f", {path}/model" if (local / "model" / "config.json").is_file() else ""
+        raise UserError(
+            f"A model directory holds a config.json, but {path} does not. Name the directory that does{inside}."
+        )
     return str(local) if local.exists() else path

@@ -174,7 +174,11 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
         try:
             file = Path(hf_hub_download(location, "config.json", revision=revision))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise UserError(f"The config of {path} cannot be had from the hub: {str(error).splitlines()[0]}") from error
+            said = str(error).splitlines()[0]
+            raise UserError(
+                f"There is no directory {path}, and its config cannot be had from the hub: {said} "
+                "Name a directory; HF_HUB_OFFLINE=1 takes what was downloaded before."
+            ) from error
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

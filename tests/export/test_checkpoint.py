@@ -39,6 +39,12 @@ def written(
     return model, json.loads((path / "config.json").read_text())
 
 
+def test_weights_may_be_read_by_whoever_reads_the_config(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    written("llama", YaRN(), tmp_path / "model", tokenizer)
+    modes = {file.stat().st_mode for file in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1
+
+
 @pytest.mark.parametrize("kind", PICO_MODELS)
 @pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s.name)
 def test_stock_transformers_gives_the_same_logits(

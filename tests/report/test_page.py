@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
@@ -189,6 +190,8 @@ def test_what_the_charts_show_is_what_was_measured(made: Path) -> None:
     assert rope["before", 0] == pytest.approx(6.283185, rel=1e-6)
     positions = [line for line in charts["window"].rows if line["window"] == "one"]
     assert positions[0]["position"] == 0 and 256 <= max(line["position"] for line in positions) < 1024
+    spaces = np.diff([line["token"] for line in positions])
+    assert (spaces == spaces[0]).all()  # the picture has no gaps but those of the window
     assert json.dumps(charts["coverage"].spec)
 
 

@@ -52,6 +52,11 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     costs = skipwise("study", study_file, "--output", output, "--dry-run")
     assert "development: full" in costs and "reported: pose" in costs
     assert not output.exists()
+    elsewhere = tmp_path / "elsewhere.yaml"  # what it costs and what is to be run needs no texts
+    elsewhere.write_text(study_file.read_text().replace("text.jsonl", "nowhere.jsonl"))
+    assert "nowhere.jsonl does not exist" in skipwise("study", elsewhere, "--output", output, code=2)
+    for option in ("--dry-run", "--print-commands"):
+        skipwise("study", elsewhere, "--output", output, option)
     commands = skipwise("study", study_file, "--output", output, "--print-commands").splitlines()
     names = [shlex.split(line)[-1] for line in commands]
     assert len(names) == 4 + 1 and names[-1] == "untouched"  # which needs no development
