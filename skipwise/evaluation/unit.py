@@ -51,7 +51,7 @@ class ConsoleSay:
         new = text != self.said
         late = bool(detail) and self.clock() - self.said_at >= SECONDS_BETWEEN_LINES
         if stay or (not self.console.is_terminal and (new or late)):
-            self.console.print(text if new else text + detail, markup=False, highlight=False)
+            self.console.print(text if new else text + detail, markup=False, highlight=False, soft_wrap=True)
             self.said_at = self.clock()
         self.said = text
 
