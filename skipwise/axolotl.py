@@ -9,7 +9,7 @@ See examples/axolotl.yaml.
 import logging
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -194,8 +194,7 @@ class SkipwisePlugin(BasePlugin):  # type: ignore[misc]
     def post_model_build(self, cfg: Mapping[str, Any], model: PreTrainedModel) -> None:
         """Set the RoPE, before adapters come around the layers; a model that has it already is left as it is."""
         settings, rope = settings_of(cfg), read_rope(model.config)
-        train = settings.lengths.train or rope.original
-        lengths = Lengths(settings.lengths.original or rope.original, train, settings.lengths.target)
+        lengths = replace(window_lengths(settings), original=settings.lengths.original or rope.original)
         parameters = with_far_table(model.config, settings.rope, lengths)
         if rope.current != lengths.target or text_config(model.config).rope_parameters != parameters:
             lengths = resolve_target(settings, rope.original, rope.current)

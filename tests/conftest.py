@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,3 +108,19 @@ def text_file(tmp_path: Path) -> Path:
     lines = [json.dumps({"text": f"document {i}: " + " ".join(str(i * j) for j in range(250))}) for i in range(12)]
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def largest_positions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The largest position of every batch that is drawn in this process, as they come."""
+    from skipwise import WindowCollator
+
+    draw, largest = WindowCollator.__call__, []
+
+    def watched(self: WindowCollator, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = draw(self, features)
+        largest.append(int(batch["position_ids"].max()))
+        return batch
+
+    monkeypatch.setattr(WindowCollator, "__call__", watched)
+    return largest

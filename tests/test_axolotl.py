@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from skipwise import UserError, WindowCollator
+from skipwise import UserError
 from skipwise.axolotl import SkipwisePlugin
 from skipwise.models.locate import model_location
 
@@ -164,22 +164,13 @@ def test_a_configuration_that_cannot_work_is_refused_before_anything_is_loaded(
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_axolotl_trains_the_example_with_skips(
-    adapter: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapter: str | None, tmp_path: Path, largest_positions: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AXOLOTL_DO_NOT_TRACK", "1")
     monkeypatch.setenv("DO_NOT_TRACK", "1")
     train = pytest.importorskip("axolotl.cli.train")
     from axolotl.cli.merge_lora import do_cli as merge
 
-    largest: list[int] = []
-    draw = WindowCollator.__call__
-
-    def watched(self: WindowCollator, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = draw(self, features)
-        largest.append(int(batch["position_ids"].max()))
-        return batch
-
-    monkeypatch.setattr(WindowCollator, "__call__", watched)
     monkeypatch.chdir(tmp_path)
     text = "It was a fine day, and number 12 of the list was done. " * 60
     (tmp_path / "book.jsonl").write_text("".join(json.dumps({"text": f"{n} {text}"}) + "\n" for n in range(8)))
@@ -190,7 +181,7 @@ def test_axolotl_trains_the_example_with_skips(
     cfg["adapter"] = adapter
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg))
     train.do_cli("config.yaml")
-    assert len(largest) >= 4 and max(largest) > 256
+    assert len(largest_positions) >= 4 and max(largest_positions) > 256
     if adapter:
         merge("config.yaml", lora_model_dir="out")
     trained = AutoConfig.from_pretrained(tmp_path / "out" / ("merged" if adapter else ""))
