@@ -32,6 +32,8 @@ demo-smollm2: $(SMOLLM2)
 
 demo-smollm2-128k: $(SMOLLM2)
 	$(BIN)/skipwise extend configs/smollm2-128k.yaml --output runs/smollm2-128k --resume
+	$(BIN)/skipwise evaluate runs/smollm2-128k --config configs/evaluate/smollm2-128k.yaml \
+	    --output runs/smollm2-128k-passkeys
 
 evaluate-smollm2: $(SMOLLM2)
 	$(BIN)/python scripts/python_tasks.py runs/python-tasks
@@ -65,7 +67,7 @@ study-tiny: .venv/installed runs/plays.jsonl
 	done
 	$(BIN)/python scripts/summarise_studies.py docs/results/summary.json \
 	    docs/results/tiny-x8 docs/results/tiny-x16 docs/results/tiny-x64 docs/results/tiny-x256 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-confirm-untouched \
-	    docs/results/tiny-explore
+	    docs/results/tiny-explore docs/results/demo-passkeys docs/results/smollm2-32k docs/results/smollm2-128k docs/results/smollm2-128k-passkeys
 	$(BIN)/python scripts/tradeoff.py docs/results/tradeoff
 
 study-families: .venv/installed

@@ -34,8 +34,13 @@ def draw_lengths(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_qualities(found: list[dict[str, Any]], path: Path) -> None:
-    """Perplexity and passkey at the target over the time of a training, one line per recipe."""
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    """Perplexity and passkey at the target over the time of a training and over its steps, one line per recipe."""
+    sides = [
+        ("perplexity at 4,096 tokens", "perplexity_4096", 1, "seconds of training"),
+        ("perplexity at 4,096 tokens", "perplexity_4096", 1, "steps of training"),
+        ("passkeys found at 4,096 tokens, %", "passkey_4096", 100, "seconds of training"),
+    ]
+    figure, axes = pyplot.subplots(1, len(sides), figsize=(11, 3.4), layout="constrained")
     labels = set()
     for one in found:
         recipe = one["recipe"]
@@ -43,14 +48,14 @@ def draw_qualities(found: list[dict[str, Any]], path: Path) -> None:
         color = ORANGE if recipe.method == "full" else {256: BLUE, 128: "#0d9488", 64: "#7c3aed"}.get(
             recipe.train_length, GREY
         )  # fmt: skip
-        seconds = [row["step"] * one["seconds"] for row in one["rows"]]
-        for axis, key, scale in ((axes[0], "perplexity_4096", 1), (axes[1], "passkey_4096", 100)):
+        for axis, (_, key, scale, over) in zip(axes, sides, strict=True):
+            along = [row["step"] * (one["seconds"] if over.startswith("seconds") else 1) for row in one["rows"]]
             values = [scale * row[key] for row in one["rows"]]
-            axis.plot(seconds, values, color=color, alpha=0.8, label=None if label in labels else label)
+            axis.plot(along, values, color=color, alpha=0.8, label=None if label in labels else label)
         labels.add(label)
-    axes[1].axhline(95, color="black", linewidth=0.8, linestyle="--")
-    for axis, title in zip(axes, ("perplexity at 4,096 tokens", "passkeys found at 4,096 tokens, %"), strict=True):
-        axis.set_xlabel("seconds of training")
+    axes[-1].axhline(95, color="black", linewidth=0.8, linestyle="--")
+    for axis, (title, _, _, over) in zip(axes, sides, strict=True):
+        axis.set_xlabel(over)
         axis.set_title(title)
     axes[0].legend()
     _save(figure, path)

@@ -1,6 +1,6 @@
-"""One file of the figures of several studies, by base model, study, domain and length.
+"""One file of the figures of several studies and runs, by base model, study, domain and length.
 
-python scripts/summarise_studies.py docs/results/summary.json docs/results/tiny-x8 ...
+python scripts/summarise_studies.py docs/results/summary.json docs/results/tiny-x8 ... docs/results/smollm2-32k ...
 """
 
 import argparse
@@ -29,14 +29,37 @@ def figures_of(summary: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def figures_of_run(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same of the rows of one run: a stage is what an arm is in a study."""
+    result: dict[str, Any] = {}
+    for row in rows:
+        if row["depth"] is not None or row["metric"] not in ("perplexity", "accuracy") or row["value"] is None:
+            continue
+        place = result.setdefault(row["data"], {}).setdefault(str(row["context_length"]), {})
+        interval = None if row["interval_low"] is None else [row["interval_low"], row["interval_high"]]
+        own = {"value": row["value"], "interval": interval, "num_samples": row["num_samples"]}
+        place.setdefault(row["evaluation"], {})[row["stage"]] = own
+    for place in (place for lengths in result.values() for place in lengths.values()):
+        measured = place.get("perplexity", {})
+        if "original" in measured and "extended" in measured:
+            place["original_window_ratio"] = measured["extended"]["value"] / measured["original"]["value"]
+            break  # the shortest one, which comes first
+    return result
+
+
 def main() -> None:
-    """Read every summary.json and write one."""
+    """Read every summary.json, or the rows of a run, and write one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("studies", type=Path, nargs="+", help="directories of studies")
+    parser.add_argument("studies", type=Path, nargs="+", help="directories of studies and runs")
     arguments = parser.parse_args()
     merged: dict[str, Any] = {}
     for directory in arguments.studies:
+        if not (directory / "summary.json").is_file():
+            lines = (directory / "results.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in lines]
+            merged.setdefault(rows[0]["model"], {})[directory.name] = {"domains": figures_of_run(rows)}
+            continue
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         about = {
             key: summary[key] for key in ("original_length", "train_length", "target_length", "reference", "seeds")

@@ -1,6 +1,7 @@
 """The command line."""
 
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -104,9 +105,9 @@ def extend(
         for reason in sorted({row.reason for row in rows if row.status == "failed" and row.reason}):
             console.print(f"failed: {reason}")
         console.print(f"Results: {run / 'results.jsonl'}")
-        if is_first():
-            write_report([run], RunDir(run).report)
-            console.print(f"Report: {RunDir(run).report}")
+    if is_first() and not dry_run:
+        write_report([run], RunDir(run).report)
+        console.print(f"Report: {RunDir(run).report}")
 
 
 @app.command(cls=Command)
@@ -296,6 +297,7 @@ def study(
     cell: Annotated[str | None, typer.Option(help="Run this cell only, in this process.")] = None,
 ) -> None:
     """Compare methods side by side: same budget, several seeds, tuned alike. Goes on where it was interrupted."""
+    from skipwise.environment import without_directories
     from skipwise.report.study import draw_study, study_markdown
     from skipwise.report.study_page import write_study_page
     from skipwise.report.table import plain_table
@@ -327,7 +329,8 @@ def study(
     text = study_markdown(figures)
     write_text(directory.table, text)
     draw_study(figures, losses, directory.path / "plots")
-    page, command = directory.path / "report.html", f"skipwise study {file} --output {directory.path}"
+    page = directory.path / "report.html"
+    command = shlex.join(["skipwise", "study", *map(without_directories, (str(file), "--output", str(directory.path)))])
     write_study_page(figures, losses, command, file.read_text(encoding="utf-8"), page)
     console.print(text, soft_wrap=True)
     console.print(f"Tables and plots: {directory.path}")

@@ -152,7 +152,8 @@ def _explain(error: dict[str, Any], cls: type[Section]) -> str:
     hint = _HINTS.get(path) or _HINTS.get(location[-1] if location else "")
     match error["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return f"{path}: unknown key.{nearest(location[-1], _siblings(location, tags, cls))}"
+            meant = _elsewhere(location, cls) or nearest(location[-1], _siblings(location, tags, cls))
+            return f"{path}: unknown key.{meant}"
         case "missing" | "missing_argument":
             return f"{path}: required, but not given.{f' {hint}' if hint else ''}"
         case "union_tag_invalid":
@@ -164,6 +165,14 @@ def _explain(error: dict[str, Any], cls: type[Section]) -> str:
             return f"{path}: {error['ctx']['error']}"
         case _:
             return f"{path}: {error['msg']}, but it is {value!r}."
+
+
+def _elsewhere(location: list[str], cls: type[Section]) -> str:
+    """Where a key belongs that was given without its section, as `learning_rate` for `train.learning_rate`."""
+    key = location[-1]
+    fields = cls.model_fields.items() if len(location) == 1 else ()
+    places = [section for section, field in fields if key in getattr(field.annotation, "model_fields", {})]
+    return f" Did you mean {f'{places[0]}.{key}'!r}?" if len(places) == 1 else ""
 
 
 def _siblings(location: list[str], tags: list[str], cls: type[Section]) -> list[str]:

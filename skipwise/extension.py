@@ -21,7 +21,7 @@ from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Harness, Passk
 from skipwise.lengths import Lengths, format_length
 from skipwise.models.locate import model_location
 from skipwise.models.shape import shape_of
-from skipwise.planning import Plan, describe_plan, make_plan, resolve_target, step_of, window_tokens
+from skipwise.planning import Plan, describe_plan, make_plan, resolve_target, step_of, window_tokens, zero_stage
 from skipwise.ranks import is_first, wait_for_all, world_size
 from skipwise.runs import RunDir, write_json, write_text
 from skipwise.training.trackers import check_trackers, send_results
@@ -122,6 +122,8 @@ def resolve(config: RunConfig, lengths: Lengths) -> RunConfig:
 
 def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Lengths, parameters: int) -> Plan:
     """The plan of a run."""
+    from skipwise.models.load import default_device
+
     shape = None
     with suppress(UserError):  # mixtures of experts and the like are trained without knowing the cost
         shape = shape_of(model_config.to_dict())
@@ -137,6 +139,8 @@ def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Length
         steps=config.train.max_steps,
         step=step_of(config, window_tokens(config.method, lengths), bool(config.train.kl_weight)),
         processes=world_size(),
+        zero=zero_stage(config.train),
+        cpu=default_device().type == "cpu",
     )
 
 
@@ -188,6 +192,8 @@ def extend(
     with run.held() if is_first() else nullcontext():
         if is_first():
             run.claim(resume, resolved)
+            if resume and not run.resolved.exists():
+                console.print(f"Nothing to resume: {output} holds no run yet, and this one begins.", markup=False)
         bench = open_workbench(config, lengths, console)  # may still find the data wanting
         bench.check()
         if is_first():

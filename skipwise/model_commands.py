@@ -92,6 +92,7 @@ def export(
         gguf=gguf,
         converter=converter,
         without=tuple(without or ()),
+        name=push,
         table=comparison_markdown(stage_columns(rows)) if rows else "",
         warnings=tuple(retrieval_warnings(rows, config.lengths.original or 0, remedies=False)),
     )

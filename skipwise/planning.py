@@ -22,6 +22,7 @@ class Plan:
         attention_saving: how many times fewer attention scores a window has than one of target length.
         parameters: number of weights, tied ones once.
         train_flops: of all steps (`costs.step_flops`); None for models whose costs are not known.
+        peak_memory: bytes of one device at the height of a step (`costs.step_memory`); None likewise.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Plan:
     attention_saving: float
     parameters: int
     train_flops: float | None
+    peak_memory: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dictionary, ready for JSON."""
@@ -83,6 +85,8 @@ def make_plan(
     steps: int,
     step: Step,
     processes: int = 1,
+    zero: int = 0,
+    cpu: bool = False,
 ) -> Plan:
     """Derive every figure of the plan.
 
@@ -91,6 +95,8 @@ def make_plan(
         shape: its sizes, where they are known.
         step: what one process does in one of the steps.
         processes: that share the work.
+        zero: stage of sharding among them.
+        cpu: whether they run on one.
     """
     window = window_tokens(method, lengths)
     windows = step.windows * step.accumulation * processes
@@ -109,6 +115,7 @@ def make_plan(
         attention_saving=(lengths.target / window) ** 2,
         parameters=parameters,
         train_flops=None if shape is None else steps * processes * step_flops(shape, step).total,
+        peak_memory=None if shape is None else step_memory(shape, step, processes, zero, cpu).peak,
     )
 
 
@@ -123,7 +130,9 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
         ),
         ("method, RoPE", f"{plan.method}, {plan.rope}"),
     ]
-    if plan.method != "interpolate":
+    if plan.method == "interpolate":
+        rows.append(("training", "none: only the RoPE is rescaled"))
+    else:
         rows += [
             ("training", f"{plan.steps:,} steps of {plan.windows_per_step} windows of {plan.window_tokens:,} tokens"),
             (
@@ -132,6 +141,8 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
             ),
             ("attention", f"{plan.attention_saving:,.0f} times fewer scores per window than at full length"),
         ]
+        if plan.peak_memory is not None:
+            rows.append(("memory", f"{format_bytes(plan.peak_memory)} of each device at the height of a step"))
     return rows
 
 

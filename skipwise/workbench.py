@@ -60,6 +60,7 @@ class Workbench:
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
     original_window: int
+    frequencies_before: list[float]
     sources: list[Source]
     held_out_sources: list[Source]
     held_out: HeldOut
@@ -128,6 +129,7 @@ class Workbench:
             config = self._with_fitting_batch(config, teacher)
         arguments = training_arguments(config, run.checkpoints, self.config.seed, self.dtype, self.model.device)
         windows_per_step = arguments.train_batch_size * config.gradient_accumulation_steps * arguments.world_size
+        tokens_per_step = windows_per_step * window_tokens(self.config.method, self.lengths)
         trained = train(
             model=self.model,
             arguments=arguments,
@@ -135,8 +137,8 @@ class Workbench:
             collator=self._collator(),
             eval_dataset=self._eval_examples() if config.eval_steps else None,
             callbacks=[
-                ProgressBar(self.console, windows_per_step * window_tokens(self.config.method, self.lengths)),
-                TrainLog(run.train_log),
+                ProgressBar(self.console, tokens_per_step),
+                TrainLog(run.train_log, tokens_per_step),
                 StopOnSignal(),
                 *callbacks,
             ],
@@ -205,7 +207,8 @@ class Workbench:
         """Write the checkpoint, unless it is there."""
         if is_first() and not (run.model / "config.json").is_file():
             card = model_card(self.config, self.lengths)
-            write_json(run.rope, live_rope(self.model, self.lengths))  # before: nothing may claim another one later
+            # Before the model: nothing may claim another one later.
+            write_json(run.rope, {**live_rope(self.model, self.lengths), "before": self.frequencies_before})
             save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
             if self.model.device.type != default_device().type or self._four_bits:
                 self._load_trained(run)
@@ -282,6 +285,7 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
         tokenizer=tokenizer,
         dtype=compute_dtype(config.model.dtype, model.device),
         original_window=read_rope(model.config).current,
+        frequencies_before=live_rope(model, lengths)["long"],
         sources=[source for source in sources if len(source.spans)],
         held_out_sources=_cut(config, lengths, [store.held_out for store in stores], len(begin)),
         held_out=HeldOut(

@@ -68,7 +68,7 @@ def kills(count: int, directory: Path, seed: int, config: dict[str, Any] = KILLE
         enough = whole * (hits.total() + rng.uniform(0.0, 0.9)) / count
         at_checkpoint = rng.random() < 0.3  # while one is written, if one is
         while process.poll() is None and _lines(disturbed) < enough:
-            if at_checkpoint and any((disturbed / "checkpoints" / "unfinished").glob("*/*")):
+            if at_checkpoint and any(_files(disturbed / "checkpoints" / "unfinished")):
                 break
             time.sleep(0.001)
         time.sleep(rng.uniform(0.0, 0.1))  # somewhere between two lines
@@ -105,7 +105,13 @@ def _start(file: Path, output: Path) -> subprocess.Popen[str]:
 
 def _lines(run: Path) -> int:
     """What a run has written so far: rows, steps and examples."""
-    return sum(file.read_bytes().count(b"\n") for file in run.rglob("*.jsonl"))
+    return sum(file.read_bytes().count(b"\n") for file in _files(run) if file.suffix == ".jsonl")
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    """Below a directory that is being written; pathlib's globs raise where something goes away meanwhile."""
+    for at, _, names in os.walk(directory):
+        yield from (Path(at) / name for name in names)
 
 
 def _where(run: Path) -> str:

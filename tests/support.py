@@ -109,20 +109,21 @@ def check_scaling(family: Family, scaling: RopeScaling) -> str:
 
 
 def check_backend(family: Family, backend: str) -> str:
-    """Attention reaches across a skip and sees how far it is; windowed layers are masked by distance."""
+    """With YaRN: attention reaches across a skip and sees how far it is; windowed layers are masked by distance."""
     model = extended(family, SCALINGS[0])
     if model.config._attn_implementation == "eager" and backend != "eager":
         return "the family asks for eager"
     model.set_attn_implementation(backend)
-    probe_attention(model, LENGTHS.target, 1)
+    dtype = torch.bfloat16 if backend == BLOCKS else torch.float32  # in which blocks are used
+    probe_attention(model, LENGTHS.target, 1, dtype=dtype)
     layers = windowed_layers(model.config, LENGTHS.target)
     if layers is not None:
-        probe_windows(model, layers)
+        probe_windows(model, layers, dtype)
     return YES
 
 
 def check_training(family: Family) -> str:
-    """Our loss is that of the model's own logits, and a step of PoSE lowers it."""
+    """With YaRN: our loss is that of the model's own logits, and a step of PoSE lowers it."""
     model = extended(family, SCALINGS[0]).train()
     check_loss(model)
     window = PoSE().sample(Document(WINDOW), LENGTHS, np.random.default_rng(0), 0.0)
@@ -185,8 +186,9 @@ def row_of(family: Family) -> dict[str, Any]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The rows for people: a line per family, and what differs from yes below."""
     readers = list(READERS)
+    headings = [{"llama.cpp": "llama.cpp's converter alone"}.get(reader, reader) for reader in readers]
     lines = [
-        f"| family | models | scalings | attention | one step | {' | '.join(readers)} |",
+        f"| family | models | scalings | attention | one step | {' | '.join(headings)} |",
         f"| --- | --- | --- | --- | --- | {' | '.join('---' for _ in readers)} |",
     ]
     for row in rows:

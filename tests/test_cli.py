@@ -80,6 +80,10 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
         "examples",
         "model",
     }
+    logged = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    losses = [line for line in logged if "loss" in line]
+    assert [line["step"] for line in losses] == [1, 4]  # the first and the last
+    assert all(line["tokens_per_second"] > 0 and line["peak_memory"] > 1e8 for line in losses)
     rows = rows_of(run)
     pooled = {(row.stage, row.evaluation, row.context_length): row for row in rows if row.depth is None}
     assert len(pooled) == 3 * 6
@@ -99,12 +103,12 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
 
 def test_a_finished_run_resumes_to_the_same_rows(config_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    skipwise("extend", config_file, "--output", run)
+    assert "Nothing to resume" in skipwise("extend", config_file, "--output", run, "--resume")
     lines = (run / "results.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["stage"] != "extended"]
     (run / "results.jsonl").write_text("\n".join(kept) + "\n")
     weights = (run / "model" / "model.safetensors").read_bytes()
-    skipwise("extend", config_file, "--output", run, "--resume")
+    assert "Nothing to resume" not in skipwise("extend", config_file, "--output", run, "--resume")
     # Rows that failed are tried again and so come last.
     assert sorted((run / "results.jsonl").read_text().splitlines()) == sorted(lines)
     assert (run / "model" / "model.safetensors").read_bytes() == weights
@@ -131,6 +135,7 @@ def test_an_interrupted_run_saves_and_resumes(config_file: Path, tmp_path: Path)
     skipwise("extend", config_file, "--output", parts, *options, "--resume")
     files = [path / "model" / "model.safetensors" for path in (whole, parts)]
     assert files[0].read_bytes() == files[1].read_bytes()
+    assert (whole / "report.html").is_file()  # though nothing was measured
 
 
 @pytest.mark.parametrize("method", ["randpos", "plain", "interpolate", "full"])
@@ -212,6 +217,8 @@ def test_dry_run_writes_nothing(config_file: Path, tmp_path: Path) -> None:
     output = skipwise("extend", config_file, "--output", tmp_path / "run", "--dry-run")
     for planned in ("factor 8", "passkey at 64, 512 tokens, 5 trials", "original, interpolated, extended"):
         assert planned in output
+    untrained = skipwise("extend", config_file, "--output", tmp_path / "run", "--dry-run", "--steps", 0)
+    assert "none: only the RoPE is rescaled" in " ".join(untrained.split())
     assert not (tmp_path / "run").exists()
 
 

@@ -61,6 +61,7 @@ def test_everything_pluggable_can_be_chosen_by_name(cls: type) -> None:
 def test_all_errors_at_once_with_path_and_nearest_match() -> None:
     wrong = {
         "modl": {"path": "m"},
+        "learning_rate": 1e-4,
         "lengths": {"target": "32q", "trian": 1},
         "data": {"source": "a", "text_fild": "x"},
         "rope": {"name": "yarm"},
@@ -73,6 +74,7 @@ def test_all_errors_at_once_with_path_and_nearest_match() -> None:
     message = str(caught.value)
     for line in (
         "modl: unknown key. Did you mean 'model'?",
+        "learning_rate: unknown key. Did you mean 'train.learning_rate'?",
         "model: required",
         "lengths.target: A length is a whole number of tokens such as 32768 or 32k, not '32q'.",
         "lengths.trian: unknown key. Did you mean 'train'?",

@@ -18,6 +18,7 @@ class Published:
     """What a card says of a model that is given to others.
 
     Attributes:
+        windows: that all processes together trained on.
         table: figures before and after, in Markdown; empty if none was measured.
         warnings: what got worse.
         licence: of the base model, as hubs call it; None if it says none.
@@ -25,6 +26,7 @@ class Published:
         gguf: name of the file for llama.cpp; None if there is none.
     """
 
+    windows: int
     table: str = ""
     warnings: Sequence[str] = ()
     licence: str | None = None
@@ -63,10 +65,8 @@ Configuration:
 def _for_others(config: RunConfig, lengths: Lengths, published: Published) -> str:
     """Figures, limits, licence, and commands to serve it."""
     sources = ", ".join(f"`{shown_name(source.source)}`" for source in config.data.sources)
-    train = config.train
-    windows = train.max_steps * train.per_device_train_batch_size * train.gradient_accumulation_steps
     read = (
-        f"{windows:,} windows per process of {lengths.train:,} tokens from {sources}" if train.max_steps else "no text"
+        f"{published.windows:,} windows of {lengths.train:,} tokens from {sources}" if published.windows else "nothing"
     )
     limits = [
         f"Nothing is known of texts longer than {lengths.target:,} tokens, nor of tasks that are not in the table.",
@@ -75,7 +75,7 @@ def _for_others(config: RunConfig, lengths: Lengths, published: Published) -> st
     licence = published.licence or "not said by the model that this one was made from; look at its page"
     llama = f"    llama-server -m {published.gguf} -c {lengths.target}\n" if published.gguf else ""
     return f"""
-Trained on {read if train.max_steps else "nothing"}.
+Trained on {read}.
 
 ## Figures
 

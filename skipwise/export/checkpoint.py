@@ -38,6 +38,7 @@ def save_checkpoint(
         tokenizer.save_pretrained(temporary)
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
         write_json(temporary / "config.json", with_legacy_rope(config))
+        _drop_shorter_limit(temporary / "generation_config.json", lengths.target)
         write_text(temporary / "README.md", card)
         share_weights(temporary)
         _check_written(temporary, model, lengths)
@@ -45,6 +46,13 @@ def save_checkpoint(
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _drop_shorter_limit(path: Path, target: int) -> None:
+    """A length at which generation stops, of before."""
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if (settings.get("max_length") or target) < target:
+        write_json(path, {name: value for name, value in settings.items() if name != "max_length"})
 
 
 def _check_written(path: Path, model: PreTrainedModel, lengths: Lengths) -> None:

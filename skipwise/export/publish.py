@@ -18,6 +18,7 @@ from skipwise.export.card import Published, model_card
 from skipwise.export.gguf import TYPES, find_converter, write_gguf
 from skipwise.lengths import Lengths
 from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
+from skipwise.rope.scaling import base_frequencies
 from skipwise.runs import RunDir, new_directory, write_json, write_text
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -35,6 +36,7 @@ class Export:
         gguf: type of the weights of a file for llama.cpp, one of `gguf.TYPES`; None for no such file.
         converter: llama.cpp's, for that.
         without: readers of a config that may compute something else; the card says so.
+        name: by which servers find it; None for that of its directory.
         table: figures, in Markdown.
         warnings: what got worse, a sentence each.
     """
@@ -43,6 +45,7 @@ class Export:
     gguf: str | None = None
     converter: Path | None = None
     without: Sequence[str] = ()
+    name: str | None = None
     table: str = ""
     warnings: Sequence[str] = ()
 
@@ -70,21 +73,25 @@ def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> 
         if converter is not None and wanted.gguf is not None:
             file = f"{output.name}-{wanted.gguf}.gguf"
             write_gguf(directory, directory / file, wanted.gguf, converter, meant)
+        plan = read_json(run.plan)
         published = Published(
+            windows=plan["steps"] * plan["windows_per_step"],
             table=wanted.table,
-            warnings=[*wanted.warnings, *_left_out(written, meant, wanted.without)],
+            warnings=[*wanted.warnings, *_left_out(written, meant, wanted.without, own_file=file is not None)],
             licence=base_licence(config.model.path),
-            vllm=f"vllm serve {output.name} --max-model-len {lengths.target}",
+            vllm=f"vllm serve {wanted.name or output.name} --max-model-len {lengths.target}",
             gguf=file,
         )
         three = Lengths(original=lengths.original, train=lengths.train, target=lengths.target)
         write_text(directory / "README.md", model_card(config, three, published))
 
 
-def _left_out(config: dict[str, Any], meant: Reading, without: Sequence[str]) -> list[str]:
-    """What the card says of readers that are not checked."""
+def _left_out(config: dict[str, Any], meant: Reading, without: Sequence[str], own_file: bool) -> list[str]:
+    """What the card says of readers that are not checked: those left out, and llama.cpp unless it has its own file."""
     wrong = {name: _what(name, config, meant) for name in without}
-    return [f"{name} computes something else with this model: {what}." for name, what in wrong.items() if what]
+    said = [f"{name} computes something else with this model: {what}." for name, what in wrong.items() if what]
+    lost = None if own_file else _what("llama.cpp", config, meant)
+    return [*said, *([f"llama.cpp's converter alone makes something else of this model: {lost}."] if lost else [])]
 
 
 def _check_choices(wanted: Export) -> None:
@@ -135,7 +142,7 @@ def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return weight.to(dtype) if weight.is_floating_point() else weight
 
 
-# Tables of a live model are float32.
+# Tables of a live model are float32, and so is the arithmetic behind them.
 ROUNDED = 1e-5
 
 
@@ -151,15 +158,15 @@ def check_readers(config: dict[str, Any], trained: dict[str, Any], readers: Sequ
         UserError: when the config says something else than was trained, or one of them reads something else.
     """
     meant = transformers_5(config)
-    for which, frequencies in (("short", meant.short), ("long", meant.long)):
-        same = len(trained[which]) == len(frequencies) and np.allclose(
-            trained[which], frequencies, rtol=ROUNDED, atol=0
+    tables = [(trained["short"], meant.short), (trained["long"], meant.long)]
+    if near := trained.get("near"):
+        tables.append((near, base_frequencies(2 * len(near), meant.near_theta or meant.theta)))
+    same = all(len(was) == len(now) and np.allclose(was, now, rtol=ROUNDED, atol=0) for was, now in tables)
+    if not same or not abs(trained["attention_factor"] - meant.attention_factor) <= ROUNDED:
+        raise UserError(
+            "The config.json of the run says another RoPE than the model was trained with: it was changed. Bring "
+            "it back, or train again."
         )
-        if not same or not abs(trained["attention_factor"] - meant.attention_factor) <= ROUNDED:
-            raise UserError(
-                "The config.json of the run says another RoPE than the model was trained with: it was changed. Bring "
-                "it back, or train again."
-            )
     for name in readers:
         wrong = _what(name, config, meant)
         if wrong is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skipwise.errors import UserError
-from skipwise.models.families import REFUSED, family_of, is_tested
+from skipwise.models.families import family_of, is_tested, why_refused
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
 from skipwise.models.shape import FAR, WINDOWED, far_table
@@ -88,8 +88,9 @@ def diagnose(
         UserError: for a model that has no RoPE, or a config that its class does not take.
     """
     inner = config.get("text_config") or config
-    if inner.get("model_type") in REFUSED:
-        raise UserError(REFUSED[inner["model_type"]])
+    refused = why_refused(str(inner.get("model_type")), bool(inner.get("alibi")))
+    if refused:
+        raise UserError(refused)
     stock = stock_config(config)
     kind = str(stock["model_type"])
     transformers_5(config)  # has RoPE, and one that can be computed
@@ -266,13 +267,17 @@ def _layers(config: Mapping[str, Any]) -> Iterator[str]:
     """How far layers see, and which of them have positions."""
     total = int(config.get("num_hidden_layers") or 0)
     window, kinds = config.get("sliding_window"), config.get("layer_types") or []
+    both_sides = not window and config.get("local_attention")  # ModernBERT: that many tokens around each
+    if both_sides:
+        window = int(config["local_attention"]) // 2
     windowed = [number for number, kind in enumerate(kinds) if kind == WINDOWED]
     if not kinds and window and config.get("use_sliding_window", True):
         windowed = list(range(total))
     others = sorted(set(kinds) - {FAR, WINDOWED})
     far = [number for number in range(total) if number not in windowed]
     if windowed and window:
-        yield f"{len(windowed)} of {total} see only the last {int(window):,} tokens: {_numbers(windowed)}"
+        near = f"{int(window):,} tokens to each side" if both_sides else f"the last {int(window):,} tokens"
+        yield f"{len(windowed)} of {total} see only {near}: {_numbers(windowed)}"
         yield f"{len(far)} see all of the text" + (f": {_numbers(far)}" if far else "")
     else:
         yield f"all {total} see all of the text"

@@ -83,9 +83,17 @@ FAMILIES = (
     Family("arcee", "Arcee", gated=False, vllm="transformers"),
     Family("apertus", "Apertus", gated=False),
 )
-_BY_TYPE = {family.model_type: family for family in FAMILIES}
+# Trained in a loop of one's own (docs/models.md). How vLLM and llama.cpp read them was not looked at.
+ENCODERS = (
+    Family("modernbert", "ModernBERT, an encoder", tied=True, legacy_names=_MODERNBERT_NAMES),
+    Family("eurobert", "EuroBERT, an encoder"),
+    Family("nomic_bert", "NomicBERT, an encoder"),
+    Family("jina_embeddings_v3", "Jina embeddings v3, an encoder"),
+)
+_BY_TYPE = {family.model_type: family for family in (*FAMILIES, *ENCODERS)}
 
 # Why a model type cannot be extended, and what can be done.
+_ALIBI = "has ALiBi, a fixed penalty for distance without position ids, which goes on beyond the window."
 REFUSED = {
     "gptj": "GPT-J keeps a table of sines of its own that no config changes. Rewrite it first: skipwise convert gptj.",
     "codegen": "CodeGen keeps a table of sines of its own that no config changes.",
@@ -98,8 +106,8 @@ REFUSED = {
         "T5 adds a learned bias for buckets of relative distance, and has no position ids to skip. To it all distances "
         "beyond its last bucket (128 tokens) look alike, so it reads longer texts as it is."
     ),
-    "bloom": "BLOOM has ALiBi, a fixed penalty for distance without position ids, which goes on beyond the window.",
-    "mpt": "MPT has ALiBi, a fixed penalty for distance without position ids, which goes on beyond the window.",
+    "bloom": f"BLOOM {_ALIBI}",
+    "mpt": f"MPT {_ALIBI}",
     "gpt2": "GPT-2 has an embedding for each position, learned, and none beyond its window.",
     "opt": "OPT has an embedding for each position, learned, and none beyond its window.",
     "gpt_neo": "GPT-Neo has an embedding for each position, learned, and none beyond its window.",
@@ -108,6 +116,15 @@ REFUSED = {
     "mamba2": "Mamba has no positions: a state goes from token to token.",
     "rwkv": "RWKV has no positions: a state goes from token to token.",
 }
+
+
+def why_refused(model_type: str, alibi: bool = False) -> str | None:
+    """The reason why a model cannot be extended, as far as its family says so; None if it may be.
+
+    Args:
+        alibi: what its config says of that; Falcon has both kinds.
+    """
+    return f"This {model_type} model {_ALIBI}" if alibi else REFUSED.get(model_type)
 
 
 def family_of(model_type: str) -> Family:

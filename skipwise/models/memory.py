@@ -2,9 +2,12 @@
 
 import ctypes
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 # From glibc's malloc.h, with its defaults: how many blocks may be mapped on their own, how much free memory is kept.
 _M_MMAP_MAX, _MMAP_MAX = -4, 65536
@@ -19,6 +22,13 @@ def use_huge_pages() -> None:
     For Linux. It holds if the process has made no tensor yet; a setting in the environment wins.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: of an accelerator by its tensors, on a CPU by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @contextmanager

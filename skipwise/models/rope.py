@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.models.families import REFUSED, family_of
+from skipwise.models.families import family_of, why_refused
 from skipwise.models.shape import FAR, WINDOWED, far_table, windows_of
 from skipwise.rope import Mixed, RopeScaling
 from skipwise.rope.scaling import Frequencies, longrope_parameters
@@ -55,8 +55,9 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
     config = text_config(config)
     parameters = getattr(config, "rope_parameters", None)
     kind = f"{type(config).__name__} (model type {config.model_type!r})"
-    if config.model_type in REFUSED:
-        raise UserError(f"Skipwise extends models with rotary position embeddings (RoPE). {REFUSED[config.model_type]}")
+    refused = why_refused(config.model_type, bool(getattr(config, "alibi", False)))
+    if refused:
+        raise UserError(f"Skipwise extends models with rotary position embeddings (RoPE). {refused}")
     if not parameters or not hasattr(config, "max_position_embeddings"):
         raise UserError(
             f"Skipwise extends models with rotary position embeddings (RoPE), but {kind} has none. "
@@ -207,10 +208,14 @@ def table_of(module: nn.Module, length: int, kind: str | None) -> Frequencies:
 
 
 def live_rope(model: PreTrainedModel, lengths: Lengths) -> dict[str, Any]:
-    """What is in a model's tables, for a text that fits into the first window and for one as long as the target."""
+    """What is in a model's tables, for a text that fits into the first window and for one as long as the target.
+
+    With the table of windowed layers, `near`, where they have one of their own.
+    """
     table = next(module for module in model.modules() if is_rotary_table(module))
     short, long = (table_of(table, length, _far(table)) for length in (lengths.original, lengths.target))
-    return {"short": short[0].tolist(), "long": long[0].tolist(), "attention_factor": long[1]}
+    near = table_of(table, lengths.target, WINDOWED)[0].tolist() if WINDOWED in _kinds(table) else None
+    return {"short": short[0].tolist(), "long": long[0].tolist(), "attention_factor": long[1], "near": near}
 
 
 def pin_table(table: Any, length: int) -> Callable[[], None]:

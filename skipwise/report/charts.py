@@ -26,6 +26,8 @@ Row = dict[str, Any]
 POINTS = 240
 # Windows that coverage is drawn from, where there is no formula.
 WINDOWS = 400
+# Ends of the names of figures of which lower is better.
+LOSSES = ("perplexity", "longppl", "bits_per_byte")
 # Words for the stages of a run.
 STAGES = {"original": "untouched", "interpolated": "new RoPE alone", "extended": "extended"}
 
@@ -97,6 +99,7 @@ def charts_of(runs: Sequence[Run]) -> list[Chart]:
         perplexity_chart,
         passkey_chart,
         suite_chart,
+        others_table,
         training_chart,
         coverage_chart,
         wavelength_chart,
@@ -184,32 +187,56 @@ def passkey_chart(runs: Sequence[Run]) -> Chart | None:
 
 def suite_chart(runs: Sequence[Run]) -> Chart | None:
     """The tasks of RULER and other scores, by length."""
-    rows = [
-        {"model": series, "task": row.evaluation, "context": row.context_length, "score": row.value,
-         "low": row.interval_low, "high": row.interval_high}
-        for run in runs
-        for series, row in _series(runs, run)
-        if row.evaluation not in ("perplexity", "passkey", "truncated_perplexity", "longppl")
-        and row.depth is None and row.value is not None and row.context_length is not None
-    ]  # fmt: skip
+    rows = [row for row in _others(runs) if row["context"] is not None and not row["task"].endswith(LOSSES)]
     if not rows:
         return None
-    lines = data_of(rows).mark_line(point=True)
-    lines = lines.encode(x=length_axis("context", rows), y="score:Q", color=color_by("model"), tooltip=tooltips(rows))
-    faceted = lines.properties(width=220, height=120).facet(facet=alt.Facet("task:N", title=None), columns=3)
-    return finished_chart("suite", "Retrieval and other tasks", "Higher is better.", rows, faceted, wide=False)
+    base = data_of(rows).encode(x=length_axis("context", rows), color=color_by("model"), tooltip=tooltips(rows))
+    intervals = base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q", title="score"), y2="high:Q")
+    drawn = alt.layer(intervals, base.mark_line(point=True).encode(y="score:Q"))
+    faceted = drawn.properties(width=220, height=120).facet(facet=alt.Facet("task:N", title=None), columns=3)
+    caption = "Higher is better; strokes are 95 % intervals."
+    return finished_chart("suite", "Retrieval and other tasks", caption, rows, faceted, wide=False)
+
+
+def others_table(runs: Sequence[Run]) -> Chart | None:
+    """Figures that are in no chart: other perplexities, and tasks that have no context length."""
+    rows = [row for row in _others(runs) if row["context"] is None or row["task"].endswith(LOSSES)]
+    return Chart("others", "Other figures", "Of perplexities lower is better.", rows, None) if rows else None
+
+
+def _others(runs: Sequence[Run]) -> list[Row]:
+    """Figures of everything but perplexity and passkeys; a task with several metrics is several."""
+    found = [
+        (series, row)
+        for run in runs
+        for series, row in _series(runs, run)
+        if row.evaluation not in ("perplexity", "passkey") and row.depth is None and row.value is not None
+    ]
+    metrics: dict[str, set[str]] = {}
+    for _, row in found:
+        metrics.setdefault(row.evaluation, set()).add(row.metric)
+    return [
+        {"model": series,
+         "task": row.evaluation if len(metrics[row.evaluation]) == 1 else f"{row.evaluation} {row.metric}",
+         "context": row.context_length, "score": row.value, "low": row.interval_low, "high": row.interval_high}
+        for series, row in found
+    ]  # fmt: skip
 
 
 def training_chart(runs: Sequence[Run]) -> Chart | None:
-    """Loss, learning rate and norm of the gradients by step."""
-    names = {"loss": "loss", "eval_loss": "loss, held out", "learning_rate": "learning rate", "grad_norm": "gradient"}
+    """Loss, learning rate, norm of the gradients, speed and memory by step."""
+    names = {
+        "loss": "loss", "eval_loss": "loss, held out", "learning_rate": "learning rate", "grad_norm": "gradient",
+        "tokens_per_second": "tokens per second", "peak_memory": "peak memory so far, GB",
+    }  # fmt: skip
     rows = [
-        {"run": run.name, "step": line["step"], "what": text, "value": line[key]}
+        {"run": run.name, "step": line["step"], "what": text,
+         "value": line[key] / 1e9 if key == "peak_memory" else line[key]}
         for run in runs
         for line in run.log
         for key, text in names.items()
         if isinstance(line.get(key), int | float)
-    ]
+    ]  # fmt: skip
     if not rows:
         return None
     lines = data_of(rows).mark_line(point=alt.OverlayMarkDef(size=12))
@@ -243,8 +270,8 @@ def coverage_chart(runs: Sequence[Run]) -> Chart | None:
         tooltip=tooltips(rows),
     )  # fmt: skip
     caption = (
-        "Pretraining shows distances up to the original window; with skips all those of the target are met, the far "
-        "ones by few windows each."
+        "Of windows with skips, at the full target. Pretraining shows distances up to the original window; with skips "
+        "all those of the target are met, the far ones by few windows each."
     )
     return finished_chart("coverage", "Relative distances that training shows", caption, rows, lines)
 
@@ -253,10 +280,13 @@ def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
     """Wavelengths of the rotary dimensions, before and after."""
     rows: list[Row] = []
     for run in runs:
-        before = _reading(run.config.model.path)
+        kept = run.json("rope").get("before")  # a base may be a file of another format, or away
+        before = None if kept else _reading(run.config.model.path)
         written = run.directory.model.is_dir()  # else its path would be taken for a name of the hub
         after = _reading(str(run.directory.model)) if written else None
         tables = {} if before is None else {"before": before.long, "after": _planned(run, before)}
+        if kept:
+            tables["before"] = np.array(kept)
         if after is not None:
             tables["after"] = after.long
         rows += [
@@ -321,16 +351,34 @@ def cost_chart(runs: Sequence[Run]) -> Chart | None:
     rows: list[Row] = []
     for run in runs:
         plan, seconds = run.json("plan"), run.json("timings")
-        tokens, trained = plan.get("train_tokens"), seconds.get("train")
-        found: Row = {"planned: tokens trained": tokens, "planned: FLOPs of training": plan.get("train_flops")}
-        found |= {f"measured: {part}, seconds": value for part, value in seconds.items()}
-        if tokens and trained:
-            found["measured: tokens per second of training"] = round(tokens / trained)
-        rows += [{"run": run.name, "what": what, "value": value} for what, value in found.items() if value]
+        steps = max((line["step"] for line in run.log), default=0)
+        peak = max((line.get("peak_memory", 0) for line in run.log), default=0)
+        flops, trained = plan.get("train_flops"), seconds.get("train")
+        window = plan.get("windows_per_step", 0) * plan.get("window_tokens", 0)
+        found = {
+            "steps": (plan.get("steps"), steps),
+            "tokens of training": (plan.get("train_tokens"), steps * window),
+            "peak memory, GB": (_in_billions(plan.get("peak_memory")), _in_billions(peak)),
+            "FLOPs of training": (flops, None),
+            "FLOPs per second of training, as planned": (None, flops / trained if flops and trained else None),
+            **{f"seconds: {part}": (None, value) for part, value in seconds.items()},
+        }
+        rows += [
+            {"run": run.name, "what": what, "planned": planned, "measured": measured or None}
+            for what, (planned, measured) in found.items()
+            if planned or measured
+        ]
     if not rows:
         return None
-    caption = "FLOPs are counted from the model's sizes (docs/performance.md); seconds are of this machine."
+    caption = (
+        "FLOPs and memory are planned from the sizes of the model (docs/performance.md). On a CPU what is measured "
+        "is all memory that the process held until then, evaluations included."
+    )
     return Chart("cost", "Planned and measured cost", caption, rows, None)
+
+
+def _in_billions(value: float | None) -> float | None:
+    return value / 1e9 if value else None
 
 
 def _series(runs: Sequence[Run], run: Run) -> Iterator[tuple[str, EvalResult]]:

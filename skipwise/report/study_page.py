@@ -1,11 +1,13 @@
 """A study as one HTML page: every figure by context length, differences from the reference, learning rates."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
+from skipwise.environment import describe_environment
 from skipwise.lengths import format_length
 from skipwise.report.charts import Chart, Row, color_by, data_of, finished_chart, length_axis, tooltips
 from skipwise.report.page import Card, render
@@ -39,7 +41,7 @@ def write_study_page(
         facts=[("methods", "; ".join(arms)), ("seeds", seeds), ("compared with", summary["reference"])],
         command=command,
         config=config,
-        environment="",
+        environment=json.dumps(describe_environment(), indent=2),
     )
     charts = [*_figures(summary), *_differences(summary), *_losses(losses), *_rates(summary)]
     write_text(output, render(f"Study of {summary['model']}", [card], charts))
@@ -67,13 +69,11 @@ def _figures(summary: Mapping[str, Any]) -> Iterator[Chart]:
         value = alt.Y(
             "value:Q", title=name, scale=alt.Scale(type="log", nice=False) if loss else alt.Scale(domain=[0, 1])
         )
-        lines = data_of(rows).mark_line(point=True).encode(
-            x=length_axis("context", rows), y=value, color=color_by("method"), tooltip=tooltips(rows)
-        ).properties(width=300, height=240)  # fmt: skip
-        faceted = lines.facet(facet=alt.Facet("domain:N", title=None), columns=2).resolve_scale(y="independent")
-        caption = (
-            f"{'Lower' if loss else 'Higher'} is better; the numbers have 95 % intervals over seeds and documents."
-        )
+        base = data_of(rows).encode(x=length_axis("context", rows), color=color_by("method"), tooltip=tooltips(rows))
+        intervals = base.mark_rule(opacity=0.4, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q")
+        drawn = alt.layer(base.mark_line(point=True).encode(y=value), intervals).properties(width=300, height=240)
+        faceted = drawn.facet(facet=alt.Facet("domain:N", title=None), columns=2).resolve_scale(y="independent")
+        caption = f"{'Lower' if loss else 'Higher'} is better; strokes are 95 % intervals over seeds and documents."
         yield finished_chart(evaluation, f"{name} by context length".capitalize(), caption, rows, faceted, wide=False)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from skipwise.models.memory import peak_memory
 from skipwise.ranks import any_of
 from skipwise.runs import append_line, read_lines, write_text
 
@@ -77,16 +78,28 @@ class ProgressBar(TrainerCallback):
 
 
 class TrainLog(TrainerCallback):
-    """Appends every log entry of the Trainer to `train.jsonl`."""
+    """Appends every log entry of the Trainer to `train.jsonl`, with speed and memory beside every loss.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: of the file.
+        tokens_per_step: over all ranks.
+    """
+
+    def __init__(self, path: Path, tokens_per_step: int) -> None:
+        self.path, self.tokens_per_step = path, tokens_per_step
+        self.step, self.when = 0, 0.0  # of the last entry
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop what was logged after the checkpoint that training goes on from: it comes again."""
+        self.step, self.when = state.global_step, time.monotonic()
         if state.is_world_process_zero:
             lines = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Have the last step logged, whatever `logging_steps` is."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_log(
         self,
@@ -97,8 +110,15 @@ class TrainLog(TrainerCallback):
         **_: Any,
     ) -> None:
         """One line per entry, with its step."""
-        if state.is_world_process_zero and logs:
-            append_line(self.path, {"step": state.global_step, **logs})
+        if not (state.is_world_process_zero and logs):
+            return
+        entry: dict[str, Any] = {"step": state.global_step, **logs}
+        if "loss" in logs:
+            now, steps = time.monotonic(), state.global_step - self.step
+            entry["tokens_per_second"] = round(steps * self.tokens_per_step / max(now - self.when, 1e-9), 1)
+            entry["peak_memory"] = peak_memory(args.device)
+            self.step, self.when = state.global_step, now
+        append_line(self.path, entry)
 
 
 class StopOnSignal(TrainerCallback):

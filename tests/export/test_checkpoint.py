@@ -24,7 +24,7 @@ from skipwise import (
 from skipwise.export import checkpoint
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.models.rope import read_rope
-from tests.conftest import PICO_MODELS, WINDOW
+from tests.conftest import PICO_MODELS, WINDOW, pico_llama
 
 LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=512)
 SCALINGS = [YaRN(), YaRNRevised(), Linear(), NTK(), AdjustedBase(theta=5e5), NoScaling(), Mixed(beta_fast=4)]
@@ -74,6 +74,17 @@ def test_every_reader_finds_the_same_rope(
     tables = [next(m for m in one.modules() if hasattr(m, "inv_freq")) for one in (loaded, model)]
     torch.testing.assert_close(tables[0].inv_freq, tables[1].inv_freq, rtol=1e-6, atol=0)
     assert tables[0].attention_scaling == pytest.approx(tables[1].attention_scaling)
+
+
+def test_a_limit_of_generation_below_the_target_goes(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Llama 2 has one; the doctor would find it wrong."""
+    for limit, kept in ((64, None), (LENGTHS.target, LENGTHS.target)):
+        model = pico_llama()
+        set_rope_scaling(model, YaRN(), LENGTHS)
+        model.generation_config.max_length = limit
+        path = tmp_path / str(limit)
+        save_checkpoint(model, tokenizer, path, LENGTHS, card="")
+        assert json.loads((path / "generation_config.json").read_text()).get("max_length") == kept
 
 
 def test_the_legacy_form_holds_what_older_readers_look_for(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

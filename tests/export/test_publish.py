@@ -8,11 +8,15 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from skipwise import cli
+from skipwise import Lengths, UserError, YaRN, cli, set_rope_scaling
 from skipwise.export import publish
-from skipwise.export.publish import base_licence
+from skipwise.export.checkpoint import save_checkpoint
+from skipwise.export.publish import base_licence, check_readers
+from skipwise.models.families import family_of
+from skipwise.models.rope import live_rope
+from tests.support import LENGTHS, picomodel
 
 
 def run(*arguments: object) -> int:
@@ -63,6 +67,7 @@ def test_the_card_says_what_one_needs(yarn: Path, tmp_path: Path) -> None:
     text = card.text
     for needed in (
         *("64 to 256 tokens", "method `pose`", "| perplexity | 256 |", "vllm serve out --max-model-len 256"),
+        "Trained on 1 windows of 64 tokens",
         *("text.jsonl", "Licence: apache-2.0", "Nothing is known of texts longer than 256 tokens"),
     ):
         assert needed in text, needed
@@ -132,6 +137,29 @@ def test_an_upload_sends_the_directory(yarn: Path, tmp_path: Path, monkeypatch: 
     assert run("export", yarn, tmp_path / "out", "--push", "some/model", "--private") == 0
     assert calls[0] == ("create", ("some/model", {"private": True, "exist_ok": True}))
     assert calls[1][1]["folder_path"] == tmp_path / "out"
+    assert "vllm serve some/model --max-model-len 256" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_table_of_windowed_layers_must_be_as_it_was() -> None:
+    """Readers agree about a theta that was changed everywhere."""
+    model = picomodel(family_of("gemma3_text"))
+    set_rope_scaling(model, YaRN(), LENGTHS)
+    trained, config = live_rope(model, LENGTHS), model.config.to_dict()
+    check_readers(config, trained, ["transformers 5"])
+    config["rope_parameters"]["sliding_attention"]["rope_theta"] = 20000.0
+    with pytest.raises(UserError, match="another RoPE than the model was trained with"):
+        check_readers(config, trained, ["transformers 5"])
+
+
+def test_the_card_says_what_llama_cpp_leaves_out(
+    tmp_path: Path, text_file: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Of GPT-NeoX its converter writes no RoPE; nothing stops, since no file for it is asked for."""
+    save_checkpoint(picomodel(family_of("gpt_neox")), tokenizer, tmp_path / "neox", Lengths(64, 64, 64), card="")
+    neox = finished(tmp_path, tmp_path / "neox", text_file)
+    assert run("export", neox, tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "llama.cpp's converter alone makes something else of this model" in card
 
 
 def test_without_a_hub_the_directory_stays(yarn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

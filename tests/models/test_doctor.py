@@ -226,6 +226,14 @@ def test_layers_are_listed() -> None:
     assert layers[1] == "1 see all of the text: 3"
 
 
+def test_an_encoder_is_well() -> None:
+    """Its older names were not looked for, and its windowed layers taken for ones that see far."""
+    diagnosis = diagnose(AutoConfig.for_model("modernbert", num_hidden_layers=4).to_dict(), {})
+    assert diagnosis.family.startswith("modernbert: ModernBERT")
+    assert diagnosis.layers[0] == "2 of 4 see only 64 tokens to each side: 1, 2"
+    assert not [finding for finding in diagnosis.findings if "transformers 4" in finding.what]
+
+
 @pytest.fixture
 def extended(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     model, lengths = pico_llama(), Lengths(original=WINDOW, train=WINDOW, target=8 * WINDOW)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from skipwise import UserError
+from skipwise.models.doctor import diagnose
 from skipwise.models.families import FAMILIES, REFUSED, Family, family_of
 from skipwise.models.rope import read_rope, set_rope_scaling
 from skipwise.rope import YaRN
@@ -56,10 +57,21 @@ def test_the_page_shows_the_table() -> None:
     assert markdown(COMMITTED) in (DOCS / "models.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["gptj", "t5", "bloom", "mpt", "gpt2", "bert", "mamba", "cohere2"])
+@pytest.mark.parametrize("kind", REFUSED)
 def test_others_are_refused_with_the_reason(kind: str) -> None:
     with pytest.raises(UserError, match=REFUSED[kind][:40]):
-        read_rope(AutoConfig.for_model(kind))
+        diagnose({"model_type": kind}, {})
+    if kind in CONFIG_MAPPING:  # others are remote code
+        with pytest.raises(UserError, match=REFUSED[kind][:40]):
+            read_rope(AutoConfig.for_model(kind))
+
+
+def test_a_falcon_with_alibi_is_refused() -> None:
+    """It has RoPE parameters all the same. Seen to be called well."""
+    config = AutoConfig.for_model("falcon", alibi=True)
+    for asked in (lambda: read_rope(config), lambda: diagnose(config.to_dict(), {})):
+        with pytest.raises(UserError, match="This falcon model has ALiBi"):
+            asked()
 
 
 def test_a_scaling_that_scales_all_of_attention_is_refused() -> None:

@@ -23,9 +23,10 @@ def test_the_probe_passes_with_a_mask_and_fails_without(
     model = PICO_MODELS[kind]()
     model.set_attn_implementation(backend)
     model.train(training)
-    probe_attention(model, 1024, batch_size)
+    dtype = torch.bfloat16 if backend == attention.NAME else torch.float32  # in which blocks are used
+    probe_attention(model, 1024, batch_size, dtype=dtype)
     with pytest.raises(UserError, match=r"attention_mask.*WindowCollator"):
-        probe_attention(model, 1024, batch_size, attention_mask=False)
+        probe_attention(model, 1024, batch_size, attention_mask=False, dtype=dtype)
     assert model.training is training
 
 

@@ -71,6 +71,28 @@ def test_transformers_4_knows_the_old_form_only() -> None:
     assert difference(transformers_4(both), transformers_5(both)) is None
 
 
+PLAIN = 10000.0 ** (-np.arange(16) / 16)
+
+
+def frequencies_by_hand(rope: dict[str, Any]) -> Any:
+    """Of vLLM's classes, for 32 rotated dimensions and a theta of 10,000."""
+    match rope["rope_type"]:
+        case "linear":
+            return PLAIN / rope["factor"]
+        case "yarn":
+            low, high = (32 * math.log(2048 / (turns * 2 * math.pi)) / (2 * math.log(10000)) for turns in (32, 1))
+            ramp = ((np.arange(16) - math.floor(low)) / (math.ceil(high) - math.floor(low))).clip(0, 1)
+            return PLAIN / rope["factor"] * ramp + PLAIN * (1 - ramp)
+        case "llama3":
+            waves = 2 * math.pi / PLAIN
+            smooth = (2048 / waves - 1) / (4 - 1)
+            between = (1 - smooth) * PLAIN / 8 + smooth * PLAIN
+            return np.where(waves < 2048 / 4, PLAIN, np.where(waves > 2048, PLAIN / 8, between))
+        case "longrope":
+            return PLAIN / np.array(rope["long_factor"])
+    return PLAIN
+
+
 @pytest.mark.parametrize(
     ("rope", "attention", "window"),
     [
@@ -89,6 +111,7 @@ def test_vllm_by_its_own_rules(rope: dict[str, Any], attention: float, window: i
     """By hand, from get_rope, YaRNScalingRotaryEmbedding, Phi3LongRoPEScaledRotaryEmbedding and the model config."""
     read = vllm({**BASE, "rope_parameters": {**rope, "rope_theta": 10000.0}})
     assert (read.attention_factor, read.window) == (pytest.approx(attention), window)
+    np.testing.assert_allclose(read.long, frequencies_by_hand(rope), rtol=1e-12)
 
 
 def test_vllm_keeps_one_list_for_all_texts() -> None:

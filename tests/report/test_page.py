@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +49,13 @@ def made_run(path: Path, **train: Any) -> Path:
     }
     run, config = RunDir(path), resolve(parse_config(values), LENGTHS)
     write_text(run.resolved, to_yaml(config))
-    write_json(run.plan, {"train_tokens": 20480, "train_flops": 4.8e11})
+    plan = {"steps": 5, "train_tokens": 5120, "train_flops": 4.8e11, "peak_memory": 8e8}
+    write_json(run.plan, {**plan, "windows_per_step": 4, "window_tokens": 256})
     write_json(run.timings, {"evaluate original": 10.0, "train": 40.0})
     write_json(run.environment, {"command": f"skipwise extend {HOSTILE}", "processor": HOSTILE})
     for step in range(1, 6):
-        append_line(run.train_log, {"step": step, "loss": 3.0 - step / 10, "learning_rate": 1e-4, "grad_norm": 1.0})
+        entry = {"step": step, "loss": 3.0 - step / 10, "learning_rate": 1e-4, "grad_norm": 1.0}
+        append_line(run.train_log, {**entry, "tokens_per_second": 500.0, "peak_memory": 10**9})
     rows = []
     for stage, shift in (("original", 0.0), ("interpolated", 1.0), ("extended", -1.0)):
         rows += [row(stage, "perplexity", length, 20.0 + shift) for length in (256, 512, 1024)]
@@ -111,6 +115,21 @@ def test_hostile_text_stays_text(browser: Browser, made: Path) -> None:
     assert opened.page.evaluate("document.body.dataset.hacked") is None
     assert opened.page.locator("img").count() == 0
     assert HOSTILE in opened.page.locator("pre").first.inner_text()
+
+
+def test_it_prints_whole(browser: Browser, made: Path) -> None:
+    """On paper nothing can be scrolled, and what was drawn for the dark is on white."""
+    write_report([made], made / "report.html")
+    page = Opened(browser, made / "report.html", "dark").page
+    page.set_viewport_size({"width": 600, "height": 800})
+    page.emulate_media(media="print")
+    for chart in page.locator(".chart svg.marks").all():
+        box = chart.bounding_box()
+        assert box is not None and box["x"] + box["width"] <= 600
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    label = "getComputedStyle(document.querySelector('.role-axis-label text')).fill"
+    assert page.evaluate(label) == "rgb(43, 47, 54)"
+    assert len(page.pdf()) > 10_000
 
 
 def test_it_can_be_read_with_the_keyboard(browser: Browser, made: Path) -> None:
@@ -193,6 +212,37 @@ def test_what_the_charts_show_is_what_was_measured(made: Path) -> None:
     spaces = np.diff([line["token"] for line in positions])
     assert (spaces == spaces[0]).all()  # the picture has no gaps but those of the window
     assert json.dumps(charts["coverage"].spec)
+
+
+def test_every_metric_of_a_task_is_a_line_of_its_own(made: Path) -> None:
+    """ROUGE has three; they were drawn as one line. Losses and figures without a length are in a table."""
+    more = [replace(row("extended", "summarization", length, value), metric=metric)
+            for length in (256, 1024) for metric, value in (("rouge1", 0.3), ("rougeL", 0.2))]  # fmt: skip
+    more += [replace(row("extended", "longppl", 1024, 9.0), metric="longppl")]
+    more += [replace(row("extended", "harness/piqa", 1024, 0.6), context_length=None)]
+    RunDir(made).add_results(more)
+    charts = {chart.key: chart for chart in charts_of([read_run(RunDir(made), "one")])}
+    assert {line["task"] for line in charts["suite"].rows} == {
+        "ruler/vt", "summarization rouge1", "summarization rougeL"
+    }  # fmt: skip
+    assert {line["task"]: line["score"] for line in charts["others"].rows} == {"longppl": 9.0, "harness/piqa": 0.6}
+
+
+def test_the_plan_stands_beside_what_it_took(made: Path) -> None:
+    charts = {chart.key: chart for chart in charts_of([read_run(RunDir(made), "one")])}
+    pairs = {line["what"]: (line["planned"], line["measured"]) for line in charts["cost"].rows}
+    assert pairs["tokens of training"] == (5120, 5 * 4 * 256)
+    assert pairs["peak memory, GB"] == (0.8, 1.0)
+    assert pairs["FLOPs per second of training, as planned"] == (None, 4.8e11 / 40)
+    assert {"tokens per second", "peak memory so far, GB"} <= {line["what"] for line in charts["training"].rows}
+
+
+def test_a_base_that_is_no_config_has_its_frequencies_in_the_run(made: Path) -> None:
+    """A `.gguf` file; the chart had no `before`."""
+    write_json(RunDir(made).rope, {"before": [1.0, 0.5], "short": [1.0, 0.25], "long": [1.0, 0.25]})
+    charts = {chart.key: chart for chart in charts_of([read_run(RunDir(made), "one")])}
+    waves = [line["wavelength"] for line in charts["rope"].rows if line["frequencies"] == "before"]
+    assert waves == pytest.approx([2 * math.pi, 4 * math.pi])
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

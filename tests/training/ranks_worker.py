@@ -68,7 +68,7 @@ def main() -> None:
 
     model = pico_llama()
     signals = StopOnSignal()
-    callbacks = [TrainLog(out / "train.jsonl"), *([SignalOne(signals, given.stop)] if given.stop else []), signals]
+    callbacks = [TrainLog(out / "train.jsonl", 1), *([SignalOne(signals, given.stop)] if given.stop else []), signals]
     arguments = training_arguments(config, out / "checkpoints", seed=0, dtype=dtype, device=CPU)
     if given.engine == "fsdp":
         # Accelerate shards on accelerators only; it must take this CPU for one.

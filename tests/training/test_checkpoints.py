@@ -167,10 +167,10 @@ def test_a_model_that_diverges_is_not_saved(tmp_path: Path, weight: float | None
 def test_a_log_has_every_step_once(tmp_path: Path) -> None:
     """Steps after the checkpoint were logged, and come again; the last line was cut off."""
     log = tmp_path / "train.jsonl"
-    run(pico_llama(), tmp_path / "checkpoints", StopAfter(3), TrainLog(log))
+    run(pico_llama(), tmp_path / "checkpoints", StopAfter(3), TrainLog(log, 1))
     with log.open("a") as file:
         file.write('{"step": 4, "lo')
-    run(pico_llama(), tmp_path / "checkpoints", TrainLog(log))
+    run(pico_llama(), tmp_path / "checkpoints", TrainLog(log, 1))
     steps = [line["step"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
 

@@ -169,7 +169,7 @@ def test_accumulated_steps_equal_one_large_batch(tmp_path: Path) -> None:
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
         )
-        run(pico_llama(), tmp_path / str(batch), config, [TrainLog(log)])
+        run(pico_llama(), tmp_path / str(batch), config, [TrainLog(log, 1)])
         norms.append(json.loads(log.read_text().splitlines()[0])["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
@@ -203,7 +203,7 @@ def test_small_updates_survive(tmp_path: Path) -> None:
 
 def test_held_out_loss_during_training(tmp_path: Path) -> None:
     config = TrainConfig(max_steps=4, eval_steps=2, save_steps=2, load_best_model_at_end=True, logging_steps=1)
-    run(pico_llama(), tmp_path, config, [TrainLog(tmp_path / "log.jsonl")])
+    run(pico_llama(), tmp_path, config, [TrainLog(tmp_path / "log.jsonl", 1)])
     log = (tmp_path / "log.jsonl").read_text()
     assert log.count('"eval_loss"') == 2
     assert '"loss"' in log
