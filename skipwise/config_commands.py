@@ -9,6 +9,8 @@ app = typer.Typer(help="About configuration files.", no_args_is_help=True)
 
 STARTER = """\
 # A run of skipwise extend. What is commented out has the value that is shown, or none.
+# Editors check and complete it after skipwise config schema > run.schema.json, with this as the first line:
+# yaml-language-server: $schema=run.schema.json
 model:
   path: HuggingFaceTB/SmolLM2-135M   # hub id, directory, .gguf file or builtin:tiny
   # dtype: auto                      # of matrix products: auto, float32, bfloat16

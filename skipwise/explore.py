@@ -59,9 +59,16 @@ def planned(model: str, target: str, train: str, sampler: str, chunks: int | Non
 
 
 def look(
-    model: str, target: str, train: str, sampler: str, chunks: int, rope: str, steps: int, memory: float
-) -> tuple[Any, ...]:
+    model: str, target: str, train: str, sampler: str, chunks: int, rope: str, steps: int,
+    memory: float | None, devices: int, zero: int, teraflops: float | None, cpu: bool,
+) -> tuple[Any, ...]:  # fmt: skip
     """Charts, costs and YAML for the page.
+
+    Args:
+        model, target, train, sampler, chunks, rope, steps: as for `planned`.
+        memory: of a device, in GB; None or 0 if it is not known.
+        devices, zero, cpu: as for `costs.step_memory`.
+        teraflops: that a device reaches in training; None or 0 if it is not known.
 
     Raises:
         gr.Error: with the message of what is wrong.
@@ -70,7 +77,9 @@ def look(
         run = planned(model, target, train, sampler, chunks, rope, steps)
         model_config = read_config(run.config.model.path)
         shape = shape_of(model_config)
-        costs = compare_costs(run.config, run.lengths, shape, devices=1, zero=0, cpu=False, flops_per_second=None)
+        rate = teraflops * 1e12 if teraflops else None
+        hardware: dict[str, Any] = {"devices": int(devices or 1), "zero": int(zero), "cpu": cpu}
+        costs = compare_costs(run.config, run.lengths, shape, **hardware, flops_per_second=rate)
         heads, rows = describe_costs(costs, run.config.train.max_steps, memory * 1e9 if memory else None)
         notes = explain_costs(run.config, costs, has_windowed_layers(model_config), memory * 1e9 if memory else None)
         drawn = [_drawn(maker([run])) for maker in (window_chart, coverage_chart, wavelength_chart)]
@@ -172,6 +181,10 @@ def _plan_tab() -> tuple[list[Any], list[Any]]:
                 gr.Dropdown([name_of(one) for one in ROPE_SCALINGS], value="yarn", label="RoPE scaling"),
                 gr.Number(200, label="Steps", minimum=1, precision=0),
                 gr.Number(16, label="Memory of a device, GB", minimum=0),
+                gr.Number(1, label="Devices", minimum=1, precision=0),
+                gr.Slider(0, 3, 0, step=1, label="ZeRO stage", info="what devices share; 3 is also FSDP"),
+                gr.Number(None, label="TFLOP/s of a device", info="in training; for the time", minimum=0),
+                gr.Checkbox(False, label="Devices are CPUs"),
             ]
             button = gr.Button("Look", variant="primary")
         with gr.Column(scale=3), gr.Tabs():

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Mist
 
 from skipwise.cli import run
 from skipwise.evaluation.specs import EVALUATIONS, EvalResult
+from skipwise.models.convert import CONVERSIONS
 from skipwise.positions import SAMPLERS
 from skipwise.rope import ROPE_SCALINGS
 from skipwise.sections import name_of
@@ -225,6 +226,8 @@ def test_dry_run_writes_nothing(config_file: Path, tmp_path: Path) -> None:
 def test_list_and_version() -> None:
     listed = skipwise("list")
     assert "skipwise[harness]" in listed  # no markup
+    for name in ("interpolate", "builtin:python", "preset:pg19", "trackio", "self-extend", *CONVERSIONS):
+        assert name in listed
     for name in ("pose", "randpos", "yarn-revised", "truncated_perplexity"):
         assert name in listed
     assert skipwise("--version").strip()
@@ -349,6 +352,7 @@ def test_quiet_says_errors_only_and_debug_where_they_were_found() -> None:
     wanted = ["extend", "builtin:tiny", "--target", "512", "--data", "builtin:python", "--dry-run"]
     assert "context window" in skipwise(*wanted)
     assert skipwise("--quiet", *wanted) == ""
+    assert json.loads(skipwise("--quiet", "plan", "builtin:tiny", "--target", "512", "--json"))["target_length"] == 512
     wrong = ["plan", "builtin:tiny", "--target", "128"]
     assert "Error:" in skipwise("--quiet", *wrong, code=2)
     done = subprocess.run([sys.executable, "-m", "skipwise", "--debug", *wrong], capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from skipwise import cli
+from skipwise.axolotl import Settings
 from skipwise.config_commands import STARTER, run_schema
-from skipwise.config_files import parse_config
+from skipwise.config_files import parse_config, parse_evaluate_config, parse_section
 
 ROOT = Path(__file__).parent.parent
 RUNS = [ROOT / "configs/smollm2-32k.yaml", ROOT / "configs/smollm2-128k.yaml", ROOT / "skipwise/demo.yaml"]
@@ -27,13 +29,26 @@ def test_our_own_files_fit_the_schema(file: Path) -> None:
     assert errors(yaml.safe_load(file.read_text())) == []
 
 
-def test_the_readmes_configuration_fits_the_schema() -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        values = yaml.safe_load(block)
-        if "lengths" in values:
-            assert errors(values) == []
+def test_configurations_on_the_pages_are_taken(tmp_path: Path) -> None:
+    """A run fits the schema as well; studies are run by tests/test_docs.py."""
+    kinds = Counter[str]()
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            values = yaml.safe_load(block)
+            if "model" in values:
+                assert errors(values) == []
+                parse_config(values)
+                kinds["run"] += 1
+            elif "evaluate" in values:
+                parse_evaluate_config(values)
+                kinds["evaluate"] += 1
+            elif "skipwise" in values:
+                parse_section(Settings, values["skipwise"])
+                kinds["axolotl"] += 1
+            else:
+                assert set(values) >= {"base", "methods"}, page
+                kinds["study"] += 1
+    assert set(kinds) == {"run", "evaluate", "axolotl", "study"}
 
 
 @pytest.mark.parametrize(

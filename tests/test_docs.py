@@ -132,6 +132,39 @@ def shortened(command: str) -> str:
     return f"{command} {SHORTER.get(command.split()[1], '')}"
 
 
+# What else is on the pages: where it is run, or why it is not.
+ELSEWHERE = {
+    r"make (demo|test|check|demo-smollm2|study-tiny|reliability)\b": "by hand or in CI; tests run what they run",
+    r"pip install skipwise": "tests/test_packaging.py, from the wheel",
+    r"(torchrun|accelerate launch|deepspeed) .*skipwise extend": "tests/training/test_ranks.py",
+    r"#!/bin/bash|#SBATCH|trap |port=|head=|srun |wait ": "Slurm is not here",
+    r"(sbatch|OMP_NUM_THREADS=4 parallel) ": "schedulers; the commands they run: tests/study/test_study.py",
+    r"(vllm serve|llama-server|git clone) ": "make check-serving",
+    r"python (scripts|benchmarks)/": "experiments, whose rows are committed",
+    r"[Pq]\(d\)": "no command",
+}
+
+
+def test_every_other_command_of_the_pages_is_accounted_for() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", text, re.DOTALL)
+        indented = re.findall(r"^    (\S.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+        for line in [*"\n".join(blocks).splitlines(), *indented]:
+            told = not line.strip() or line.startswith(("skipwise ", "- ", "|"))
+            assert told or any(re.match(known, line) for known in ELSEWHERE), f"{page.name}: {line}"
+
+
+def test_the_quickstart_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+    """Each command on what those before it have left, only smaller."""
+    for command in commands(ROOT / "docs/quickstart.md"):
+        for said in ("--target 2k", "--steps 60", "--lengths 256,1k"):
+            command = command.replace(said, STANDS_FOR[said])
+        assert call(tmp_path, command) == 0, command
+    assert (tmp_path / "runs/first/report.html").is_file()
+    assert (tmp_path / "my-model/README.md").is_file()
+
+
 def test_there_are_commands_to_run() -> None:
     assert len([one for page in PAGES for one in commands(page)]) > 30
 

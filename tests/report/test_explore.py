@@ -2,6 +2,11 @@
 
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +66,10 @@ def test_settings_become_charts_costs_and_a_file(page: Page) -> None:
     expect(page.get_by_text("target: 1024")).to_be_visible()
     page.get_by_role("tab", name="Cost").click()
     expect(page.get_by_text("memory: peak").first).to_be_visible()
+    page.get_by_label("TFLOP/s of a device").fill("100")
+    page.get_by_label("Devices", exact=True).fill("8")
+    page.get_by_role("button", name="Look").click()
+    expect(page.get_by_text("seconds of a step").first).to_be_visible()
     page.get_by_role("tab", name="RoPE").click()
     expect(page.locator("svg.marks:visible, canvas.marks:visible").first).to_be_visible()
 
@@ -81,6 +90,32 @@ def test_both_models_answer(page: Page) -> None:
     page.get_by_role("button", name="An example").click()
     page.get_by_role("button", name="Ask both").click()
     expect(page.get_by_text(re.compile(r"7\d\d tokens; the first window has 256, the target 1,024"))).to_be_visible()
+
+
+def test_the_command_serves_this_machine_alone() -> None:
+    """Started as a user would, at a free port; other addresses of the machine do not answer."""
+    command = [sys.executable, "-m", "skipwise", "explore", "--port", str(free_port())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if line.startswith("Open ")), "")
+        address = re.search(r"http://127\.0\.0\.1:(\d+)", said)
+        assert address, said
+        with urllib.request.urlopen(address[0], timeout=60) as answer:
+            assert b"Skipwise" in answer.read()
+        others = {one[4][0] for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+        for other in others - {"127.0.0.1"}:
+            with socket.socket() as knock:
+                assert knock.connect_ex((other, int(address[1]))) != 0
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 def test_what_is_missing_or_too_much_is_said() -> None:

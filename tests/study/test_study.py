@@ -96,6 +96,19 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     assert "2.0 h" in next(line for line in costs if "reported: pose" in line)
 
 
+def test_aids_are_methods(study_file: Path, tmp_path: Path) -> None:
+    """The untouched model as it is, and reading with an aid: no training, and other figures."""
+    values = yaml.safe_load(study_file.read_text())
+    values["methods"] = {"untouched": "untouched", "grouped": "untouched+self-extend:4"}
+    del values["development"], values["domains"]["dev"]
+    study_file.write_text(yaml.safe_dump({**values, "reference": "untouched"}))
+    skipwise("study", study_file, "--output", tmp_path / "out")
+    figures = json.loads((tmp_path / "out" / "summary.json").read_text())["figures"]
+    found = {(row["arm"], row["evaluation"], row["context_length"]): row["value"] for row in figures}
+    assert found["grouped", "perplexity", 256] != found["untouched", "perplexity", 256]
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_an_interrupted_cell_goes_on(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same figures as without."""
     import skipwise.comparison.compare as compare_module
