@@ -35,7 +35,8 @@ def doctor(
     found = diagnose(read_config(model), beside, first)
     pairs = [("target", _prospect(found, model, wanted))] if wanted else []
     if probe or (probe is None and any(directory.glob("*.safetensors"))):
-        pairs.append(("probe", _probe(model, found.current)))
+        with errors.status(f"asking {model}"):
+            pairs.append(("probe", _probe(model, found.current)))
     if as_json:
         print(json.dumps({**found.as_dict(), **dict(pairs)}))
     else:

@@ -1,8 +1,10 @@
 """`skipwise search`: factors of the `mixed` RoPE scaling for one model, chosen by what the model does with them."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -85,15 +87,18 @@ def search_factors(config: RunConfig, search: Search, output: Path, console: Con
     ramp = rounded(config.rope.factors(info.rotary_dim, info.theta, lengths))
     linear = rounded(np.full(info.rotary_dim // 2, lengths.factor))
     rng = np.random.default_rng(np.random.SeedSequence((config.seed, lengths.target)))
-    best = ramp
+    best, started = ramp, time.monotonic()
     for generation in evolve_factors(
         [ramp, linear], loss_of, rng,
         generations=search.generations, population=search.population, most=MOST_OVER_FACTOR * lengths.factor,
     ):  # fmt: skip
         best = generation.best
+        done = generation.number / search.generations
+        seconds = round((time.monotonic() - started) * (1 - done) / done) if done else None
         console.print(
             f"generation {generation.number} of {search.generations}: loss {generation.loss:.4f}, with the ramp "
-            f"{loss_of(ramp):.4f}, with all dimensions interpolated {loss_of(linear):.4f}; {generation.tried} tried",
+            f"{loss_of(ramp):.4f}, with all dimensions interpolated {loss_of(linear):.4f}; {generation.tried} tried"
+            + ("" if seconds is None else f", {timedelta(seconds=seconds)} left"),
             highlight=False,
         )
     section = {"rope": {"name": "mixed", "long_factors": list(best)}}

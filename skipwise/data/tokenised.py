@@ -1,11 +1,16 @@
 """The sources of a configuration, tokenised, with a word to the user about each."""
 
+import time
+
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from skipwise.config import DocumentsConfig
 from skipwise.data.store import TokenStore, is_stored, open_store
+
+# In a log, where no line can be changed.
+SECONDS_BETWEEN_LINES = 60.0
 
 
 def open_sources(data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, console: Console) -> list[TokenStore]:
@@ -16,9 +21,15 @@ def open_sources(data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, cons
 def _open(data: DocumentsConfig, index: int, tokenizer: PreTrainedTokenizerBase, console: Console) -> TokenStore:
     source = data.sources[index]
     with console.status(Text(f"tokenising {source.source}")) as status:
+        last_line = time.monotonic()
 
         def progress(documents: int, tokens: int) -> None:
-            status.update(Text(f"tokenising {source.source}: {documents:,} documents, {tokens:,} tokens"))
+            nonlocal last_line
+            line = Text(f"tokenising {source.source}: {documents:,} documents, {tokens:,} tokens")
+            status.update(line)
+            if not console.is_terminal and time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                console.print(line, highlight=False)
 
         if not console.is_terminal and not is_stored(source, data, tokenizer):
             console.print(f"tokenising {source.source}", highlight=False)

@@ -1,15 +1,27 @@
 """Setting the RoPE of stock models: tables and config together."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma3TextConfig, GPT2Config, Olmo3Config, PreTrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    Olmo3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from skipwise import Lengths, Linear, Mixed, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
 from skipwise.config_files import parse_config
-from skipwise.models.rope import read_rope, with_far_table
+from skipwise.models.rope import live_rope, read_rope, with_far_table
 from skipwise.rope import RopeScaling
 from tests.conftest import PICO_MODELS, WINDOW, pico_llama
+from tests.support import SIZES, SPECIAL
 
 LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=16 * WINDOW)
 
@@ -63,6 +75,38 @@ def test_a_yarn_config_that_left_its_window_behind() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     info = read_rope(Qwen2Config(max_position_embeddings=32768, rope_scaling=scaling))
     assert (info.original, info.current) == (32768, 131072)
+
+
+ONES, TWOS = [1.0] * 8, [2.0] * 8
+EXTENDED_BEFORE: dict[str, dict[str, Any]] = {
+    "llama": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 64},
+    "phi3": {"rope_type": "longrope", "short_factor": ONES, "long_factor": TWOS,
+             "original_max_position_embeddings": 64},
+    "gemma3_text": {"rope_type": "linear", "factor": 8.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXTENDED_BEFORE)
+def test_what_published_models_were_extended_with_is_replaced(kind: str) -> None:
+    """Llama 3.1, Phi-3 and Gemma 3, from a first window of 64 to 512: YaRN from the first window to 1,024."""
+    rope = {**EXTENDED_BEFORE[kind], "rope_theta": 10000.0}
+    near = {"rope_type": "default", "rope_theta": 5000.0}
+    more: dict[str, Any] = {**SIZES, **SPECIAL.get(kind, {}), "max_position_embeddings": 512}
+    if kind == "phi3":
+        more["original_max_position_embeddings"] = 64
+    tables = {"full_attention": rope, "sliding_attention": near} if kind == "gemma3_text" else rope
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **more, rope_parameters=tables))
+    assert (read_rope(model.config).original, read_rope(model.config).current) == (64, 512)
+    lengths = Lengths(original=64, train=64, target=1024)
+    set_rope_scaling(model, YaRN(), lengths)
+    wanted, factor = YaRN().frequencies(16, 10000.0, lengths)
+    live = live_rope(model, lengths)
+    np.testing.assert_allclose(live["long"], wanted, rtol=1e-5)
+    assert live["attention_factor"] == pytest.approx(factor)
+    if kind == "gemma3_text":
+        np.testing.assert_allclose(live["near"], 5000.0 ** (-np.arange(8) / 8), rtol=1e-5)
+    assert (read_rope(model.config).original, read_rope(model.config).current) == (64, 1024)
 
 
 def test_frequencies_do_not_depend_on_the_positions_of_a_batch(llama: PreTrainedModel) -> None:
