@@ -1,16 +1,16 @@
 """The commands about configuration files: schema, init."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+
+from skipwise.errors import UserError, nearest
 
 app = typer.Typer(help="About configuration files.", no_args_is_help=True)
 
 STARTER = """\
 # A run of skipwise extend. What is commented out has the value that is shown, or none.
-# Editors check and complete it after skipwise config schema > run.schema.json, with this as the first line:
-# yaml-language-server: $schema=run.schema.json
 model:
   path: HuggingFaceTB/SmolLM2-135M   # hub id, directory, .gguf file or builtin:tiny
   # dtype: auto                      # of matrix products: auto, float32, bfloat16
@@ -46,20 +46,32 @@ seed: 0
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of a run's configuration, for editors that check and complete YAML."""
-    print(json.dumps(run_schema(), indent=2))
+def schema(
+    of: Annotated[str, typer.Argument(help="A file of what: run (extend), evaluate or study.")] = "run",
+) -> None:
+    """Print the JSON Schema of a configuration, for editors that check and complete YAML."""
+    print(json.dumps(schema_of(of), indent=2))
 
 
-def run_schema() -> dict[str, Any]:
-    """The schema, with the shorthands of `data`: a name alone, and one `source` with its settings beside."""
-    from skipwise.config import RunConfig
+def schema_of(kind: str) -> dict[str, Any]:
+    """The schema of a kind of file, with the shorthands of `data`: a name alone, and one `source` with its settings.
 
-    content = RunConfig.model_json_schema()
-    data, source = content["$defs"]["DataConfig"], content["$defs"]["SourceConfig"]["properties"]
-    data["properties"] |= {key: source[key] for key in ("source", "text_field", "messages_field", "split")}
-    del data["required"]
-    content["properties"]["data"] = {"anyOf": [content["properties"]["data"], {"type": "string"}]}
+    Raises:
+        UserError: for a kind that does not exist.
+    """
+    from skipwise.config import EvaluateConfig, RunConfig
+    from skipwise.study.config import StudyConfig
+
+    kinds = {"run": RunConfig, "evaluate": EvaluateConfig, "study": StudyConfig}
+    if kind not in kinds:
+        raise UserError(f"There is a schema of {', '.join(kinds)}, not of {kind!r}.{nearest(kind, kinds)}")
+    content = kinds[kind].model_json_schema()
+    for name in ("DataConfig", "DocumentsConfig"):
+        if (data := content["$defs"].get(name)) is not None:
+            source = content["$defs"]["SourceConfig"]["properties"]
+            data["properties"] |= {key: source[key] for key in ("source", "text_field", "messages_field", "split")}
+            del data["required"]
+            content["$defs"][name] = {"anyOf": [data, {"type": "string"}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **content}
 
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from skipwise import cli
+from skipwise import UserError, cli
 from skipwise.axolotl import Settings
-from skipwise.config_commands import STARTER, run_schema
+from skipwise.config_commands import STARTER, schema_of
 from skipwise.config_files import parse_config, parse_evaluate_config, parse_section
 
 ROOT = Path(__file__).parent.parent
@@ -20,13 +20,25 @@ RUNS = [ROOT / "configs/smollm2-32k.yaml", ROOT / "configs/smollm2-128k.yaml", R
 RUNS += sorted((ROOT / "configs/paper").glob("*.yaml"))
 
 
-def errors(values: Any) -> list[str]:
-    return [error.message for error in Draft202012Validator(run_schema()).iter_errors(values)]
+def errors(values: Any, kind: str = "run") -> list[str]:
+    return [error.message for error in Draft202012Validator(schema_of(kind)).iter_errors(values)]
 
 
 @pytest.mark.parametrize("file", RUNS, ids=lambda file: file.name)
 def test_our_own_files_fit_the_schema(file: Path) -> None:
     assert errors(yaml.safe_load(file.read_text())) == []
+
+
+@pytest.mark.parametrize(("kind", "directory"), [("evaluate", "evaluate"), ("study", "studies")])
+def test_files_of_other_commands_fit_theirs(kind: str, directory: str) -> None:
+    files = sorted((ROOT / "configs" / directory).glob("*.yaml"))
+    assert files
+    for file in files:
+        values = yaml.safe_load(file.read_text())
+        assert errors(values, kind) == [], file.name
+        assert errors({**values, "sed": 1}, kind) != []
+    with pytest.raises(UserError, match="Did you mean 'study'"):
+        schema_of("studies")
 
 
 def test_configurations_on_the_pages_are_taken(tmp_path: Path) -> None:
