@@ -4,6 +4,7 @@
 #             and the tables and plots of docs/performance.md
 # make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl
 #             and proofs.jsonl (see that page). Cells that are committed are not run again; all of them take hours
+# make study-aids   ways to read beyond the window without training, beside an extension (docs/evaluation.md)
 # make study-families   linear, NTK and YaRN on Llama, GPT-NeoX and GPT-J (docs/models.md); hours of a core from nothing
 # make reliability   20 kills of one run and 500 broken inputs (docs/results/reliability.json), one process beside two
 #             (scaling.json); a quarter of an hour

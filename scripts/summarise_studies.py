@@ -1,4 +1,5 @@
-"""One file of the figures of several studies and runs, by base model, study, domain and length.
+"""One file of the figures of several studies and runs, by model, study, domain and length: of studies the base model,
+of a run what it was given.
 
 python scripts/summarise_studies.py docs/results/summary.json docs/results/tiny-x8 ... docs/results/smollm2-32k ...
 """
@@ -39,11 +40,11 @@ def figures_of_run(rows: list[dict[str, Any]]) -> dict[str, Any]:
         interval = None if row["interval_low"] is None else [row["interval_low"], row["interval_high"]]
         own = {"value": row["value"], "interval": interval, "num_samples": row["num_samples"]}
         place.setdefault(row["evaluation"], {})[row["stage"]] = own
-    for place in (place for lengths in result.values() for place in lengths.values()):
-        measured = place.get("perplexity", {})
+    for lengths in result.values():
+        shortest = lengths[min(lengths, key=int)]
+        measured = shortest.get("perplexity", {})
         if "original" in measured and "extended" in measured:
-            place["original_window_ratio"] = measured["extended"]["value"] / measured["original"]["value"]
-            break  # the shortest one, which comes first
+            shortest["original_window_ratio"] = measured["extended"]["value"] / measured["original"]["value"]
     return result
 
 

@@ -331,7 +331,8 @@ def study(
     draw_study(figures, losses, directory.path / "plots")
     page = directory.path / "report.html"
     command = shlex.join(["skipwise", "study", *map(without_directories, (str(file), "--output", str(directory.path)))])
-    write_study_page(figures, losses, command, file.read_text(encoding="utf-8"), page)
+    environments = study_run.environments(opened)
+    write_study_page(figures, losses, command, file.read_text(encoding="utf-8"), environments, page)
     console.print(text, soft_wrap=True)
     console.print(f"Tables and plots: {directory.path}")
     console.print(f"Report: {page}")
@@ -420,10 +421,10 @@ def list_() -> None:
         "--method": ", ".join(METHODS),
         "data": ", ".join((PYTHON, *(PREFIX + name for name in PRESETS), "files, directories, hub datasets")),
         "train.report_to": ", ".join(get_args(Tracker)),
-        "engines": "train.fsdp, train.deepspeed (configs/engines), train.lora",
+        "engines": "train.fsdp, train.deepspeed (configs/engines)",
         "convert": "gptj, baichuan",
     }
-    console.print(pairs_table("and", list(plain.items())))
+    console.print(pairs_table("elsewhere", list(plain.items())))
 
 
 def _values(model: str, flags: dict[str, Any], method: str | None, assignments: list[str] | None) -> dict[str, Any]:

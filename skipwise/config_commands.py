@@ -59,10 +59,12 @@ def schema_of(kind: str) -> dict[str, Any]:
     Raises:
         UserError: for a kind that does not exist.
     """
+    from pydantic import BaseModel
+
     from skipwise.config import EvaluateConfig, RunConfig
     from skipwise.study.config import StudyConfig
 
-    kinds = {"run": RunConfig, "evaluate": EvaluateConfig, "study": StudyConfig}
+    kinds: dict[str, type[BaseModel]] = {"run": RunConfig, "evaluate": EvaluateConfig, "study": StudyConfig}
     if kind not in kinds:
         raise UserError(f"There is a schema of {', '.join(kinds)}, not of {kind!r}.{nearest(kind, kinds)}")
     content = kinds[kind].model_json_schema()

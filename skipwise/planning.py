@@ -22,7 +22,7 @@ class Plan:
         attention_saving: how many times fewer attention scores a window has than one of target length.
         parameters: number of weights, tied ones once.
         train_flops: of all steps (`costs.step_flops`); None for models whose costs are not known.
-        peak_memory: bytes of one device at the height of a step (`costs.step_memory`); None likewise.
+        peak_memory: bytes of one device at the height of a step (`costs.step_memory`); None likewise, and without one.
     """
 
     model: str
@@ -115,7 +115,7 @@ def make_plan(
         attention_saving=(lengths.target / window) ** 2,
         parameters=parameters,
         train_flops=None if shape is None else steps * processes * step_flops(shape, step).total,
-        peak_memory=None if shape is None else step_memory(shape, step, processes, zero, cpu).peak,
+        peak_memory=None if shape is None or not steps else step_memory(shape, step, processes, zero, cpu).peak,
     )
 
 

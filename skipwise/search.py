@@ -87,18 +87,20 @@ def search_factors(config: RunConfig, search: Search, output: Path, console: Con
     ramp = rounded(config.rope.factors(info.rotary_dim, info.theta, lengths))
     linear = rounded(np.full(info.rotary_dim // 2, lengths.factor))
     rng = np.random.default_rng(np.random.SeedSequence((config.seed, lengths.target)))
-    best, started = ramp, time.monotonic()
+    best, since = ramp, time.monotonic()
     for generation in evolve_factors(
         [ramp, linear], loss_of, rng,
         generations=search.generations, population=search.population, most=MOST_OVER_FACTOR * lengths.factor,
     ):  # fmt: skip
         best = generation.best
-        done = generation.number / search.generations
-        seconds = round((time.monotonic() - started) * (1 - done) / done) if done else None
+        now = time.monotonic()
+        # What an interrupted search had measured takes no time, so the last generation counts alone.
+        left = round((now - since) * (search.generations - generation.number)) if generation.number else None
+        since = now
         console.print(
             f"generation {generation.number} of {search.generations}: loss {generation.loss:.4f}, with the ramp "
             f"{loss_of(ramp):.4f}, with all dimensions interpolated {loss_of(linear):.4f}; {generation.tried} tried"
-            + ("" if seconds is None else f", {timedelta(seconds=seconds)} left"),
+            + ("" if left is None else f", {timedelta(seconds=left)} left"),
             highlight=False,
         )
     section = {"rope": {"name": "mixed", "long_factors": list(best)}}

@@ -135,7 +135,7 @@ def shortened(command: str) -> str:
 # What else is on the pages: where it is run, or why it is not.
 ELSEWHERE = {
     r"make (demo|test|check|demo-smollm2|study-tiny|reliability)\b": "by hand or in CI; tests run what they run",
-    r"pip install skipwise": "tests/test_packaging.py, from the wheel",
+    r"pip install skipwise": "needs the index; the wheel itself: tests/test_packaging.py",
     r"(torchrun|accelerate launch|deepspeed) .*skipwise extend": "tests/training/test_ranks.py",
     r"#!/bin/bash|#SBATCH|trap |port=|head=|srun |wait ": "Slurm is not here",
     r"(sbatch|OMP_NUM_THREADS=4 parallel) ": "schedulers; the commands they run: tests/study/test_study.py",
@@ -157,8 +157,11 @@ def test_every_other_command_of_the_pages_is_accounted_for() -> None:
 
 def test_the_quickstart_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     """Each command on what those before it have left, only smaller."""
+    smaller = ("--target 2k", "--steps 60", "--lengths 256,1k")
+    page = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+    assert all(said in page for said in smaller)
     for command in commands(ROOT / "docs/quickstart.md"):
-        for said in ("--target 2k", "--steps 60", "--lengths 256,1k"):
+        for said in smaller:
             command = command.replace(said, STANDS_FOR[said])
         assert call(tmp_path, command) == 0, command
     assert (tmp_path / "runs/first/report.html").is_file()

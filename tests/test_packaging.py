@@ -19,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with both."""
-    pytest.importorskip("hatchling")
     directory = tmp_path_factory.mktemp("dist")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(directory), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True, check=False, timeout=300)
@@ -34,7 +33,8 @@ def test_the_wheel_works_on_its_own(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as content:
         names = content.namelist()
         content.extractall(tmp_path / "site")
-    assert "skipwise/py.typed" in names and not [one for one in names if one.startswith(("tests", "docs"))]
+    assert {"skipwise/py.typed", "skipwise/demo.yaml"} <= set(names)
+    assert not [one for one in names if one.startswith(("tests", "docs"))]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     script = "import skipwise, skipwise.cli as cli; print(skipwise.__file__); raise SystemExit(cli.run(cli.app))"
 

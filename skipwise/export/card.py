@@ -18,7 +18,8 @@ class Published:
     """What a card says of a model that is given to others.
 
     Attributes:
-        windows: that all processes together trained on.
+        windows: how many all processes together trained on.
+        window: tokens of each.
         table: figures before and after, in Markdown; empty if none was measured.
         warnings: what got worse.
         licence: of the base model, as hubs call it; None if it says none.
@@ -27,6 +28,7 @@ class Published:
     """
 
     windows: int
+    window: int
     table: str = ""
     warnings: Sequence[str] = ()
     licence: str | None = None
@@ -65,9 +67,8 @@ Configuration:
 def _for_others(config: RunConfig, lengths: Lengths, published: Published) -> str:
     """Figures, limits, licence, and commands to serve it."""
     sources = ", ".join(f"`{shown_name(source.source)}`" for source in config.data.sources)
-    read = (
-        f"{published.windows:,} windows of {lengths.train:,} tokens from {sources}" if published.windows else "nothing"
-    )
+    count = f"{published.windows:,} window{'s' * (published.windows != 1)}"
+    read = f"{count} of {published.window:,} tokens from {sources}" if published.windows else "nothing"
     limits = [
         f"Nothing is known of texts longer than {lengths.target:,} tokens, nor of tasks that are not in the table.",
         *published.warnings,

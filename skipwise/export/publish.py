@@ -76,6 +76,7 @@ def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> 
         plan = read_json(run.plan)
         published = Published(
             windows=plan["steps"] * plan["windows_per_step"],
+            window=plan["window_tokens"],
             table=wanted.table,
             warnings=[*wanted.warnings, *_left_out(written, meant, wanted.without, own_file=file is not None)],
             licence=base_licence(config.model.path),

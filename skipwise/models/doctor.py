@@ -3,13 +3,13 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from skipwise.errors import UserError
-from skipwise.models.families import family_of, is_tested, why_refused
+from skipwise.models.families import family_of, is_encoder, is_tested, why_refused
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
 from skipwise.models.shape import FAR, WINDOWED, far_table
@@ -50,7 +50,7 @@ class Diagnosis:
         family: model type, and by what name it is known.
         original, current: first window and the one now, in tokens.
         layers: how far they see, in a sentence each.
-        readings: of every reader; a sentence where it stops.
+        readings: of every reader that was looked at for such models; a sentence where it stops.
         findings: what is wrong, worst first.
         mended: the config as it should be.
     """
@@ -96,8 +96,9 @@ def diagnose(
     transformers_5(config)  # has RoPE, and one that can be computed
     rope, window, findings = _meant(inner, stock, original)
     mended = _mended(config, stock, rope, window)
-    findings += [*_about_readers(config, mended), *_about_files(others, window)]
-    readings = {name: _read(name, config) for name in READERS}
+    readers = [name for name in READERS if name.startswith("transformers") or not is_encoder(kind)]
+    findings += [*_about_readers(config, mended, readers), *_about_files(others, window)]
+    readings = {name: _read(name, config) for name in readers}
     known = f"{kind}: {family_of(kind).models}" if is_tested(kind) else f"{kind}, not among those tested"
     return Diagnosis(known, _first(rope, window), window, list(_layers(stock)), readings, findings, mended)
 
@@ -199,10 +200,10 @@ def _read(name: str, config: Mapping[str, Any]) -> Reading | str:
         return str(error)
 
 
-def _about_readers(config: Mapping[str, Any], mended: Mapping[str, Any]) -> Iterator[Finding]:
+def _about_readers(config: Mapping[str, Any], mended: Mapping[str, Any], readers: Iterable[str]) -> Iterator[Finding]:
     """Where a reader makes something else of the config than it must mean."""
     meant = transformers_5(mended)
-    for name in READERS:
+    for name in readers:
         now, then = _read(name, config), _read(name, mended)
         wrong = now if isinstance(now, str) else difference(now, meant)
         if wrong is None:

@@ -88,7 +88,7 @@ ENCODERS = (
     Family("modernbert", "ModernBERT, an encoder", tied=True, legacy_names=_MODERNBERT_NAMES),
     Family("eurobert", "EuroBERT, an encoder"),
     Family("nomic_bert", "NomicBERT, an encoder"),
-    Family("jina_embeddings_v3", "Jina embeddings v3, an encoder"),
+    Family("jina_embeddings_v3", "Jina embeddings v3, an encoder", gated=False),
 )
 _BY_TYPE = {family.model_type: family for family in (*FAMILIES, *ENCODERS)}
 
@@ -132,6 +132,11 @@ def family_of(model_type: str) -> Family:
     return _BY_TYPE.get(model_type, Family(model_type, model_type))
 
 
+def is_encoder(model_type: str) -> bool:
+    """Whether a model type is one of `ENCODERS`."""
+    return any(family.model_type == model_type for family in ENCODERS)
+
+
 def is_tested(model_type: str) -> bool:
-    """Whether a model type has a row."""
+    """Whether a model type has a row in `FAMILIES`, or is an encoder that was tested as one."""
     return model_type in _BY_TYPE

@@ -212,7 +212,12 @@ def live_rope(model: PreTrainedModel, lengths: Lengths) -> dict[str, Any]:
 
     With the table of windowed layers, `near`, where they have one of their own.
     """
-    table = next(module for module in model.modules() if is_rotary_table(module))
+    table = next((module for module in model.modules() if is_rotary_table(module)), None)
+    if table is None:
+        raise UserError(
+            f"Skipwise changes the rotary tables of a model, but {model.config.model_type!r} has none, though its "
+            "config speaks of RoPE. Choose a model of the Llama kind."
+        )
     short, long = (table_of(table, length, _far(table)) for length in (lengths.original, lengths.target))
     near = table_of(table, lengths.target, WINDOWED)[0].tolist() if WINDOWED in _kinds(table) else None
     return {"short": short[0].tolist(), "long": long[0].tolist(), "attention_factor": long[1], "near": near}

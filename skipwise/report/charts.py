@@ -72,7 +72,7 @@ class Run:
     log: Sequence[Row]
 
     def json(self, what: str) -> dict[str, Any]:
-        """`plan`, `environment` or `timings`; {} where it is not there."""
+        """`plan`, `environment`, `rope` or `timings`; {} where it is not there."""
         file = getattr(self.directory, what)
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return content
@@ -210,7 +210,10 @@ def _others(runs: Sequence[Run]) -> list[Row]:
         (series, row)
         for run in runs
         for series, row in _series(runs, run)
-        if row.evaluation not in ("perplexity", "passkey") and row.depth is None and row.value is not None
+        if row.evaluation != "passkey"
+        and row.metric != row.evaluation  # those of `perplexity_chart`
+        and row.depth is None
+        and row.value is not None
     ]
     metrics: dict[str, set[str]] = {}
     for _, row in found:
@@ -286,7 +289,7 @@ def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
         after = _reading(str(run.directory.model)) if written else None
         tables = {} if before is None else {"before": before.long, "after": _planned(run, before)}
         if kept:
-            tables["before"] = np.array(kept)
+            tables = {"before": np.array(kept), "after": np.array(run.json("rope")["long"])}
         if after is not None:
             tables["after"] = after.long
         rows += [
@@ -360,7 +363,7 @@ def cost_chart(runs: Sequence[Run]) -> Chart | None:
             "tokens of training": (plan.get("train_tokens"), steps * window),
             "peak memory, GB": (_in_billions(plan.get("peak_memory")), _in_billions(peak)),
             "FLOPs of training": (flops, None),
-            "FLOPs per second of training, as planned": (None, flops / trained if flops and trained else None),
+            "planned FLOPs per second that training took": (None, flops / trained if flops and trained else None),
             **{f"seconds: {part}": (None, value) for part, value in seconds.items()},
         }
         rows += [
@@ -372,7 +375,8 @@ def cost_chart(runs: Sequence[Run]) -> Chart | None:
         return None
     caption = (
         "FLOPs and memory are planned from the sizes of the model (docs/performance.md). On a CPU what is measured "
-        "is all memory that the process held until then, evaluations included."
+        "is all memory that the process held until then, evaluations included. Steps are counted up to the last that "
+        "was logged."
     )
     return Chart("cost", "Planned and measured cost", caption, rows, None)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import altair as alt
 
-from skipwise.environment import describe_environment
 from skipwise.lengths import format_length
 from skipwise.report.charts import Chart, Row, color_by, data_of, finished_chart, length_axis, tooltips
 from skipwise.report.page import Card, render
@@ -20,6 +19,7 @@ def write_study_page(
     losses: Mapping[str, Sequence[tuple[int, float]]],
     command: str,
     config: str,
+    environments: Sequence[Mapping[str, Any]],
     output: Path,
 ) -> None:
     """Write the page of a study.
@@ -29,6 +29,7 @@ def write_study_page(
         losses: by arm, mean training loss by step.
         command: that repeats it.
         config: the study file.
+        environments: in which its cells were measured.
         output: the HTML file.
     """
     lengths = f"{summary['original_length']:,} to {summary['target_length']:,} tokens"
@@ -41,7 +42,7 @@ def write_study_page(
         facts=[("methods", "; ".join(arms)), ("seeds", seeds), ("compared with", summary["reference"])],
         command=command,
         config=config,
-        environment=json.dumps(describe_environment(), indent=2),
+        environment="\n".join(json.dumps(one, indent=2) for one in environments),
     )
     charts = [*_figures(summary), *_differences(summary), *_losses(losses), *_rates(summary)]
     write_text(output, render(f"Study of {summary['model']}", [card], charts))

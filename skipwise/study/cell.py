@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Finished:
         documents: by domain, digests of what was measured on.
         failed: by domain and `evaluation/length`, why there is no figure.
         trained: seconds of training.
+        environment: machine and packages, without the command.
     """
 
     units: dict[str, dict[str, Units]]
@@ -75,6 +76,7 @@ class Finished:
     documents: dict[str, Any]
     failed: dict[str, dict[str, str]]
     trained: float = 0.0
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
@@ -98,7 +100,8 @@ def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
         )
     losses = [(step, loss) for step, loss in content["losses"]]
     trained = float(content["seconds"].get("train", 0.0))
-    return Finished(content["units"], losses, content["documents"], content["failed"], trained)
+    environment = {key: value for key, value in content["environment"].items() if key != "command"}
+    return Finished(content["units"], losses, content["documents"], content["failed"], trained, environment)
 
 
 def _setting(cell: Cell) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A study from file to figures: development cells, learning rates, all other cells, one summary."""
 
+import json
 import os
 import shlex
 import signal
@@ -150,6 +151,12 @@ def write_summary(study: Study) -> tuple[dict[str, Any], dict[str, list[tuple[in
     summary = summarise(study.config, study.lengths, done, rates)
     write_json(study.directory.summary, summary)
     return summary, mean_losses(done)
+
+
+def environments(study: Study) -> list[dict[str, Any]]:
+    """The different ones in which the cells that are there were measured."""
+    done = study.finished(study.final_cells(study.rates()))
+    return list({json.dumps(own.environment, sort_keys=True): own.environment for _, own in done}.values())
 
 
 def command_of(study: Study, cell: Cell) -> list[str]:

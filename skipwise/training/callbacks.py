@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from skipwise.models.memory import peak_memory
+from skipwise.models.memory import forget_peak_memory, peak_memory
 from skipwise.ranks import any_of
 from skipwise.runs import append_line, read_lines, write_text
 
@@ -92,6 +92,7 @@ class TrainLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop what was logged after the checkpoint that training goes on from: it comes again."""
         self.step, self.when = state.global_step, time.monotonic()
+        forget_peak_memory(args.device)
         if state.is_world_process_zero:
             lines = [line for line in read_lines(self.path) if line["step"] <= state.global_step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -118,6 +119,7 @@ class TrainLog(TrainerCallback):
             entry["tokens_per_second"] = round(steps * self.tokens_per_step / max(now - self.when, 1e-9), 1)
             entry["peak_memory"] = peak_memory(args.device)
             self.step, self.when = state.global_step, now
+        self.when += logs.get("eval_runtime", 0.0)  # which is no training
         append_line(self.path, entry)
 
 

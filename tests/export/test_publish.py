@@ -67,7 +67,7 @@ def test_the_card_says_what_one_needs(yarn: Path, tmp_path: Path) -> None:
     text = card.text
     for needed in (
         *("64 to 256 tokens", "method `pose`", "| perplexity | 256 |", "vllm serve out --max-model-len 256"),
-        "Trained on 1 windows of 64 tokens",
+        "Trained on 1 window of 64 tokens",
         *("text.jsonl", "Licence: apache-2.0", "Nothing is known of texts longer than 256 tokens"),
     ):
         assert needed in text, needed

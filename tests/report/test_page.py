@@ -159,11 +159,14 @@ def test_the_page_of_a_study(browser: Browser, tmp_path: Path) -> None:
     summary = json.loads((ROOT / "docs/results/tiny-x16/summary.json").read_text(encoding="utf-8"))
     summary["model"] = summary["figures"][0]["arm"] = HOSTILE
     losses = {"pose": [(10, 3.0), (20, 2.5)]}
-    write_study_page(summary, losses, "skipwise study s.yaml", f"base: {HOSTILE}", tmp_path / "study.html")
+    environments = [{"processor": HOSTILE}]
+    page = tmp_path / "study.html"
+    write_study_page(summary, losses, "skipwise study s.yaml", f"base: {HOSTILE}", environments, page)
     opened = Opened(browser, tmp_path / "study.html")
     assert opened.page.locator(".chart svg.marks").count() == 4
     assert (opened.said, [url for url in opened.asked if not url.startswith("file:")]) == ([], [])
     assert opened.page.evaluate("document.body.dataset.hacked") is None
+    assert HOSTILE in opened.page.locator("pre").last.text_content().replace('\\"', '"')
     for evaluation in ("perplexity", "passkey"):
         shown = opened.page.locator(f"section:has(#{evaluation}) tbody tr").count()
         assert shown == sum(row["evaluation"] == evaluation for row in summary["figures"])
@@ -218,14 +221,18 @@ def test_every_metric_of_a_task_is_a_line_of_its_own(made: Path) -> None:
     """ROUGE has three; they were drawn as one line. Losses and figures without a length are in a table."""
     more = [replace(row("extended", "summarization", length, value), metric=metric)
             for length in (256, 1024) for metric, value in (("rouge1", 0.3), ("rougeL", 0.2))]  # fmt: skip
-    more += [replace(row("extended", "longppl", 1024, 9.0), metric="longppl")]
+    more += [replace(row("extended", "longppl", 1024, value), metric=metric)
+             for metric, value in (("perplexity", 9.0), ("bits_per_byte", 0.8))]  # fmt: skip
+    more += [replace(row("extended", "perplexity", 1024, 0.9), metric="bits_per_byte")]
     more += [replace(row("extended", "harness/piqa", 1024, 0.6), context_length=None)]
     RunDir(made).add_results(more)
     charts = {chart.key: chart for chart in charts_of([read_run(RunDir(made), "one")])}
     assert {line["task"] for line in charts["suite"].rows} == {
         "ruler/vt", "summarization rouge1", "summarization rougeL"
     }  # fmt: skip
-    assert {line["task"]: line["score"] for line in charts["others"].rows} == {"longppl": 9.0, "harness/piqa": 0.6}
+    assert {line["task"]: line["score"] for line in charts["others"].rows} == {
+        "longppl perplexity": 9.0, "longppl bits_per_byte": 0.8, "perplexity": 0.9, "harness/piqa": 0.6
+    }  # fmt: skip
 
 
 def test_the_plan_stands_beside_what_it_took(made: Path) -> None:
@@ -233,7 +240,7 @@ def test_the_plan_stands_beside_what_it_took(made: Path) -> None:
     pairs = {line["what"]: (line["planned"], line["measured"]) for line in charts["cost"].rows}
     assert pairs["tokens of training"] == (5120, 5 * 4 * 256)
     assert pairs["peak memory, GB"] == (0.8, 1.0)
-    assert pairs["FLOPs per second of training, as planned"] == (None, 4.8e11 / 40)
+    assert pairs["planned FLOPs per second that training took"] == (None, 4.8e11 / 40)
     assert {"tokens per second", "peak memory so far, GB"} <= {line["what"] for line in charts["training"].rows}
 
 
@@ -241,8 +248,8 @@ def test_a_base_that_is_no_config_has_its_frequencies_in_the_run(made: Path) -> 
     """A `.gguf` file; the chart had no `before`."""
     write_json(RunDir(made).rope, {"before": [1.0, 0.5], "short": [1.0, 0.25], "long": [1.0, 0.25]})
     charts = {chart.key: chart for chart in charts_of([read_run(RunDir(made), "one")])}
-    waves = [line["wavelength"] for line in charts["rope"].rows if line["frequencies"] == "before"]
-    assert waves == pytest.approx([2 * math.pi, 4 * math.pi])
+    waves = {(line["frequencies"], line["pair"]): line["wavelength"] / math.pi for line in charts["rope"].rows}
+    assert waves == pytest.approx({("before", 0): 2, ("before", 1): 4, ("after", 0): 2, ("after", 1): 8})
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps([cell["rows"] for cell in cells.values()])
     assert "| pose |" in (output / "table.md").read_text()
     assert (output / "plots" / "perplexity.svg").exists()
+    assert cells["pose-seed1"]["environment"]["packages"]["torch"] in (output / "report.html").read_text()
     assert not list((output / "work").rglob("*.safetensors"))
     assert "perplexity at 256" in (output / "logs" / "pose-seed1.txt").read_text()
     # What is finished needs neither its work nor its model.
