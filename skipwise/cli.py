@@ -324,14 +324,13 @@ def study(
             study_run.run_study(opened, jobs, console)
         except UserError as error:
             failure = error
-    figures, losses = study_run.write_summary(opened)
+    figures, losses, environments = study_run.write_summary(opened)
     directory = opened.directory
     text = study_markdown(figures)
     write_text(directory.table, text)
     draw_study(figures, losses, directory.path / "plots")
     page = directory.path / "report.html"
     command = shlex.join(["skipwise", "study", *map(without_directories, (str(file), "--output", str(directory.path)))])
-    environments = study_run.environments(opened)
     write_study_page(figures, losses, command, file.read_text(encoding="utf-8"), environments, page)
     console.print(text, soft_wrap=True)
     console.print(f"Tables and plots: {directory.path}")

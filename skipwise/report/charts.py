@@ -355,7 +355,7 @@ def cost_chart(runs: Sequence[Run]) -> Chart | None:
     for run in runs:
         plan, seconds = run.json("plan"), run.json("timings")
         steps = max((line["step"] for line in run.log), default=0)
-        peak = max((line.get("peak_memory", 0) for line in run.log), default=0)
+        peak = max((line.get("peak_memory") or 0 for line in run.log), default=0)  # None on some devices
         flops, trained = plan.get("train_flops"), seconds.get("train")
         window = plan.get("windows_per_step", 0) * plan.get("window_tokens", 0)
         found = {

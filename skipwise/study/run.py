@@ -144,19 +144,21 @@ def run_study(study: Study, jobs: int, console: Console) -> None:
         _run_all(study, [cell for cell in cells if read_cell(study.directory, cell) is None], jobs, console)
 
 
-def write_summary(study: Study) -> tuple[dict[str, Any], dict[str, list[tuple[int, float]]]]:
-    """Write the summary of the cells that are there; it, and by arm the mean training loss by step."""
+Losses = dict[str, list[tuple[int, float]]]
+
+
+def write_summary(study: Study) -> tuple[dict[str, Any], Losses, list[dict[str, Any]]]:
+    """Write the summary of the cells that are there.
+
+    Returns:
+        It; by arm the mean training loss by step; the different environments in which the cells were measured.
+    """
     rates = study.rates()
     done = study.finished(study.final_cells(rates))
     summary = summarise(study.config, study.lengths, done, rates)
     write_json(study.directory.summary, summary)
-    return summary, mean_losses(done)
-
-
-def environments(study: Study) -> list[dict[str, Any]]:
-    """The different ones in which the cells that are there were measured."""
-    done = study.finished(study.final_cells(study.rates()))
-    return list({json.dumps(own.environment, sort_keys=True): own.environment for _, own in done}.values())
+    environments = {json.dumps(own.environment, sort_keys=True): own.environment for _, own in done}
+    return summary, mean_losses(done), list(environments.values())
 
 
 def command_of(study: Study, cell: Cell) -> list[str]:

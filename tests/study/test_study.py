@@ -198,7 +198,7 @@ def test_a_figure_that_fails_is_told_and_does_not_stop_the_study(study_file: Pat
     study = open_study(study_file, tmp_path / "out")
     for name in ("pose-seed1", "mixed-seed1"):
         run_one(study, name, Console(quiet=True))
-    summary, _ = write_summary(study)
+    summary, *_ = write_summary(study)
     assert {row["method"] for row in summary["figures"]} == {"pose"}
     assert {(one["cell"], one["figure"]) for one in summary["failed"]} == {
         ("mixed-seed1", "truncated_perplexity/64"),
