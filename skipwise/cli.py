@@ -14,9 +14,10 @@ import typer
 from skipwise import __version__, config_commands, model_commands, report_commands
 from skipwise.errors import UserError
 from skipwise.ranks import is_first, joined, leave_processes, lost_process, rank
-from skipwise.terminal import Command, console, errors, unexpected
+from skipwise.terminal import Command, Program, console, errors, unexpected
 
 app = typer.Typer(
+    cls=Program,
     help="Extend the context window of a language model by training on short windows.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -40,7 +41,7 @@ def main_options(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error was found.")] = False,
 ) -> None:
-    """Options before the command."""
+    """Options of all commands."""
     console.quiet |= quiet
     errors.show_origin = debug
 

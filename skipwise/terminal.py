@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from skipwise.ranks import is_first
 
@@ -35,6 +35,15 @@ def unexpected(error: Exception) -> str:
         "skipwise --debug prints it. What is finished is kept, and the same command goes on (extend and demo with "
         "--resume)."
     )
+
+
+class Program(TyperGroup):
+    """The commands. What is true of all of them may be said after a command as well as before it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """With `--quiet` and `--debug` in front."""
+        of_all = [argument for argument in args if argument in ("--quiet", "--debug")]
+        return super().parse_args(ctx, of_all + [argument for argument in args if argument not in of_all])
 
 
 class Command(TyperCommand):

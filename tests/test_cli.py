@@ -351,11 +351,11 @@ def test_the_help_of_a_command_names_what_there_is(command: str, names: tuple[ty
 def test_quiet_says_errors_only_and_debug_where_they_were_found() -> None:
     wanted = ["extend", "builtin:tiny", "--target", "512", "--data", "builtin:python", "--dry-run"]
     assert "context window" in skipwise(*wanted)
-    assert skipwise("--quiet", *wanted) == ""
+    assert skipwise("--quiet", *wanted) == "" == skipwise(*wanted, "--quiet")
     assert json.loads(skipwise("--quiet", "plan", "builtin:tiny", "--target", "512", "--json"))["target_length"] == 512
     wrong = ["plan", "builtin:tiny", "--target", "128"]
     assert "Error:" in skipwise("--quiet", *wrong, code=2)
-    done = subprocess.run([sys.executable, "-m", "skipwise", "--debug", *wrong], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "skipwise", *wrong, "--debug"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "resolve_target" in done.stderr and "Error: " in done.stderr
 
