@@ -4,22 +4,42 @@
 
 For every row of `skipwise.models.families`, a model of some ten thousand parameters from transformers' own config class
 is given every RoPE scaling, asked with every attention backend whether it sees across a skip, trained for a step,
-written, read back by stock transformers, and by the rules of each reader. A cell is `yes`, or says why not.
+written, read back by stock transformers, and by the rules of each reader; and encoders, as far as that goes for them. A
+cell is `yes`, or says why not.
 """
 
 import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    EuroBertConfig,
+    JinaEmbeddingsV3Config,
+    ModernBertConfig,
+    NomicBertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
-from skipwise import Lengths, PoSE, UserError, set_rope_scaling
+from skipwise import (
+    Lengths,
+    MaskedWindowCollator,
+    PoSE,
+    UserError,
+    WindowCollator,
+    masks_for,
+    set_rope_scaling,
+)
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.models.attention import NAME as BLOCKS
 from skipwise.models.families import FAMILIES, Family
@@ -75,6 +95,31 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 32, "first_k_dense_replace": 1,
     },
 }  # fmt: skip
+ENCODER_SIZES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 258,
+    "max_position_embeddings": WINDOW, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+ENCODER_NEAR = 6
+ENCODERS: dict[str, PreTrainedConfig] = {
+    "modernbert": ModernBertConfig(
+        **ENCODER_SIZES, local_attention=2 * ENCODER_NEAR, cls_token_id=1, sep_token_id=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "eurobert": EuroBertConfig(**ENCODER_SIZES, mask_token_id=3),
+    "nomic_bert": NomicBertConfig(**ENCODER_SIZES),
+    "jina_embeddings_v3": JinaEmbeddingsV3Config(**ENCODER_SIZES),
+}  # fmt: skip
+Build = Callable[[], PreTrainedModel]
+
+
+def pico_encoder(kind: str, attention: str = "sdpa") -> PreTrainedModel:
+    """An encoder that fills in masks."""
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(deepcopy(ENCODERS[kind]), attn_implementation=attention).eval()
+    with torch.no_grad():
+        for weight in model.parameters():  # or attention is nearly uniform, and hides little
+            weight.mul_(3.0)
+    return model
 
 
 def picomodel(family: Family) -> PreTrainedModel:
@@ -84,15 +129,15 @@ def picomodel(family: Family) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def extended(family: Family, scaling: RopeScaling) -> PreTrainedModel:
-    model = picomodel(family)
+def extended(build: Build, scaling: RopeScaling) -> PreTrainedModel:
+    model = build()
     set_rope_scaling(model, scaling, LENGTHS)
     return model
 
 
-def check_scaling(family: Family, scaling: RopeScaling) -> str:
+def check_scaling(build: Build, scaling: RopeScaling) -> str:
     """The live tables are the scaling's, at both ends of its range, and windowed layers keep theirs."""
-    before, model = picomodel(family), extended(family, scaling)
+    before, model = build(), extended(build, scaling)
     info = read_rope(before.config)
     wanted, factor = scaling.frequencies(info.rotary_dim, info.theta, LENGTHS)
     tables = [module for module in model.modules() if is_rotary_table(module)]
@@ -108,9 +153,9 @@ def check_scaling(family: Family, scaling: RopeScaling) -> str:
     return YES
 
 
-def check_backend(family: Family, backend: str) -> str:
+def check_backend(build: Build, backend: str) -> str:
     """With YaRN: attention reaches across a skip and sees how far it is; windowed layers are masked by distance."""
-    model = extended(family, SCALINGS[0])
+    model = extended(build, SCALINGS[0])
     if model.config._attn_implementation == "eager" and backend != "eager":
         return "the family asks for eager"
     model.set_attn_implementation(backend)
@@ -122,9 +167,9 @@ def check_backend(family: Family, backend: str) -> str:
     return YES
 
 
-def check_training(family: Family) -> str:
+def check_training(build: Build) -> str:
     """With YaRN: our loss is that of the model's own logits, and a step of PoSE lowers it."""
-    model = extended(family, SCALINGS[0]).train()
+    model = extended(build, SCALINGS[0]).train()
     check_loss(model)
     window = PoSE().sample(Document(WINDOW), LENGTHS, np.random.default_rng(0), 0.0)
     ids = torch.randint(2, 258, (2, WINDOW), generator=torch.Generator().manual_seed(1))
@@ -139,9 +184,9 @@ def check_training(family: Family) -> str:
     return YES
 
 
-def check_export(family: Family, scaling: RopeScaling) -> dict[str, str]:
+def check_export(build: Build, scaling: RopeScaling) -> dict[str, str]:
     """Written, read back by stock transformers with equal logits, and the same by the rules of every reader."""
-    model = extended(family, scaling)
+    model = extended(build, scaling)
     ids = torch.randint(2, 258, (1, 300), generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         path = Path(directory) / "model"
@@ -149,7 +194,7 @@ def check_export(family: Family, scaling: RopeScaling) -> dict[str, str]:
         again = AutoModelForCausalLM.from_pretrained(path).eval()
         torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
         config = json.loads((path / "config.json").read_text())
-    info = read_rope(picomodel(family).config)
+    info = read_rope(build().config)
     wanted, factor = scaling.frequencies(info.rotary_dim, info.theta, LENGTHS)
     meant = transformers_5(config)
     np.testing.assert_allclose(meant.long, wanted, rtol=1e-6)
@@ -163,6 +208,36 @@ def check_export(family: Family, scaling: RopeScaling) -> dict[str, str]:
     return found
 
 
+def check_masked_training(build: Build) -> str:
+    """With YaRN: a step of PoSE lowers the loss of masked tokens; windowed layers are masked by distance."""
+    model = extended(build, SCALINGS[0]).train()
+    tokenizer = byte_tokenizer()
+    tokenizer.mask_token = "~"
+    collator = MaskedWindowCollator(WindowCollator(PoSE(), LENGTHS), tokenizer, share=0.3)
+    text = np.random.default_rng(0).integers(3, 258, (2, WINDOW))
+    batch = collator([{"input_ids": one, "visit": (0, number, 0)} for number, one in enumerate(text)])
+    given = {**batch, "attention_mask": masks_for(model, batch)}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = model(**given).loss
+    before.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert model(**given).loss < before
+    return YES
+
+
+def check_reload(build: Build, scaling: RopeScaling) -> str:
+    """Written, and read back by stock transformers with equal logits."""
+    model = extended(build, scaling)
+    ids = torch.randint(3, 258, (1, 300), generator=torch.Generator().manual_seed(0))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with tempfile.TemporaryDirectory() as directory, torch.no_grad():
+        model.save_pretrained(directory)
+        again = AutoModelForMaskedLM.from_pretrained(directory).eval()
+        torch.testing.assert_close(again(**given).logits, model(**given).logits, rtol=1e-4, atol=1e-4)
+    return YES
+
+
 def result_of(check: Callable[[], Any]) -> Any:
     """What a check says; a refusal in the words of its message."""
     try:
@@ -173,14 +248,45 @@ def result_of(check: Callable[[], Any]) -> Any:
 
 def row_of(family: Family) -> dict[str, Any]:
     """Everything about a family."""
+
+    def build() -> PreTrainedModel:
+        return picomodel(family)
+
     return {
         "family": family.model_type,
         "models": family.models,
-        "scalings": {one.name: result_of(lambda one=one: check_scaling(family, one)) for one in SCALINGS},
-        "backends": {name: result_of(lambda name=name: check_backend(family, name)) for name in BACKENDS},
-        "training": result_of(lambda: check_training(family)),
-        "exports": {one.name: result_of(lambda one=one: check_export(family, one)) for one in SCALINGS},
+        "scalings": {one.name: result_of(lambda one=one: check_scaling(build, one)) for one in SCALINGS},
+        "backends": {name: result_of(lambda name=name: check_backend(build, name)) for name in BACKENDS},
+        "training": result_of(lambda: check_training(build)),
+        "exports": {one.name: result_of(lambda one=one: check_export(build, one)) for one in SCALINGS},
     }
+
+
+def encoder_row(kind: str) -> dict[str, Any]:
+    """Everything about an encoder."""
+
+    def build() -> PreTrainedModel:
+        return pico_encoder(kind)
+
+    return {
+        "family": kind,
+        "scalings": {one.name: result_of(lambda one=one: check_scaling(build, one)) for one in SCALINGS},
+        "backends": {name: result_of(lambda name=name: check_backend(build, name)) for name in ("sdpa", "eager")},
+        "training": result_of(lambda: check_masked_training(build)),
+        "exports": {
+            one.name: {"transformers 5": result_of(lambda one=one: check_reload(build, one))} for one in SCALINGS
+        },
+    }
+
+
+def encoder_markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows of encoders for people."""
+    lines = ["| encoder | scalings | attention | one step | transformers 5 |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        read = _summary({name: found["transformers 5"] for name, found in row["exports"].items()})
+        cells = [_summary(row["scalings"]), _summary(row["backends"]), row["training"], read]
+        lines.append(f"| {row['family']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -218,8 +324,10 @@ def main() -> None:
     for family in FAMILIES:
         rows.append(row_of(family))
         print(family.model_type, flush=True)
-    write_json(output, {"families": rows})
+    encoders = [encoder_row(kind) for kind in ENCODERS]
+    write_json(output, {"families": rows, "encoders": encoders})
     print(markdown(rows))
+    print(encoder_markdown(encoders))
 
 
 if __name__ == "__main__":

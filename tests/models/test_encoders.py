@@ -1,21 +1,12 @@
 """Encoders, and the two halves of an encoder-decoder: positions, attention to both sides, masked tokens."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models
 from transformers import (
-    AutoModelForMaskedLM,
-    EuroBertConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
-    JinaEmbeddingsV3Config,
-    ModernBertConfig,
-    NomicBertConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     T5GemmaConfig,
@@ -24,12 +15,9 @@ from transformers import (
 )
 
 from skipwise import (
-    NTK,
     Lengths,
-    Linear,
     MaskedWindowCollator,
     PoSE,
-    RopeScaling,
     UserError,
     WindowCollator,
     YaRN,
@@ -37,35 +25,9 @@ from skipwise import (
     probe_attention,
     set_rope_scaling,
 )
-from skipwise.models.rope import read_rope
 from skipwise.models.windowed import sees_both_ways
 from tests.conftest import pico_llama
-
-LENGTHS = Lengths(original=64, train=32, target=512)
-NEAR = 6
-SIZES: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 100,
-    "max_position_embeddings": LENGTHS.original, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-MODERNBERT = {
-    "local_attention": 2 * NEAR, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-    "cls_token_id": 1, "sep_token_id": 2,
-}  # fmt: skip
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "modernbert": ModernBertConfig(**SIZES, **MODERNBERT),
-    "eurobert": EuroBertConfig(**SIZES, mask_token_id=3),
-    "nomic_bert": NomicBertConfig(**SIZES),
-    "jina_embeddings_v3": JinaEmbeddingsV3Config(**SIZES),
-}
-
-
-def picomodel(kind: str, attention: str = "sdpa") -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForMaskedLM.from_config(CONFIGS[kind], attn_implementation=attention).eval()
-    with torch.no_grad():
-        for weight in model.parameters():  # or attention is nearly uniform, and hides little
-            weight.mul_(3.0)
-    return model
+from tests.support import ENCODER_SIZES, LENGTHS, pico_encoder
 
 
 def tokenizer(mask: str | None = "<mask>") -> PreTrainedTokenizerFast:
@@ -74,38 +36,10 @@ def tokenizer(mask: str | None = "<mask>") -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", mask_token=mask)
 
 
-@pytest.mark.parametrize("scaling", [YaRN(), Linear(), NTK()], ids=lambda scaling: scaling.name)
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_an_encoder_takes_a_scaling_learns_with_skips_and_opens_again(
-    kind: str, scaling: RopeScaling, tmp_path: Path
-) -> None:
-    model = picomodel(kind)
-    rope = read_rope(model.config)
-    set_rope_scaling(model, scaling, LENGTHS)  # which compares the live tables with the scaling's frequencies
-    assert read_rope(model.config).theta == pytest.approx(
-        scaling.hf_parameters(rope.rotary_dim, rope.theta, LENGTHS)["rope_theta"]
-    )
-    probe_attention(model, LENGTHS.target, batch_size=2)
-    collator = MaskedWindowCollator(WindowCollator(PoSE(), LENGTHS), tokenizer(), share=0.3)
-    batch = collator([{"input_ids": np.arange(4, 68)}] * 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    given = {**batch, "attention_mask": masks_for(model, batch)}
-    first = model(**given).loss
-    first.backward()
-    optimizer.step()
-    with torch.no_grad():
-        assert float(model(**given).loss) < float(first)
-        ids = torch.arange(4, 84)[None]
-        expected = model(ids, attention_mask=torch.ones_like(ids)).logits
-        model.save_pretrained(tmp_path)
-        again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
-        torch.testing.assert_close(again(ids, attention_mask=torch.ones_like(ids)).logits, expected)
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_windowed_layers_see_by_distance_to_both_sides(attention: str) -> None:
     """Beside stock masks by index over a text of the target length, in which all but the window's tokens are hidden."""
-    model = picomodel("modernbert", attention)
+    model = pico_encoder("modernbert", attention)
     model.config.max_position_embeddings = LENGTHS.target
     positions = torch.tensor(
         [[0, 1, 2, 3, 7, 8, 9, 30, 31, 32, 33, 34], [0, 1, 20, 21, 22, 23, 26, 27, 28, 29, 60, 61]]
@@ -115,7 +49,7 @@ def test_windowed_layers_see_by_distance_to_both_sides(attention: str) -> None:
     ids, ones = text.gather(1, positions), torch.ones_like(positions)
     with torch.no_grad():
         whole = model(text, attention_mask=there).logits
-        expected = whole.gather(1, positions[..., None].expand(-1, -1, 100))
+        expected = whole.gather(1, positions[..., None].expand(-1, -1, 258))
         masks = masks_for(model, {"attention_mask": ones, "position_ids": positions})
         ours = model(ids, attention_mask=masks, position_ids=positions).logits
         by_index = model(ids, attention_mask=ones, position_ids=positions).logits
@@ -124,20 +58,20 @@ def test_windowed_layers_see_by_distance_to_both_sides(attention: str) -> None:
 
 
 def t5gemma() -> PreTrainedModel:
-    half = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
+    half = {**ENCODER_SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
     parts = {"encoder": T5GemmaModuleConfig(**half), "decoder": T5GemmaModuleConfig(**half)}
     torch.manual_seed(0)
-    return T5GemmaForConditionalGeneration(T5GemmaConfig(**parts, vocab_size=100)).eval()
+    return T5GemmaForConditionalGeneration(T5GemmaConfig(**parts, vocab_size=258)).eval()
 
 
 def test_a_decoder_is_no_encoder() -> None:
     """Nor is one with a tower for images, or with attention to an encoder."""
-    text = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
+    text = {**ENCODER_SIZES, "num_key_value_heads": 2, "head_dim": 8}
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
               "image_size": 28, "patch_size": 14}  # fmt: skip
     gemma3 = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
     assert not any(map(sees_both_ways, (pico_llama(), gemma3, t5gemma().model.decoder)))
-    assert all(map(sees_both_ways, (picomodel("eurobert"), picomodel("modernbert"), t5gemma().model.encoder)))
+    assert all(map(sees_both_ways, (pico_encoder("eurobert"), pico_encoder("modernbert"), t5gemma().model.encoder)))
 
 
 def test_both_halves_of_an_encoder_decoder_take_a_scaling() -> None:

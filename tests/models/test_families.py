@@ -12,10 +12,21 @@ from skipwise.models.doctor import diagnose
 from skipwise.models.families import FAMILIES, REFUSED, Family, family_of
 from skipwise.models.rope import read_rope, set_rope_scaling
 from skipwise.rope import YaRN
-from tests.support import LENGTHS, SCALINGS, YES, markdown, picomodel, row_of
+from tests.support import (
+    ENCODERS,
+    LENGTHS,
+    SCALINGS,
+    YES,
+    encoder_markdown,
+    encoder_row,
+    markdown,
+    picomodel,
+    row_of,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMITTED: list[dict[str, Any]] = json.loads((DOCS / "results/support.json").read_text())["families"]
+SUPPORT: dict[str, list[dict[str, Any]]] = json.loads((DOCS / "results/support.json").read_text())
+COMMITTED, COMMITTED_ENCODERS = SUPPORT["families"], SUPPORT["encoders"]
 
 
 def test_every_family_has_a_row_in_the_table() -> None:
@@ -25,6 +36,18 @@ def test_every_family_has_a_row_in_the_table() -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
 def test_every_cell_is_what_the_table_says(family: Family) -> None:
     assert row_of(family) == next(row for row in COMMITTED if row["family"] == family.model_type)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_every_cell_of_an_encoder_is_what_the_table_says(kind: str) -> None:
+    assert encoder_row(kind) == next(row for row in COMMITTED_ENCODERS if row["family"] == kind)
+
+
+def test_encoders_can_do_what_matters() -> None:
+    for row in COMMITTED_ENCODERS:
+        assert row["training"] == YES and set(row["backends"].values()) == {YES}, row["family"]
+        for scaling in ("yarn", "linear", "ntk"):
+            assert row["scalings"][scaling] == row["exports"][scaling]["transformers 5"] == YES
 
 
 def test_the_table_has_what_matters() -> None:
@@ -54,7 +77,8 @@ def test_the_table_has_what_matters() -> None:
 
 
 def test_the_page_shows_the_table() -> None:
-    assert markdown(COMMITTED) in (DOCS / "models.md").read_text()
+    page = (DOCS / "models.md").read_text()
+    assert markdown(COMMITTED) in page and encoder_markdown(COMMITTED_ENCODERS) in page
 
 
 @pytest.mark.parametrize("kind", REFUSED)
