@@ -8,7 +8,16 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from skipwise.config import DataConfig, DocumentsConfig, EvaluateConfig, RunConfig, Section, SourceConfig, expand_name
+from skipwise.config import (
+    DataConfig,
+    DocumentsConfig,
+    EvaluateConfig,
+    RunConfig,
+    Section,
+    SourceConfig,
+    expand_name,
+    method_overrides,
+)
 from skipwise.errors import UserError, nearest
 from skipwise.evaluation.specs import EVALUATIONS
 from skipwise.positions import SAMPLERS
@@ -101,6 +110,32 @@ def parse_assignment(text: str) -> dict[str, Any]:
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return dict(nested)
+
+
+def values_from_flags(
+    model: str, flags: Mapping[str, Any], method: str | None, assignments: list[str] | None
+) -> dict[str, Any]:
+    """The values of a run's configuration: a file's or a model's, with what was said on the command line over them.
+
+    Args:
+        model: what names a model, or a YAML file.
+        flags: sections and keys, None where nothing was said.
+        method: a name of `METHODS`.
+        assignments: `section.key=value`, which win.
+    """
+    named = model.endswith((".yaml", ".yml"))
+    values: dict[str, Any] = read_yaml(Path(model)) if named else {"model": {"path": model}}
+    values = merge(values, only_given(flags))
+    values = merge(values, method_overrides(method) if method else {})
+    for assignment in assignments or []:
+        values = merge(values, parse_assignment(assignment))
+    return values
+
+
+def only_given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Only the flags that were given."""
+    kept = {key: only_given(value) if isinstance(value, dict) else value for key, value in flags.items()}
+    return {key: value for key, value in kept.items() if value is not None and value != {}}
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:

@@ -21,7 +21,7 @@ LAYERS = [
     ["report"],
     ["demo", "study", "search", "comparison", "explore", "axolotl"],
     ["terminal"],
-    ["config_commands", "model_commands", "report_commands"],
+    ["config_commands", "model_commands", "planning_commands", "report_commands"],
     ["cli", "__main__", "__init__"],
 ]
 
