@@ -1,22 +1,26 @@
-"""Encoders to eight times their window: small ones trained from scratch to fill in masks.
+"""Encoders to eight times their window: small ones made here, which fill in masks.
 
-    python scripts/encoders.py docs/results/encoders
+    python scripts/encoders.py docs/results/encoders [modernbert eurobert bert]
 
-Each is pretrained on windows of 128 tokens of the Python documentation and sources, in three quarters of which the last
-tokens repeat earlier ones. What is measured is the share of masked tokens that are filled in rightly: in ordinary
-text, and in a repetition, where the passage it repeats, at the other end of the text, helps. Compared are the
-untouched model, the new positions without training (`interpolate`), and 400 steps with skips (`pose`) and without
-(`plain`). ModernBERT takes YaRN in its global layers; its other layers see 16 tokens to each side and stay as they are.
-In EuroBERT all layers see all of the text, and take YaRN.
-BERT has a learned embedding for each of its positions: there the new ones lie between the old ones, on straight lines.
+What is measured is the share of masked tokens that are filled in rightly, in held-out documentation and sources of
+Python: in ordinary text, and in a repetition, where the passage it repeats, at the other end of the text, helps.
+Compared are the untouched model, the new positions without training (`interpolate`), and some steps with skips (`pose`)
+and without (`plain`), on windows of the original length.
+
+- ModernBERT, from nothing, 128 tokens: takes YaRN in its global layers; the others see 16 tokens to each side and stay.
+- EuroBERT, 256 tokens: all layers see all of the text, and take YaRN. It has the layers of a Llama and begins with the
+  weights of the embedded one, which was pretrained here as a decoder (scripts/tiny_model.py).
+- BERT, from nothing, 128 tokens: has a learned embedding for each position; there the new ones lie between the old
+  ones, on straight lines.
 
 Writes rows.json and table.md; models are kept in runs/encoders, and the same command goes on where it was interrupted.
-A quarter of an hour for each on one core.
+A quarter to half an hour for each on one core.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from transformers import (
     BertForMaskedLM,
     EuroBertConfig,
     EuroBertForMaskedLM,
+    LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedModel,
@@ -51,26 +56,53 @@ from skipwise.config import DataConfig, SourceConfig
 from skipwise.data.builtin import PYTHON
 from skipwise.data.store import open_store
 from skipwise.data.windows import Source, cut_spans
-from skipwise.lengths import format_length
 from skipwise.models.forward import autocast
 from skipwise.models.load import compute_dtype
+from skipwise.models.locate import TINY, model_location
 from skipwise.runs import write_json, write_text
 
-WINDOW, TARGET = 128, 1024
 Tokens = NDArray[np.int64]
-LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=TARGET)
-MEASURED = (128, 256, 512, 1024)
-WINDOWS_PER_STEP = 32
-PRETRAINING, EXTENDING = 1200, 400
-# Tokens of a repetition; windows that have one; share of tokens that are masked.
-REPEATED, REPEATING, MASKED = (24, 56), 0.75, 0.3
-TRIALS = 48
+TIMES = (1, 2, 4, 8)  # the window, to be measured
+MASKED, TRIALS = 0.3, 48
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an encoder is made.
+
+    Attributes:
+        window: of pretraining, and of training to TIMES[-1] times that, in tokens.
+        windows: in a step.
+        repeated: tokens of a repetition, at least and less than.
+        repeating: share of windows that have one, the last tokens repeating some before them.
+        steps: of pretraining and of extension.
+        rate: of pretraining; a fifth of the full one in extension.
+    """
+
+    window: int = 128
+    windows: int = 32
+    repeated: tuple[int, int] = (16, 40)
+    repeating: float = 0.5
+    steps: tuple[int, int] = (1200, 400)
+    rate: float = 1.0
+
+    @property
+    def lengths(self) -> Lengths:
+        """For an extension."""
+        return Lengths(original=self.window, train=self.window, target=TIMES[-1] * self.window)
+
+
+RECIPES = {
+    "modernbert": Recipe(),
+    "eurobert": Recipe(window=256, windows=16, repeated=(24, 56), repeating=0.75, steps=(600, 200), rate=0.5),
+    "bert": Recipe(),
+}
 SIZES: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "max_position_embeddings": WINDOW,
+    "max_position_embeddings": 128,
     "pad_token_id": 1,
 }
 
@@ -96,17 +128,17 @@ def modernbert(vocabulary: int) -> PreTrainedModel:
 
 
 def eurobert(vocabulary: int) -> PreTrainedModel:
-    """Every layer sees all of the text."""
-    rope = {"rope_type": "default", "rope_theta": 1200.0}
-    config = EuroBertConfig(
-        **SIZES,
-        vocab_size=vocabulary,
-        rope_parameters=rope,
-        bos_token_id=0,
-        eos_token_id=1,
-        mask_token_id=vocabulary - 1,
-    )
-    return EuroBertForMaskedLM(config)
+    """Every layer sees all of the text. The weights of the embedded Llama, with a mask as one more token."""
+    known = LlamaForCausalLM.from_pretrained(model_location(TINY), dtype=torch.float32)
+    known.resize_token_embeddings(vocabulary)
+    values = known.config.to_dict()
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+            "head_dim", "hidden_act", "rms_norm_eps", "max_position_embeddings", "bos_token_id", "eos_token_id",
+            "tie_word_embeddings", "rope_parameters", "vocab_size")  # fmt: skip
+    config = EuroBertConfig(**{name: values[name] for name in same}, pad_token_id=1, mask_token_id=vocabulary - 1)
+    model = EuroBertForMaskedLM(config)
+    model.load_state_dict(known.state_dict())
+    return model
 
 
 def bert(vocabulary: int) -> PreTrainedModel:
@@ -119,28 +151,31 @@ def bert(vocabulary: int) -> PreTrainedModel:
 BUILD: dict[str, Callable[[int], PreTrainedModel]] = {"modernbert": modernbert, "eurobert": eurobert, "bert": bert}
 
 
-def extend_positions(model: PreTrainedModel) -> None:
+def extend_positions(model: PreTrainedModel, lengths: Lengths) -> None:
     """Give a model positions up to the target."""
     if not isinstance(model, BertForMaskedLM):
-        set_rope_scaling(model, YaRN(), LENGTHS)
+        set_rope_scaling(model, YaRN(), lengths)
         return
     old = model.bert.embeddings.position_embeddings.weight.data
-    new = torch.nn.functional.interpolate(old.T[None], size=TARGET, mode="linear", align_corners=True)[0].T
-    model.config.max_position_embeddings = TARGET
+    new = torch.nn.functional.interpolate(old.T[None], size=lengths.target, mode="linear", align_corners=True)[0].T
+    model.config.max_position_embeddings = lengths.target
     embeddings = model.bert.embeddings
     embeddings.position_embeddings = torch.nn.Embedding.from_pretrained(new.contiguous(), freeze=False)
-    embeddings.register_buffer("position_ids", torch.arange(TARGET)[None], persistent=False)
-    embeddings.register_buffer("token_type_ids", torch.zeros(1, TARGET, dtype=torch.long), persistent=False)
+    embeddings.register_buffer("position_ids", torch.arange(lengths.target)[None], persistent=False)
+    embeddings.register_buffer("token_type_ids", torch.zeros(1, lengths.target, dtype=torch.long), persistent=False)
 
 
-def text_with_repetition(source: Source, length: int, rng: np.random.Generator, far: bool) -> tuple[Tokens, int]:
+def text_with_repetition(
+    source: Source, length: int, repeated: tuple[int, int], rng: np.random.Generator, *, far: bool
+) -> tuple[Tokens, int]:
     """A text whose last tokens repeat earlier ones, and how many they are.
 
     Args:
+        repeated: so many tokens, at least and less than.
         far: the repeated passage is the beginning of the text; otherwise anywhere before.
     """
     tokens = piece_of_text(source, length, rng).copy()
-    size = int(rng.integers(*REPEATED))
+    size = int(rng.integers(*repeated))
     start = 1 if far else int(rng.integers(1, length - 2 * size))
     tokens[-size:] = tokens[start : start + size]
     return tokens, size
@@ -150,12 +185,13 @@ def train(
     model: PreTrainedModel,
     collator: MaskedWindowCollator,
     source: Source,
+    recipe: Recipe,
     *,
     steps: int,
     rate: float,
     report: Callable[[str], None],
 ) -> None:
-    """Fill in masks; matrices by Muon, the rest by AdamW. Every 200 steps their mean loss is reported."""
+    """Fill in masks; matrices by Muon, the rest by AdamW. The mean loss of every 200 steps is reported."""
     rng = np.random.default_rng(0)
     optimizers = make_optimizers(model)
     groups = [(group, group["lr"] * rate) for optimizer in optimizers for group in optimizer.param_groups]
@@ -166,11 +202,11 @@ def train(
         for group, own in groups:
             group["lr"] = own * rate_share(step, steps)
         features = []
-        for _ in range(WINDOWS_PER_STEP):
-            if rng.random() < REPEATING:
-                tokens, _ = text_with_repetition(source, WINDOW, rng, far=False)
+        for _ in range(recipe.windows):
+            if rng.random() < recipe.repeating:
+                tokens, _ = text_with_repetition(source, recipe.window, recipe.repeated, rng, far=False)
             else:
-                tokens = piece_of_text(source, WINDOW, rng)
+                tokens = piece_of_text(source, recipe.window, rng)
             features.append({"input_ids": tokens, "visit": (0, int(rng.integers(2**31)), 0)})
         batch = collator(features)
         labels = batch.pop("labels")
@@ -189,7 +225,9 @@ def train(
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, source: Source, length: int) -> dict[str, Any]:
+def measure(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, source: Source, length: int, repeated: tuple[int, int]
+) -> dict[str, Any]:
     """Share of masked tokens filled in rightly at a length: in text, and in a repetition of the text's beginning."""
     model.eval()
     rng, right = np.random.default_rng(length), {"text": [0, 0], "repetition": [0, 0]}
@@ -198,7 +236,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, source: 
             if kind == "text":
                 tokens, size = piece_of_text(source, length, rng).copy(), length
             else:
-                tokens, size = text_with_repetition(source, length, rng, far=True)
+                tokens, size = text_with_repetition(source, length, repeated, rng, far=True)
             hidden = length - size + np.flatnonzero(rng.random(size) < MASKED)
             ids = torch.from_numpy(tokens)[None].clone()
             ids[0, hidden] = tokenizer.mask_token_id
@@ -211,13 +249,13 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, source: 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    heads = [f"{kind}, {format_length(length)}" for kind in ("text", "repetition") for length in MEASURED]
+    heads = [f"{kind}, {times}x" for kind in ("text", "repetition") for times in TIMES]
     lines = [f"| model | method | {' | '.join(heads)} |", f"| --- | --- |{' ---: |' * len(heads)}"]
     for row in rows:
         cells = []
         for kind in ("text", "repetition"):
-            for length in MEASURED:
-                found = row["accuracy"].get(str(length))
+            for times in TIMES:
+                found = row["accuracy"].get(str(times * RECIPES[row["model"]].window))
                 cells.append("none" if found is None else f"{found[kind]['right'] / found[kind]['of']:.0%}")
         lines.append(f"| {row['model']} | {row['method']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -227,29 +265,35 @@ def main() -> None:
     """Train and measure what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    output, console = parser.parse_args().output, Console()
+    parser.add_argument("models", nargs="*", default=list(RECIPES), metavar="MODEL")
+    arguments, console = parser.parse_args(), Console()
+    if unknown := set(arguments.models) - set(RECIPES):
+        parser.error(f"models are {', '.join(RECIPES)}, not {', '.join(unknown)}")
 
     def say(line: str) -> None:
         console.print(line, highlight=False)
 
-    file, kept = output / "rows.json", Path("runs/encoders")
+    file, kept = arguments.output / "rows.json", Path("runs/encoders")
     rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.exists() else []
     tokenizer, source, _ = training_data()
     data = DataConfig(sources=(SourceConfig(source=PYTHON),))
     documents = open_store(data.sources[0], data, tokenizer).held_out
-    held_out = Source(documents, cut_spans(documents, needed=TARGET, used=1 << 30, join=False), weight=1.0)
     tokenizer.add_special_tokens({"mask_token": "<mask>"})
-    for name, build in BUILD.items():
+    for name in arguments.models:
+        build, recipe = BUILD[name], RECIPES[name]
+        lengths = recipe.lengths
+        spans = cut_spans(documents, needed=lengths.target, used=1 << 30, join=False)
+        held_out = Source(documents, spans, weight=1.0)
         torch.manual_seed(0)
         base = kept / f"{name}.pt"
         model = build(len(tokenizer))
         collators = {
-            method: MaskedWindowCollator(WindowCollator(sampler, LENGTHS), tokenizer, MASKED)
+            method: MaskedWindowCollator(WindowCollator(sampler, lengths), tokenizer, MASKED)
             for method, sampler in (("plain", Plain()), ("pose", PoSE()))
         }
         if not base.exists():
             say(f"{name}: {model.num_parameters():,} parameters")
-            train(model, collators["plain"], source, steps=PRETRAINING, rate=1.0, report=say)
+            train(model, collators["plain"], source, recipe, steps=recipe.steps[0], rate=recipe.rate, report=say)
             base.parent.mkdir(parents=True, exist_ok=True)
             torch.save(model.state_dict(), base)
         for method in ("untouched", "interpolate", "plain", "pose"):
@@ -259,18 +303,20 @@ def main() -> None:
             model = build(len(tokenizer))
             model.load_state_dict(torch.load(base, weights_only=True))
             if method != "untouched":
-                extend_positions(model)
+                extend_positions(model, lengths)
             if method in collators:
                 if name != "bert":
-                    probe_attention(model, TARGET, batch_size=WINDOWS_PER_STEP)
-                train(model, collators[method], source, steps=EXTENDING, rate=0.2, report=say)
+                    probe_attention(model, lengths.target, batch_size=recipe.windows)
+                train(model, collators[method], source, recipe, steps=recipe.steps[1], rate=0.2, report=say)
             # BERT has no positions beyond its window before it is extended.
-            lengths = [n for n in MEASURED if n <= model.config.max_position_embeddings or name != "bert"]
-            accuracy = {str(length): measure(model, tokenizer, held_out, length) for length in lengths}
+            measured = [times * recipe.window for times in TIMES]
+            if name == "bert":
+                measured = [length for length in measured if length <= model.config.max_position_embeddings]
+            accuracy = {str(n): measure(model, tokenizer, held_out, n, recipe.repeated) for n in measured}
             rows.append({"model": name, "method": method, "accuracy": accuracy})
             write_json(file, {"rows": rows})
             say(table(rows[-1:]).splitlines()[-1])
-    write_text(output / "table.md", table(rows))
+    write_text(arguments.output / "table.md", table(rows))
 
 
 if __name__ == "__main__":
