@@ -5,7 +5,8 @@
 # make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl
 #             and proofs.jsonl (see that page). Cells that are committed are not run again; all of them take hours
 # make study-aids   ways to read beyond the window without training, beside an extension (docs/evaluation.md)
-# make study-families   linear, NTK and YaRN on Llama, GPT-NeoX and GPT-J (docs/models.md); hours of a core from nothing
+# make study-families   linear, NTK and YaRN on Llama, GPT-NeoX, GPT-J and Baichuan (docs/models.md); 3 hours of a core
+#             from nothing
 # make reliability   20 kills of one run and 500 broken inputs (docs/results/reliability.json), one process beside two
 #             (scaling.json); a quarter of an hour
 # make check-serving VLLM=PYTHON [LLAMA_CPP=DIRECTORY]   SmolLM2 beyond its first window by transformers and by servers
@@ -72,9 +73,9 @@ study-tiny: .venv/installed runs/plays.jsonl
 	$(BIN)/python scripts/tradeoff.py docs/results/tradeoff
 
 study-families: .venv/installed
-	$(BIN)/python scripts/family_bases.py runs/families gpt_neox gptj
+	$(BIN)/python scripts/family_bases.py runs/families gpt_neox gptj baichuan
 	$(BIN)/skipwise study configs/studies/families-llama.yaml --output docs/results/families-llama --jobs 2
-	for family in gpt_neox gptj; do \
+	for family in gpt_neox gptj baichuan; do \
 	    sed "s|builtin:tiny|runs/families/$$family|" configs/studies/families-llama.yaml > runs/families/$$family.yaml; \
 	    $(BIN)/skipwise study runs/families/$$family.yaml --output docs/results/families-$$family --jobs 2 || exit; \
 	done

@@ -95,7 +95,7 @@ class Recipe:
 RECIPES = {
     "modernbert": Recipe(),
     "eurobert": Recipe(window=256, windows=16, repeated=(24, 56), repeating=0.75, steps=(600, 200), rate=0.5),
-    "bert": Recipe(),
+    "bert": Recipe(windows=16, repeated=(24, 56), repeating=0.75, steps=(1200, 200)),
 }
 SIZES: dict[str, Any] = {
     "hidden_size": 192,
