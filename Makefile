@@ -64,11 +64,12 @@ study-tiny: .venv/installed runs/plays.jsonl
 	    $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl runs/plays.jsonl
 	$(BIN)/python scripts/long_texts.py runs/texts-long --characters 250000 \
 	    $(TEXTS)/books.jsonl $(TEXTS)/gov_reports.jsonl $(TEXTS)/proofs.jsonl
-	for study in x8 x16 x64 x256 explore confirm confirm-uniform confirm-untouched; do \
+	for study in x8 x16 x64 x256 explore confirm confirm-uniform confirm-untouched confirm-echoes; do \
 	    $(BIN)/skipwise study configs/studies/tiny-$$study.yaml --output docs/results/tiny-$$study --jobs 2 || exit; \
 	done
 	$(BIN)/python scripts/summarise_studies.py docs/results/summary.json \
-	    docs/results/tiny-x8 docs/results/tiny-x16 docs/results/tiny-x64 docs/results/tiny-x256 docs/results/tiny-confirm docs/results/tiny-confirm-uniform docs/results/tiny-confirm-untouched \
+	    docs/results/tiny-x8 docs/results/tiny-x16 docs/results/tiny-x64 docs/results/tiny-x256 docs/results/tiny-confirm \
+	    docs/results/tiny-confirm-uniform docs/results/tiny-confirm-untouched docs/results/tiny-confirm-echoes \
 	    docs/results/tiny-explore docs/results/demo-passkeys docs/results/smollm2-32k docs/results/smollm2-128k docs/results/smollm2-128k-passkeys
 	$(BIN)/python scripts/tradeoff.py docs/results/tradeoff
 

@@ -20,7 +20,7 @@ A quarter to half an hour for each on one core.
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from skipwise.config import DataConfig, SourceConfig
 from skipwise.data.builtin import PYTHON
 from skipwise.data.store import open_store
 from skipwise.data.windows import Source, cut_spans
+from skipwise.digests import short_digest
 from skipwise.models.forward import autocast
 from skipwise.models.load import compute_dtype
 from skipwise.models.locate import TINY, model_location
@@ -71,19 +72,22 @@ class Recipe:
     """How an encoder is made.
 
     Attributes:
+        build: the untrained model, by the size of its vocabulary and its window.
         window: of pretraining, and of training to TIMES[-1] times that, in tokens.
         windows: in a step.
         repeated: tokens of a repetition, at least and less than.
         repeating: share of windows that have one, the last tokens repeating some before them.
-        steps: of pretraining and of extension.
+        pretraining, extension: steps.
         rate: of pretraining; a fifth of the full one in extension.
     """
 
+    build: Callable[[int, int], PreTrainedModel]
     window: int = 128
-    windows: int = 32
-    repeated: tuple[int, int] = (16, 40)
-    repeating: float = 0.5
-    steps: tuple[int, int] = (1200, 400)
+    windows: int = 16
+    repeated: tuple[int, int] = (24, 56)
+    repeating: float = 0.75
+    pretraining: int = 1200
+    extension: int = 200
     rate: float = 1.0
 
     @property
@@ -92,26 +96,21 @@ class Recipe:
         return Lengths(original=self.window, train=self.window, target=TIMES[-1] * self.window)
 
 
-RECIPES = {
-    "modernbert": Recipe(),
-    "eurobert": Recipe(window=256, windows=16, repeated=(24, 56), repeating=0.75, steps=(600, 200), rate=0.5),
-    "bert": Recipe(windows=16, repeated=(24, 56), repeating=0.75, steps=(1200, 200)),
-}
 SIZES: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "max_position_embeddings": 128,
     "pad_token_id": 1,
 }
 
 
-def modernbert(vocabulary: int) -> PreTrainedModel:
+def modernbert(vocabulary: int, window: int) -> PreTrainedModel:
     """Every second layer sees all of the text."""
     return ModernBertForMaskedLM(
         ModernBertConfig(
             **SIZES,
+            max_position_embeddings=window,
             vocab_size=vocabulary,
             layer_types=["full_attention", "sliding_attention"] * 2,
             local_attention=32,
@@ -127,28 +126,39 @@ def modernbert(vocabulary: int) -> PreTrainedModel:
     )
 
 
-def eurobert(vocabulary: int) -> PreTrainedModel:
+def eurobert(vocabulary: int, window: int) -> PreTrainedModel:
     """Every layer sees all of the text. The weights of the embedded Llama, with a mask as one more token."""
     known = LlamaForCausalLM.from_pretrained(model_location(TINY), dtype=torch.float32)
     known.resize_token_embeddings(vocabulary)
     values = known.config.to_dict()
     same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-            "head_dim", "hidden_act", "rms_norm_eps", "max_position_embeddings", "bos_token_id", "eos_token_id",
+            "head_dim", "hidden_act", "rms_norm_eps", "bos_token_id", "eos_token_id",
             "tie_word_embeddings", "rope_parameters", "vocab_size")  # fmt: skip
-    config = EuroBertConfig(**{name: values[name] for name in same}, pad_token_id=1, mask_token_id=vocabulary - 1)
+    given = {name: values[name] for name in same}
+    config = EuroBertConfig(**given, max_position_embeddings=window, pad_token_id=1, mask_token_id=vocabulary - 1)
     model = EuroBertForMaskedLM(config)
     model.load_state_dict(known.state_dict())
     return model
 
 
-def bert(vocabulary: int) -> PreTrainedModel:
+def bert(vocabulary: int, window: int) -> PreTrainedModel:
     """A learned embedding for each position."""
     return BertForMaskedLM(
-        BertConfig(**SIZES, vocab_size=vocabulary, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        BertConfig(
+            **SIZES,
+            max_position_embeddings=window,
+            vocab_size=vocabulary,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
     )
 
 
-BUILD: dict[str, Callable[[int], PreTrainedModel]] = {"modernbert": modernbert, "eurobert": eurobert, "bert": bert}
+RECIPES = {
+    "modernbert": Recipe(modernbert, windows=32, repeated=(16, 40), repeating=0.5, extension=400),
+    "eurobert": Recipe(eurobert, window=256, pretraining=600, rate=0.5),
+    "bert": Recipe(bert),
+}
 
 
 def extend_positions(model: PreTrainedModel, lengths: Lengths) -> None:
@@ -280,40 +290,44 @@ def main() -> None:
     documents = open_store(data.sources[0], data, tokenizer).held_out
     tokenizer.add_special_tokens({"mask_token": "<mask>"})
     for name in arguments.models:
-        build, recipe = BUILD[name], RECIPES[name]
+        recipe = RECIPES[name]
         lengths = recipe.lengths
+        made = {field: value for field, value in asdict(recipe).items() if field != "build"}
+        made["repeated"] = list(recipe.repeated)
+        if any(row["model"] == name and row["recipe"] != made for row in rows):
+            parser.error(f"{file} has rows of {name} by another recipe: remove them, or choose another directory")
         spans = cut_spans(documents, needed=lengths.target, used=1 << 30, join=False)
         held_out = Source(documents, spans, weight=1.0)
         torch.manual_seed(0)
-        base = kept / f"{name}.pt"
-        model = build(len(tokenizer))
+        base = kept / f"{name}-{short_digest(json.dumps(made))}.pt"
+        model = recipe.build(len(tokenizer), recipe.window)
         collators = {
             method: MaskedWindowCollator(WindowCollator(sampler, lengths), tokenizer, MASKED)
             for method, sampler in (("plain", Plain()), ("pose", PoSE()))
         }
         if not base.exists():
             say(f"{name}: {model.num_parameters():,} parameters")
-            train(model, collators["plain"], source, recipe, steps=recipe.steps[0], rate=recipe.rate, report=say)
+            train(model, collators["plain"], source, recipe, steps=recipe.pretraining, rate=recipe.rate, report=say)
             base.parent.mkdir(parents=True, exist_ok=True)
             torch.save(model.state_dict(), base)
         for method in ("untouched", "interpolate", "plain", "pose"):
             if any((row["model"], row["method"]) == (name, method) for row in rows):
                 continue
             torch.manual_seed(1)
-            model = build(len(tokenizer))
+            model = recipe.build(len(tokenizer), recipe.window)
             model.load_state_dict(torch.load(base, weights_only=True))
             if method != "untouched":
                 extend_positions(model, lengths)
             if method in collators:
                 if name != "bert":
                     probe_attention(model, lengths.target, batch_size=recipe.windows)
-                train(model, collators[method], source, recipe, steps=recipe.steps[1], rate=0.2, report=say)
+                train(model, collators[method], source, recipe, steps=recipe.extension, rate=0.2, report=say)
             # BERT has no positions beyond its window before it is extended.
             measured = [times * recipe.window for times in TIMES]
             if name == "bert":
                 measured = [length for length in measured if length <= model.config.max_position_embeddings]
             accuracy = {str(n): measure(model, tokenizer, held_out, n, recipe.repeated) for n in measured}
-            rows.append({"model": name, "method": method, "accuracy": accuracy})
+            rows.append({"model": name, "method": method, "recipe": made, "accuracy": accuracy})
             write_json(file, {"rows": rows})
             say(table(rows[-1:]).splitlines()[-1])
     write_text(arguments.output / "table.md", table(rows))

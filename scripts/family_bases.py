@@ -1,14 +1,16 @@
 """Tiny bases of other families than the embedded Llama, to be extended: GPT-J, Baichuan 2, GPT-NeoX.
 
-    python scripts/family_bases.py runs/families gpt_neox
+    python scripts/family_bases.py runs/families gpt_neox gptj baichuan
 
 Each has a window of 256 tokens and is pretrained like the embedded model (scripts/tiny_model.py), with its tokenizer
-and on the same data; Baichuan begins with the embedded model's weights. GPT-J and Baichuan are written in their own
-layout and then converted: what is extended is what `skipwise convert` made of them. About a quarter of an hour each on
-one core.
+and on the same data. The layouts of GPT-J and Baichuan know no other theta than 10,000, so all three have that; at this
+window it lets a model find things well beyond it untouched. Baichuan begins with the embedded model's weights and is
+trained for 500 steps with an output layer and a theta of its own. GPT-J and Baichuan are then converted: what is
+extended is what `skipwise convert` made of them. About a quarter of an hour each on one core.
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,7 +126,6 @@ def save_baichuan(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, di
     tokenizer.save_pretrained(directory)
 
 
-# From nothing Baichuan, whose logits are bounded, found no passkeys after 1,200 steps: so it begins trained.
 STEPS = {"gpt_neox": 1200, "gptj": 1200, "baichuan": 500}
 BUILD: dict[str, Callable[[int], PreTrainedModel]] = {"gpt_neox": gpt_neox, "gptj": gptj, "baichuan": baichuan}
 SAVE = {"gpt_neox": save_gpt_neox, "gptj": save_gptj, "baichuan": save_baichuan}
@@ -142,11 +143,15 @@ def main() -> None:
         directory = arguments.output / family
         if directory.exists():
             continue
+        arguments.output.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         model = BUILD[family](len(tokenizer))
         console.print(f"{family}: {model.num_parameters():,} parameters", highlight=False)
         pretrain(model, tokenizer, source, retrieval, steps=STEPS[family], seed=0, console=console)
-        SAVE[family](model, tokenizer, directory)
+        with tempfile.TemporaryDirectory(dir=arguments.output) as unfinished:
+            SAVE[family](model, tokenizer, Path(unfinished) / family)
+            for made in sorted(Path(unfinished).iterdir(), reverse=True):  # the original layout first
+                made.rename(arguments.output / made.name)
 
 
 if __name__ == "__main__":

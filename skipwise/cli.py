@@ -46,12 +46,11 @@ def main_options(
     errors.show_origin = debug
 
 
-@app.command(cls=Command)
 def extend(
     model: Annotated[str, typer.Argument(help="Model directory, hub id, .gguf file, builtin:tiny, or a config.yaml.")],
     target: Annotated[str | None, typer.Option(help="Window wanted, e.g. 32k.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="File, directory, hub dataset, builtin:python.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Run directory.  [default: runs/MODEL-TARGET-METHOD]")] = None,
+    output: Annotated[Path | None, typer.Option(help="Run directory.  \\[default: runs/MODEL-TARGET-METHOD]")] = None,
     method: Annotated[str | None, typer.Option(help="One of {methods}.")] = None,
     rope: Annotated[str | None, typer.Option(help="One of {scalings}.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
@@ -111,7 +110,6 @@ def extend(
         console.print(f"Report: {RunDir(run).report}")
 
 
-@app.command(cls=Command)
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models or runs: directory, hub id, .gguf file, builtin:tiny.")],
     config: Annotated[Path | None, typer.Option(help="YAML: data, evaluate, seed, chat, dtype.")] = None,
@@ -173,7 +171,6 @@ def evaluate(
         raise UserError("Nothing could be measured; the reasons are above.")
 
 
-@app.command(cls=Command)
 def study(
     file: Annotated[Path, typer.Argument(help="Study file (YAML): base, methods, seeds, domains.")],
     output: Annotated[Path | None, typer.Option(help="Where cells, tables and plots are kept.")] = None,
@@ -230,7 +227,6 @@ def study(
         raise failure
 
 
-@app.command(cls=Command)
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,
@@ -242,16 +238,19 @@ def demo(
     report_commands.report([output, output / "plain"], output / "report.html")
 
 
-app.add_typer(config_commands.app, name="config")
 for command in (
+    extend,
     planning_commands.plan,
     planning_commands.coverage,
     planning_commands.search,
+    evaluate,
+    study,
     report_commands.report,
     report_commands.explore,
     model_commands.doctor,
     model_commands.convert,
     model_commands.export,
+    demo,
 ):
     app.command(cls=Command)(command)
 
@@ -287,6 +286,9 @@ def list_() -> None:
 
 def _short(path: str) -> str:
     return Path(path.rpartition(":")[2]).name.removesuffix(".gguf") or "model"
+
+
+app.add_typer(config_commands.app, name="config")
 
 
 def main() -> None:

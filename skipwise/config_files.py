@@ -120,8 +120,11 @@ def values_from_flags(
     Args:
         model: what names a model, or a YAML file.
         flags: sections and keys, None where nothing was said.
-        method: a name of `METHODS`.
-        assignments: `section.key=value`, which win.
+        method: a name of `METHODS`, or None.
+        assignments: `section.key=value`, which win; None is none.
+
+    Raises:
+        UserError: for a file that cannot be read, an unknown method and an assignment that is none.
     """
     named = model.endswith((".yaml", ".yml"))
     values: dict[str, Any] = read_yaml(Path(model)) if named else {"model": {"path": model}}
@@ -134,7 +137,7 @@ def values_from_flags(
 
 def only_given(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Only the flags that were given."""
-    kept = {key: only_given(value) if isinstance(value, dict) else value for key, value in flags.items()}
+    kept = {key: only_given(value) if isinstance(value, Mapping) else value for key, value in flags.items()}
     return {key: value for key, value in kept.items() if value is not None and value != {}}
 
 

@@ -18,7 +18,7 @@ def plan(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
     devices: Annotated[int, typer.Option(help="That share the work.", min=1)] = 1,
     zero: Annotated[
-        int | None, typer.Option(help="ZeRO stage; 3 is also FSDP.  [default: of the configuration]", min=0, max=3)
+        int | None, typer.Option(help="ZeRO stage; 3 is also FSDP.  \\[default: of the configuration]", min=0, max=3)
     ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Devices are CPUs, whose heap holds more than is in use.")] = False,
     device_memory: Annotated[float | None, typer.Option(help="Of a device, in GB.", min=0.0)] = None,
@@ -80,7 +80,7 @@ def coverage(
     ] = None,
     positions: Annotated[
         list[str] | None,
-        typer.Option(help='Position sampler, repeatable: pose, "{name: pose, chunks: 3}".  [default: some of each]'),
+        typer.Option(help='Position sampler, repeatable: pose, "{name: pose, chunks: 3}".  \\[default: some of each]'),
     ] = None,
     windows: Annotated[int, typer.Option(help="To draw where there is no formula.", min=1)] = 1000,
     plot: Annotated[Path | None, typer.Option(help="Draw both by distance, as an SVG file.")] = None,

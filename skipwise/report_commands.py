@@ -33,7 +33,7 @@ def report(
 def explore(
     run: Annotated[Path | None, typer.Argument(help="A run of skipwise extend, whose model can be asked.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; the default is this machine alone.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="[default: the first free one from 7860]")] = None,
+    port: Annotated[int | None, typer.Option(help="\\[default: the first free one from 7860]")] = None,
 ) -> None:
     """Serve a local page: positions, distances, frequencies, cost and YAML of an extension, and a model to ask."""
     try:

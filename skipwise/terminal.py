@@ -21,6 +21,7 @@ class ErrorConsole(Console):
     show_origin = False
 
 
+OF_ALL = ("--quiet", "--debug")
 # Names of models, documents and files are shown as they are: none of them is markup.
 console = Console(quiet=not is_first(), markup=False, highlight=False)
 errors = ErrorConsole(stderr=True, markup=False, highlight=False)
@@ -38,16 +39,22 @@ def unexpected(error: Exception) -> str:
 
 
 class Program(TyperGroup):
-    """The commands. What is true of all of them may be said after a command as well as before it."""
+    """The commands. Options of all of them may be given after a command as well as before it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """With `--quiet` and `--debug` in front."""
-        of_all = [argument for argument in args if argument in ("--quiet", "--debug")]
-        return super().parse_args(ctx, of_all + [argument for argument in args if argument not in of_all])
+        """With `--quiet` and `--debug` in front, if nothing says that options have ended."""
+        end = args.index("--") if "--" in args else len(args)
+        of_all = [argument for argument in args[:end] if argument in OF_ALL]
+        others = [argument for argument in args[:end] if argument not in OF_ALL]
+        return super().parse_args(ctx, of_all + others + args[end:])
 
 
 class Command(TyperCommand):
     """A command whose help names what there is to choose from; the list of commands then need not import it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epilog = f"As every command it takes {' and '.join(OF_ALL)}, too."
 
     def get_params(self, ctx: Any) -> list[Any]:
         """With `{methods}` and the like filled in."""

@@ -348,16 +348,36 @@ def test_the_help_of_a_command_names_what_there_is(command: str, names: tuple[ty
         assert name_of(cls) in output
 
 
-def test_quiet_says_errors_only_and_debug_where_they_were_found() -> None:
+@pytest.mark.parametrize("place", [0, 1, 3, 7], ids=["before", "after its name", "between", "at the end"])
+def test_quiet_says_errors_only(place: int) -> None:
     wanted = ["extend", "builtin:tiny", "--target", "512", "--data", "builtin:python", "--dry-run"]
+    assert skipwise(*wanted[:place], "--quiet", *wanted[place:]) == ""
+    asked = ["plan", "builtin:tiny", "--target", "512", "--json"]
+    place = min(place, len(asked))
+    assert json.loads(skipwise(*asked[:place], "--quiet", *asked[place:]))["target_length"] == 512
+    assert "Error:" in skipwise("plan", "builtin:tiny", "--target", "128", "--quiet", code=2)
+
+
+def test_without_quiet_it_says_more_and_what_comes_after_two_dashes_is_no_option() -> None:
+    wanted = ["extend", "--target", "512", "--data", "builtin:python", "--dry-run", "builtin:tiny"]
     assert "context window" in skipwise(*wanted)
-    assert skipwise("--quiet", *wanted) == "" == skipwise(*wanted, "--quiet")
-    assert json.loads(skipwise("--quiet", "plan", "builtin:tiny", "--target", "512", "--json"))["target_length"] == 512
+    assert "--quiet does not exist" in skipwise(*wanted[:-1], "--", "./--quiet", code=2)
+    assert "Error:" in skipwise("plan", "--target", "512", "--", "--quiet", code=2)
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_debug_says_where_an_error_was_found(place: int) -> None:
     wrong = ["plan", "builtin:tiny", "--target", "128"]
-    assert "Error:" in skipwise("--quiet", *wrong, code=2)
-    done = subprocess.run([sys.executable, "-m", "skipwise", *wrong, "--debug"], capture_output=True, text=True)
+    arguments = [*wrong[:place], "--debug", *wrong[place:]]
+    done = subprocess.run([sys.executable, "-m", "skipwise", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert "resolve_target" in done.stderr and "Error: " in done.stderr
+
+
+def test_help_shows_what_is_taken_by_default() -> None:
+    """In brackets, which are markup to what prints it."""
+    for command in ("extend", "plan", "coverage", "explore"):
+        assert "[default:" in skipwise(command, "--help"), command
 
 
 def test_an_unexpected_error_is_one_message_and_its_traceback_a_file(

@@ -20,6 +20,7 @@ from skipwise.config_files import (
 from skipwise.positions import SAMPLERS
 from skipwise.rope import ROPE_SCALINGS
 from skipwise.sections import name_of
+from skipwise.study.config import parse_study
 
 MINIMAL: dict[str, Any] = {"model": {"path": "m"}, "lengths": {"target": "32k"}, "data": "docs.jsonl"}
 
@@ -192,6 +193,8 @@ def test_ready_recipes_are_valid() -> None:
             read_deepspeed(root / engine)
     for recipe in (root / "configs/evaluate").glob("*.yaml"):
         parse_evaluate_config(read_yaml(recipe))
+    for study in (root / "configs/studies").glob("*.yaml"):
+        parse_study(study)
 
 
 @pytest.mark.parametrize(

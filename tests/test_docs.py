@@ -183,7 +183,8 @@ def test_a_command_of_the_pages_runs(command: str, desk: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)]+)\)|^\[[^\]]+\]: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+        target = "".join(target)
         if re.match(r"https?://|mailto:", target):
             continue
         name, _, anchor = target.partition("#")
@@ -214,3 +215,6 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert len(fetched) > 2
     assert not [one for one in fetched if one.startswith(("http", "//"))]
     assert not list(dead_links(tmp_path / "site"))
+    contributing = (tmp_path / "site/contributing/index.html").read_text(encoding="utf-8")
+    assert 'href="../decisions/"' in contributing and "[decisions]" not in contributing
+    assert "0.1.0" in (tmp_path / "site/changelog/index.html").read_text(encoding="utf-8")

@@ -49,7 +49,7 @@ def test_windowed_layers_see_by_distance_to_both_sides(attention: str) -> None:
     ids, ones = text.gather(1, positions), torch.ones_like(positions)
     with torch.no_grad():
         whole = model(text, attention_mask=there).logits
-        expected = whole.gather(1, positions[..., None].expand(-1, -1, 258))
+        expected = whole.gather(1, positions[..., None].expand(-1, -1, whole.shape[-1]))
         masks = masks_for(model, {"attention_mask": ones, "position_ids": positions})
         ours = model(ids, attention_mask=masks, position_ids=positions).logits
         by_index = model(ids, attention_mask=ones, position_ids=positions).logits
@@ -61,7 +61,7 @@ def t5gemma() -> PreTrainedModel:
     half = {**ENCODER_SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
     parts = {"encoder": T5GemmaModuleConfig(**half), "decoder": T5GemmaModuleConfig(**half)}
     torch.manual_seed(0)
-    return T5GemmaForConditionalGeneration(T5GemmaConfig(**parts, vocab_size=258)).eval()
+    return T5GemmaForConditionalGeneration(T5GemmaConfig(**parts, vocab_size=ENCODER_SIZES["vocab_size"])).eval()
 
 
 def test_a_decoder_is_no_encoder() -> None:

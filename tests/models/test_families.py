@@ -31,6 +31,7 @@ COMMITTED, COMMITTED_ENCODERS = SUPPORT["families"], SUPPORT["encoders"]
 
 def test_every_family_has_a_row_in_the_table() -> None:
     assert [row["family"] for row in COMMITTED] == [family.model_type for family in FAMILIES]
+    assert [row["family"] for row in COMMITTED_ENCODERS] == list(ENCODERS)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
