@@ -5,6 +5,7 @@
 # make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl
 #             and proofs.jsonl (see that page). Cells that are committed are not run again; all of them take hours
 # make study-aids   ways to read beyond the window without training, beside an extension (docs/evaluation.md)
+# make study-search   factors found by search beside YaRN's ramp (docs/samplers.md), on texts that study-tiny has made
 # make study-families   linear, NTK and YaRN on Llama, GPT-NeoX, GPT-J and Baichuan (docs/models.md); 3 hours of a core
 #             from nothing
 # make reliability   20 kills of one run and 500 broken inputs (docs/results/reliability.json), one process beside two
@@ -23,7 +24,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
-.PHONY: bench demo demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-aids study-tiny study-families support check-serving
+.PHONY: bench demo demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-aids study-search study-tiny study-families support check-serving
 .PHONY: tiny-model test lint check clean site wheel
 
 demo: .venv/installed
@@ -83,6 +84,13 @@ study-families: .venv/installed
 
 study-aids: .venv/installed
 	$(BIN)/skipwise study configs/studies/aids.yaml --output docs/results/aids --jobs 2
+
+study-search: .venv/installed
+	$(BIN)/skipwise search builtin:tiny --target 2k --data builtin:python --set rope.beta_fast=4 \
+	    --output docs/results/search/needles
+	$(BIN)/skipwise search builtin:tiny --target 2k --data builtin:python --set rope.beta_fast=4 --fitness text \
+	    --output docs/results/search/text
+	$(BIN)/skipwise study configs/studies/search.yaml --output docs/results/search-study --jobs 2
 
 runs/plays.jsonl: .venv/installed
 	mkdir -p $(@D)
