@@ -40,10 +40,11 @@ def test_the_training_loop_of_the_readme(pico_directory: Path, tmp_path: Path, m
 
 def test_the_encoder_of_the_page_learns(tmp_path: Path) -> None:
     """docs/models.md, on a small model with lengths to fit."""
-    from tests.models.test_encoders import picomodel, tokenizer
+    from tests.models.test_encoders import tokenizer
+    from tests.support import pico_encoder
 
     torch.manual_seed(0)  # of a skip, which may be none
-    picomodel("modernbert").save_pretrained(tmp_path)
+    pico_encoder("modernbert").save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(encoding="utf-8"), re.DOTALL)
     code = code.replace("answerdotai/ModernBERT-base", str(tmp_path))

@@ -220,7 +220,9 @@ def _others(runs: Sequence[Run]) -> list[Row]:
         metrics.setdefault(row.evaluation, set()).add(row.metric)
     return [
         {"model": series,
-         "task": row.evaluation if len(metrics[row.evaluation]) == 1 else f"{row.evaluation} {row.metric}",
+         "task": row.evaluation
+         if len(metrics[row.evaluation]) == 1 and row.evaluation not in LOSSES  # bits per byte are no perplexity
+         else f"{row.evaluation} {row.metric}",
          "context": row.context_length, "score": row.value, "low": row.interval_low, "high": row.interval_high}
         for series, row in found
     ]  # fmt: skip
