@@ -26,8 +26,9 @@ from skipwise.config import ModelConfig
 from skipwise.data.builtin import python_documents
 from skipwise.environment import describe_environment
 from skipwise.evaluation.passkey import Trial, greedy_answers, make_trials
-from skipwise.evaluation.perplexity import sliding_log_probs, sliding_windows, truncated_sums
+from skipwise.evaluation.perplexity import sliding_log_probs, truncated_sums
 from skipwise.evaluation.prompts import encoder
+from skipwise.evaluation.slides import sliding_windows
 from skipwise.models.load import compute_dtype, load_model, load_tokenizer
 from skipwise.runs import write_json
 

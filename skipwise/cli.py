@@ -14,7 +14,7 @@ import typer
 from skipwise import __version__, config_commands, model_commands, planning_commands, report_commands
 from skipwise.errors import UserError
 from skipwise.ranks import is_first, joined, leave_processes, lost_process, rank
-from skipwise.terminal import Command, Program, console, errors, unexpected
+from skipwise.terminal import Command, OneLine, Program, console, errors, unexpected
 
 app = typer.Typer(
     cls=Program,
@@ -294,6 +294,7 @@ app.add_typer(config_commands.app, name="config")
 def main() -> None:
     """Run a command; turn a user's mistake into one message and exit code 2."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says on every CPU that it could be faster
+    logging.getLogger("huggingface_hub.utils._http").addFilter(OneLine())
     signal.signal(signal.SIGTERM, _stop)  # a training puts its own in this place, which saves first
     code = run(app)
     if code in (0, STOPPED):  # after an error others may still wait for this process; its launcher ends them

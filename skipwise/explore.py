@@ -18,9 +18,10 @@ from skipwise.errors import UserError
 from skipwise.evaluation.passkey import QUESTION, Fact, filler_units, passkey_text
 from skipwise.evaluation.prompts import encoder
 from skipwise.models.shape import has_windowed_layers, read_config, read_windows, shape_of
-from skipwise.planning import compare_costs, describe_costs, explain_costs, resolve_target
+from skipwise.planning import compare_costs, describe_costs, doubts, explain_costs, resolve_target
 from skipwise.positions import SAMPLERS
-from skipwise.report.charts import Chart, Run, coverage_chart, read_run, wavelength_chart, window_chart
+from skipwise.report.charts import Chart, coverage_chart, wavelength_chart, window_chart
+from skipwise.report.run import Run, read_run
 from skipwise.rope import ROPE_SCALINGS
 from skipwise.runs import RunDir
 from skipwise.sections import name_of
@@ -81,7 +82,8 @@ def look(
         hardware: dict[str, Any] = {"devices": int(devices or 1), "zero": int(zero), "cpu": cpu}
         costs = compare_costs(run.config, run.lengths, shape, **hardware, flops_per_second=rate)
         heads, rows = describe_costs(costs, run.config.train.max_steps, memory * 1e9 if memory else None)
-        notes = explain_costs(run.config, costs, has_windowed_layers(model_config), memory * 1e9 if memory else None)
+        windowed, size = has_windowed_layers(model_config), memory * 1e9 if memory else None
+        notes = explain_costs(run.config, costs, cpu=cpu, windowed=windowed, device_memory=size) + doubts(run.lengths)
         drawn = [_drawn(maker([run])) for maker in (window_chart, coverage_chart, wavelength_chart)]
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from error

@@ -5,23 +5,31 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.text import Text
 
 from skipwise.config import LengthsConfig, RunConfig
 from skipwise.config_files import read_deepspeed, to_yaml
 from skipwise.data.sources import check_source, is_hub_dataset
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
-from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Harness, Passkey, Perplexity, Stage
-from skipwise.lengths import Lengths, format_length
+from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Passkey, Perplexity, Stage
+from skipwise.lengths import Lengths
 from skipwise.models.locate import model_location
 from skipwise.models.shape import shape_of
-from skipwise.planning import Plan, describe_plan, make_plan, resolve_target, step_of, window_tokens, zero_stage
+from skipwise.planning import (
+    Plan,
+    describe_evaluation,
+    describe_plan,
+    doubts,
+    make_plan,
+    resolve_target,
+    step_of,
+    window_tokens,
+    zero_stage,
+)
 from skipwise.ranks import is_first, wait_for_all, world_size
 from skipwise.runs import RunDir, write_json, write_text
 from skipwise.training.trackers import check_trackers, send_results
@@ -182,18 +190,20 @@ def extend(
     lengths = resolve_lengths(config, model_config)
     config = resolve(config, lengths)
     plan = plan_of(config, model_config, lengths, count_parameters(model_config, config.model.trust_remote_code))
-    show_plan(plan, config, model_config, console)
     if dry_run:
+        show_plan(plan, config, model_config, console)
         return []
-
-    from skipwise.workbench import open_workbench
 
     resolved = to_yaml(config)
     with run.held() if is_first() else nullcontext():
         if is_first():
             run.claim(resume, resolved)
-            if resume and not run.resolved.exists():
-                console.print(f"Nothing to resume: {output} holds no run yet, and this one begins.", markup=False)
+        show_plan(plan, config, model_config, console)
+        if is_first() and resume and not run.resolved.exists():
+            console.print(f"Nothing to resume: {output} holds no run yet, and this one begins.", markup=False)
+
+        from skipwise.workbench import open_workbench
+
         bench = open_workbench(config, lengths, console)  # may still find the data wanting
         bench.check()
         if is_first():
@@ -205,47 +215,58 @@ def extend(
         rows = run.read_results()
         if is_first() and config.train.report_to:
             send_results(config.train.report_to, run.path, rows, say=console.print)
-    for warning in retrieval_warnings(rows, lengths.original):
-        console.print(Text.assemble(("Warning:", "yellow"), f" {warning}"))
+
+    from skipwise.report.table import warning
+
+    for line in retrieval_warnings(rows, lengths.original):
+        console.print(warning(line))
     return rows
 
 
 def _measure_and_train(run: RunDir, bench: "Workbench", config: RunConfig, lengths: Lengths, console: Console) -> None:
-    """Every stage in turn: as it came, with the new RoPE, trained."""
-    specs = config.evaluate or ()
-    model_name = config.model.path
-    stages = _stages(config)
-    if "original" in stages:
-        with timed(run, "evaluate original"):
-            _evaluate(run, bench, "original", model_name, bench.original_window, specs, console)
+    """Every part in turn: measured as it came, with the new RoPE, trained, measured again."""
+    stages, trains = stages_of(config), config.method != "interpolate"
+    parts = [f"evaluate {stage}" for stage in stages if stage != "extended"] + ["train"] * trains
+    parts += ["evaluate extended"] * ("extended" in stages)
+
+    @contextmanager
+    def part(name: str) -> Iterator[None]:
+        console.print(f"part {parts.index(name) + 1} of {len(parts)}: {name}", style="bold")
+        with timed(run, name):
+            yield
+
+    def measure(stage: Stage, window: int) -> None:
+        if stage in stages:
+            with part(f"evaluate {stage}"):
+                _evaluate(run, bench, stage, config.model.path, window, config.evaluate or (), console)
+
+    measure("original", bench.original_window)
     bench.interpolate()
-    if "interpolated" in stages:
-        with timed(run, "evaluate interpolated"):
-            _evaluate(run, bench, "interpolated", model_name, lengths.target, specs, console)
-    if config.method != "interpolate":
-        with timed(run, "train"):
+    measure("interpolated", lengths.target)
+    if trains:
+        with part("train"):
             finished = bench.train(run)
         if not finished:
             raise PreemptedError(f"Stopped and saved in {run.path}. The same command with --resume goes on.")
     bench.save(run)
-    if "extended" in stages:
-        with timed(run, "evaluate extended"):
-            _evaluate(run, bench, "extended", model_name, lengths.target, specs, console)
+    measure("extended", lengths.target)
 
 
 def show_plan(plan: Plan, config: RunConfig, model_config: "PreTrainedConfig", console: Console) -> None:
     """Print what will happen, and that an earlier scaling is replaced."""
     from skipwise.models.rope import read_rope
-    from skipwise.report.table import pairs_table
+    from skipwise.report.table import pairs_table, warning
 
     hub = " (hub dataset, not looked at yet)"
     pairs = [
         *describe_plan(plan),
         ("data", ", ".join(one.source + hub * is_hub_dataset(one) for one in config.data.sources)),
-        ("evaluation", "\n".join(describe_evaluation(spec) for spec in config.evaluate or ()) or "none"),
-        ("stages", ", ".join(_stages(config)) or "none"),
+        ("evaluation", describe_evaluation(config.evaluate or ()) or "none"),
+        ("stages", ", ".join(stages_of(config)) or "none"),
     ]
     console.print(pairs_table("Plan", pairs))
+    for line in doubts(Lengths(plan.original_length, plan.train_length, plan.target_length)):
+        console.print(warning(line))
     info = read_rope(model_config)
     if info.rope_type != "default" or info.current != info.original:
         console.print(
@@ -254,20 +275,9 @@ def show_plan(plan: Plan, config: RunConfig, model_config: "PreTrainedConfig", c
         )
 
 
-def _stages(config: RunConfig) -> list[Stage]:
+def stages_of(config: RunConfig) -> list[Stage]:
     """The stages that will be measured: where nothing is trained, there is no last one."""
     return [stage for stage in config.stages if stage != "extended" or config.method != "interpolate"]
-
-
-def describe_evaluation(spec: EvaluationSpec) -> str:
-    """`"passkey at 256, 1k, 4k tokens, 20 trials"`."""
-    name = spec.name.replace("_", " ")
-    if isinstance(spec, Harness):
-        return f"{name}: {', '.join(spec.tasks)}"
-    lengths = ", ".join(map(format_length, spec.context_lengths))
-    settings = asdict(spec)
-    unit = next(unit for unit in ("trials", "samples", "documents") if unit in settings)
-    return f"{name} at {lengths} tokens, {settings[unit]} {unit}"
 
 
 def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench", given: str, resolved: str) -> None:
@@ -338,12 +348,11 @@ def retrieval_warnings(rows: list[EvalResult], original: int, remedies: bool = T
         and row.value is not None
         and row.metric in ("accuracy", "perplexity")
     }
-    improved = [
-        f"{name.replace('_', ' ')} at {length:,} improved from {before:.4g} to {values['extended', name, length]:.4g}"
-        for (stage, name, length), before in sorted(values.items())
-        if stage == "original" and name != "passkey" and values.get(("extended", name, length), before) < before
-    ]
-    although = f" although {improved[0]}" if improved else ""
+    improved: dict[int, str] = {}  # by length: what it did elsewhere says nothing of a fall here
+    for (stage, name, length), before in sorted(values.items()):
+        trained = values.get(("extended", name, length), before)
+        if stage == "original" and name != "passkey" and trained < before:
+            improved[length] = f"although {name.replace('_', ' ')} there improved from {before:.4g} to {trained:.4g}"
     warnings = []
     for (stage, name, length), before in sorted(values.items(), key=lambda item: item[0][2]):
         after = values.get(("extended", name, length))
@@ -357,5 +366,6 @@ def retrieval_warnings(rows: list[EvalResult], original: int, remedies: bool = T
                 else f"The new RoPE alone has {untrained:.0%}: train longer, or choose another rope."
             )
             fall = f"passkey accuracy at {length:,} tokens fell from {before:.0%} to {after:.0%}"
-            warnings.append(f"{fall}{although}.{f' {remedy}' if remedies else ''}")
+            said = " ".join(part for part in (fall, improved.get(length)) if part)
+            warnings.append(f"{said}.{f' {remedy}' if remedies else ''}")
     return warnings

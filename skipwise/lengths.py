@@ -55,5 +55,8 @@ def parse_length(value: object) -> object:
 
 
 def format_length(tokens: int) -> str:
-    """The short form used in tables: 32768 -> `32k`, 1000 -> `1000`."""
-    return f"{tokens // 1024}k" if tokens >= 1024 and tokens % 1024 == 0 else str(tokens)
+    """The short form used in tables: 32768 -> `32k`, 1048576 -> `1m`, 1000 -> `1000`; `parse_length` reads it back."""
+    for unit, letter in ((1024**2, "m"), (1024, "k")):
+        if tokens >= unit and tokens % unit == 0:
+            return f"{tokens // unit}{letter}"
+    return str(tokens)

@@ -12,6 +12,7 @@ from skipwise.terminal import console, errors
 
 if TYPE_CHECKING:
     from skipwise.models.doctor import Diagnosis
+    from skipwise.models.readers import Reading
 
 
 def doctor(
@@ -43,9 +44,11 @@ def doctor(
         _show(found, pairs, model)
     if fix is not None:
         mended_copy(directory, found, beside, fix)
-        (errors if as_json else console).print(f"Written: {fix}")
-    left = [finding for finding in found.findings if not finding.limit and (fix is None or not finding.mended)]
-    if left:
+        found = diagnose(read_config(str(fix)), read_beside(fix), first)
+        say = (errors if as_json else console).print
+        say(f"Written: {fix}")
+        say(_after_fix(found), soft_wrap=True)
+    if any(not finding.limit for finding in found.findings):
         raise UserError(
             f"Something is wrong with {model}, as said above; --fix DIRECTORY writes a copy without what it can mend."
         )
@@ -98,8 +101,10 @@ def export(
         warnings=tuple(retrieval_warnings(rows, config.lengths.original or 0, remedies=False)),
     )
     with console.status(f"exporting {run}"):
-        export_run(directory, config, output, wanted)
+        said = export_run(directory, config, output, wanted)
     console.print(f"Written: {output}")
+    for line in said:
+        console.print(line, soft_wrap=True)
     if push is not None:
         with console.status(f"uploading to {push}"):
             address = push_to_hub(output, push, private)
@@ -159,6 +164,14 @@ def _probe(model: str, window: int) -> str:
     return "attention reaches across a skip, and sees how far it is"
 
 
+def _after_fix(found: "Diagnosis") -> str:
+    """What a second look at the copy finds."""
+    wrong = [finding for finding in found.findings if not finding.limit]
+    if not wrong:
+        return "A second look at it finds nothing wrong."
+    return "\n".join(["Still wrong with it:", *(f"- {finding.what} {finding.remedy}" for finding in wrong)])
+
+
 def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
     """Tables of what it is, how it is read, and what is wrong."""
     from skipwise.models.readers import difference, transformers_5
@@ -170,17 +183,20 @@ def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
     about = [("family", found.family), ("window", window), ("layers", "\n".join(found.layers)), *pairs]
     console.print(pairs_table(model, about))
     meant = transformers_5(found.mended)
-    body = []
+    body = [["meant", *_cells(meant), ""]]
     for reader, read in found.readings.items():
         if isinstance(read, str):
             body.append([reader, *["-"] * 5, "stops"])
-            continue
-        wave, wrong = 2 * math.pi / read.long.min(), difference(read, meant) is not None
-        cells = [f"{read.theta:,.6g}", f"{read.window:,}", f"{wave:,.0f}", f"{read.attention_factor:.4f}"]
-        body.append([reader, read.rope_type, *cells, "no" if wrong else "yes"])
-    header = ["", "type", "theta", "window", "longest wave", "attention", "as meant"]
+        else:
+            body.append([reader, *_cells(read), difference(read, meant) or ""])
+    header = ["", "type", "theta", "window", "longest wave", "attention", "differs in"]
     console.print(plain_table("How it is read", header, body))
     for finding in found.findings:
         console.print(f"- {finding.what} {'--fix: ' if finding.mended else ''}{finding.remedy}", soft_wrap=True)
     if all(finding.limit for finding in found.findings):
         console.print("Nothing is wrong with the model.")
+
+
+def _cells(read: "Reading") -> list[str]:
+    wave = 2 * math.pi / read.long.min()
+    return [read.rope_type, f"{read.theta:,.6g}", f"{read.window:,}", f"{wave:,.0f}", f"{read.attention_factor:.4f}"]

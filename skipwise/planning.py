@@ -1,16 +1,32 @@
 """What a run will do, from its configuration alone. No torch."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from skipwise.config import LengthsConfig, RunConfig, TrainConfig
 from skipwise.config_files import read_deepspeed
-from skipwise.costs import Step, StepFlops, StepMemory, step_flops, step_memory
+from skipwise.costs import LOGIT_ROWS, Step, StepFlops, StepMemory, step_flops, step_memory
 from skipwise.errors import UserError
+from skipwise.evaluation.slides import sliding_windows, stride_of
+from skipwise.evaluation.specs import (
+    EvaluationSpec,
+    Harness,
+    LongPPL,
+    Passkey,
+    Perplexity,
+    QuestionAnswering,
+    Ruler,
+    Summarization,
+    TruncatedPerplexity,
+)
 from skipwise.lengths import Lengths, format_length
 from skipwise.models.shape import ModelShape
 from skipwise.positions import PositionSampler
+
+# Of the paper's experiments: 2k to 128k (Table 2).
+LARGEST_FACTOR = 64
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,7 @@ class Plan:
         parameters: number of weights, tied ones once.
         train_flops: of all steps (`costs.step_flops`); None for models whose costs are not known.
         peak_memory: bytes of one device at the height of a step (`costs.step_memory`); None likewise, and without one.
+        cpu: whether a device is one, whose heap holds more than is in use.
     """
 
     model: str
@@ -40,6 +57,7 @@ class Plan:
     parameters: int
     train_flops: float | None
     peak_memory: float | None
+    cpu: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dictionary, ready for JSON."""
@@ -116,6 +134,7 @@ def make_plan(
         parameters=parameters,
         train_flops=None if shape is None else steps * processes * step_flops(shape, step).total,
         peak_memory=None if shape is None or not steps else step_memory(shape, step, processes, zero, cpu).peak,
+        cpu=cpu,
     )
 
 
@@ -139,11 +158,71 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
                 "tokens",
                 f"{plan.train_tokens:,}" + (f", about {plan.train_flops:.2g} FLOPs" if plan.train_flops else ""),
             ),
-            ("attention", f"{plan.attention_saving:,.0f} times fewer scores per window than at full length"),
         ]
+        if plan.window_tokens < plan.target_length:
+            fewer = f"{plan.attention_saving:,.{0 if plan.attention_saving >= 10 else 2}f}"
+            rows.append(("attention", f"{fewer} times fewer scores per window than at full length"))
         if plan.peak_memory is not None:
-            rows.append(("memory", f"{format_bytes(plan.peak_memory)} of each device at the height of a step"))
+            heap = " (a CPU's heap included)" if plan.cpu else ""
+            rows.append(("memory", f"{format_bytes(plan.peak_memory)} of each device at the height of a step{heap}"))
     return rows
+
+
+def describe_evaluation(specs: Sequence[EvaluationSpec]) -> str:
+    """A line for each: `"passkey at 256, 1k, 4k tokens, 20 trials: reads up to 107,520 tokens"`."""
+    lines = []
+    for spec in specs:
+        name = spec.name.replace("_", " ")
+        if isinstance(spec, Harness):
+            lines.append(f"{name}: {', '.join(spec.tasks)}")
+            continue
+        lengths = ", ".join(map(format_length, spec.context_lengths))
+        settings = asdict(spec)
+        unit = next(unit for unit in ("trials", "samples", "documents") if unit in settings)
+        tokens = tokens_read(spec)
+        cost = "" if tokens is None else f": reads up to {tokens:,} tokens"
+        lines.append(f"{name} at {lengths} tokens, {'up to ' * (unit == 'documents')}{settings[unit]} {unit}{cost}")
+    return "\n".join(lines)
+
+
+def tokens_read(spec: EvaluationSpec) -> int | None:
+    """Tokens that an evaluation reads of one model, at most; None where tasks or whole documents decide it.
+
+    What prompts share is read once, which makes it fewer.
+    """
+    match spec:
+        case Perplexity(final_tokens=int()) | Perplexity(max_document_tokens=int()):
+            size = spec.max_document_tokens or max(spec.context_lengths)
+            if spec.final_tokens is not None:
+                size = min(size, max(spec.context_lengths))  # where documents are cut
+            slides = (
+                slide
+                for length in spec.context_lengths
+                for slide in sliding_windows(size, length, stride_of(spec, length), spec.final_tokens)
+            )
+            return spec.documents * sum(slide.end - slide.begin for slide in slides)
+        case TruncatedPerplexity():
+            return spec.documents * max(spec.context_lengths)
+        case LongPPL():
+            return spec.documents * sum(spec.context_lengths)
+        case Passkey():
+            return spec.trials // spec.keys_per_prompt * sum(spec.context_lengths)
+        case Ruler():
+            return spec.samples * len(spec.tasks) * sum(spec.context_lengths)
+        case QuestionAnswering() | Summarization():
+            return spec.samples * sum(spec.context_lengths)
+        case _:
+            return None
+
+
+def doubts(lengths: Lengths) -> list[str]:
+    """What to say of a target before it is paid for."""
+    if lengths.factor <= LARGEST_FACTOR:
+        return []
+    return [
+        f"A factor of {lengths.factor:,.0f} is beyond {LARGEST_FACTOR}, the largest of the PoSE paper. "
+        "Go there in steps that you measure, or begin with a model that has a longer window."
+    ]
 
 
 @dataclass(frozen=True)
@@ -232,15 +311,28 @@ def resolve_target(config: Wanted, first: int, current: int) -> Lengths:
     return lengths
 
 
-def explain_costs(config: RunConfig, costs: list[Cost], windowed: bool, device_memory: float | None) -> list[str]:
+def explain_costs(
+    config: RunConfig, costs: list[Cost], *, cpu: bool, windowed: bool, device_memory: float | None
+) -> list[str]:
     """What the table leaves unsaid, a line each.
 
     Args:
+        cpu: whether a device is one.
         windowed: whether some of the model's layers see only the last tokens.
     """
     lines = ["Peak: gradients come as activations go, so only the larger of both counts, but both with accumulation."]
+    lines.append(
+        f"Logits: of {LOGIT_ROWS} tokens at a time, for the teacher as well, and the output embedding's gradient."
+    )
     if any(cost.step.teacher for cost in costs):
-        lines.append("Teacher: the untouched model, to which short windows are held; train.kl_weight=0 does without.")
+        lines.append(
+            "Teacher: the untouched model, to which windows that it can read are held; train.kl_weight=0 does without."
+        )
+    lines.append(
+        "Memory of a CPU, with what its heap holds beyond what is in use."
+        if cpu
+        else "Memory of an accelerator; on a CPU it is more, which --cpu counts."
+    )
     if any(cost.seconds is not None for cost in costs):
         lines.append("Seconds: as if all ran at that rate; a whole step takes about half as long again.")
     if config.train.lora:

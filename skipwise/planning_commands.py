@@ -33,7 +33,15 @@ def plan(
 
     from skipwise.config_files import parse_config, values_from_flags
     from skipwise.models.shape import has_windowed_layers, read_config, read_windows, shape_of
-    from skipwise.planning import compare_costs, cost_rows, describe_costs, explain_costs, resolve_target, zero_stage
+    from skipwise.planning import (
+        compare_costs,
+        cost_rows,
+        describe_costs,
+        doubts,
+        explain_costs,
+        resolve_target,
+        zero_stage,
+    )
 
     if measure and flops:
         raise UserError(f"--measure finds the rate itself, so --flops {flops:g} cannot be kept. Leave one of them out.")
@@ -60,7 +68,7 @@ def plan(
         about |= {"target_length": lengths.target, "steps": config.train.max_steps, "devices": devices, "zero": zero}
         print(json.dumps({**about, "flops_per_second": flops, "costs": cost_rows(costs)}))
         return
-    from skipwise.report.table import plain_table
+    from skipwise.report.table import plain_table, warning
 
     of = f"{config.model.path}, {shape.parameters / 1e6:,.1f} M parameters, {lengths.original:,} -> {lengths.target:,}"
     sharing = "" if (devices, zero) == (1, 0) else f", each of {devices} devices, ZeRO stage {zero}"
@@ -68,8 +76,11 @@ def plan(
     console.print(plain_table(f"{of}{sharing}", *describe_costs(costs, config.train.max_steps, memory)))
     if flops:
         console.print(f"at {flops:.3g} FLOP/s a device{', as measured here' if measure else ''}")
-    for line in explain_costs(config, costs, has_windowed_layers(model_config), memory):
+    windowed = has_windowed_layers(model_config)
+    for line in explain_costs(config, costs, cpu=cpu, windowed=windowed, device_memory=memory):
         console.print(line)
+    for line in doubts(lengths):
+        console.print(warning(line))
 
 
 def coverage(

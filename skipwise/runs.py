@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult
 
 LOCK_SECONDS = 10.0
+# Of two configurations, that are named.
+MOST_DIFFERENCES = 8
 
 
 def write_text(path: Path, text: str) -> None:
@@ -89,19 +91,33 @@ def _ends_line(opened: Any, end: int) -> bool:
     return ends
 
 
-def _same_config(one: str, other: str) -> bool:
-    """Whether two resolved configurations say the same; keys that came later have their defaults."""
-    from skipwise.config_files import parse_config
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What two resolved configurations say differently, in words, by key; keys that came later have their defaults."""
+    from skipwise.config_files import parse_config, to_yaml
 
-    try:
-        return parse_config(yaml.safe_load(one)) == parse_config(yaml.safe_load(other))
-    except (UserError, yaml.YAMLError):
-        return False
+    flat = []
+    for values in (one, other):
+        with suppress(UserError):  # what cannot be read any more is compared as it is
+            values = yaml.safe_load(to_yaml(parse_config(values)))
+        flat.append(dict(_flat(values)))
+    before, now = flat
+    return [
+        f"{key} was {before.get(key)} and is {now.get(key)}"
+        for key in dict.fromkeys((*before, *now))
+        if before.get(key) != now.get(key)
+    ]
 
 
-def _only_in(text: str, other: str) -> list[str]:
-    """Lines of one text that the other does not have."""
-    return [line.strip() for line in text.splitlines() if line not in other.splitlines()]
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """`("train.max_steps", 300)` for every value, and `("evaluate[0].trials", 20)`; lists of plain values are one."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for number, inner in enumerate(value):
+            yield from _flat(inner, f"{name}[{number}]")
+    else:
+        yield name, value
 
 
 @dataclass(frozen=True)
@@ -238,12 +254,14 @@ class RunDir:
                 raise UserError(
                     f"{self.path} holds a run already. Add --resume to go on with it, or choose another --output."
                 )
-            before = self.resolved.read_text(encoding="utf-8")
-            if before != resolved and not _same_config(before, resolved):
-                old, new = (", ".join(_only_in(*both)) for both in ((before, resolved), (resolved, before)))
+            from skipwise.config_files import read_yaml
+
+            changed = _differences(read_yaml(self.resolved), yaml.safe_load(resolved))
+            if changed:
+                more = len(changed) - MOST_DIFFERENCES
                 raise UserError(
-                    f"{self.path} was started with another configuration: it has {old or 'no more'}, not "
-                    f"{new or 'less'}. Resume with the same one, or choose another --output."
+                    f"{self.path} was started with another configuration: {'; '.join(changed[:MOST_DIFFERENCES])}"
+                    f"{f'; and {more} more' if more > 0 else ''}. Resume with the same one, or choose another --output."
                 )
         elif self.path.exists() and not self._only_begun():
             raise UserError(f"{self.path} exists and is no Skipwise run. Choose another --output.")

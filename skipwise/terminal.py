@@ -1,5 +1,6 @@
 """What all commands print to, and how their help is made."""
 
+import logging
 import tempfile
 import traceback
 from typing import Any
@@ -36,6 +37,20 @@ def unexpected(error: Exception) -> str:
         "skipwise --debug prints it. What is finished is kept, and the same command goes on (extend and demo with "
         "--resume)."
     )
+
+
+class OneLine(logging.Filter):
+    """Of a hub that cannot be reached, one line in place of two for every try."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is shown; the first of them says it all."""
+        if not any(words in record.getMessage() for words in ("thrown while requesting", "Retrying in")):
+            return True
+        record.msg, record.args = "The hub cannot be reached; trying for half a minute (not with HF_HUB_OFFLINE=1).", ()
+        self.said, before = True, self.said
+        return not before
 
 
 class Program(TyperGroup):

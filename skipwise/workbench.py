@@ -22,11 +22,11 @@ from skipwise.data.tokenised import open_sources
 from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans, with_answers
 from skipwise.errors import UserError
 from skipwise.evaluation.runner import evaluate
-from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Stage
+from skipwise.evaluation.specs import EvalResult, EvaluationSpec, LongPPL, Perplexity, Stage, TruncatedPerplexity
 from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.lengths import Lengths
+from skipwise.lengths import Lengths, format_length
 from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model, load_tokenizer
 from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.recompute import recompute_activations
@@ -78,6 +78,7 @@ class Workbench:
                 is nothing to watch the loss on.
         """
         check_loss(self.model)
+        self._say_unreached()
         if self.config.train.lora:
             check_adapters(self.model, self.config.train.lora)
         if self.config.train.eval_steps:
@@ -97,6 +98,18 @@ class Workbench:
             if training.echo_share:
                 probe_score_mask(self.model, self.dtype)
             self.model.eval()
+
+    def _say_unreached(self) -> None:
+        """Before anything is spent: context lengths that no held-out document has."""
+        longest = max(map(len, self.held_out.documents), default=0)
+        of_text = (Perplexity, TruncatedPerplexity, LongPPL)
+        wanted = {n for spec in self.config.evaluate or () if isinstance(spec, of_text) for n in spec.context_lengths}
+        if too_long := sorted(length for length in wanted if length > longest):
+            self.console.print(
+                f"the longest held-out document has {longest:,} tokens: no perplexity at "
+                f"{', '.join(map(format_length, too_long))}; passkeys and the like need no documents",
+                highlight=False,
+            )
 
     def evaluate(
         self, run: RunDir, stage: Stage, name: str, window: int, specs: tuple[EvaluationSpec, ...], status: Status

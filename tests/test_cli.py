@@ -93,6 +93,7 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
     assert pooled["extended", "passkey", 64].status == "failed"  # the prompt alone is longer
     assert pooled["extended", "passkey", 64].value is None
     assert "failed: A passkey prompt needs at least" in output
+    assert "part 3 of 4: train" in output
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     assert model.config.max_position_embeddings == 512
     assert model.config.rope_parameters["rope_type"] == "yarn"
@@ -114,7 +115,8 @@ def test_a_finished_run_resumes_to_the_same_rows(config_file: Path, tmp_path: Pa
     assert sorted((run / "results.jsonl").read_text().splitlines()) == sorted(lines)
     assert (run / "model" / "model.safetensors").read_bytes() == weights
     other = skipwise("extend", config_file, "--output", run, "--resume", "--seed", 7, code=2)
-    assert "another configuration" in other
+    assert "another configuration: seed was 0 and is 7." in other
+    assert "context window" not in other  # no plan of what will not be done
 
 
 def test_an_interrupted_run_saves_and_resumes(config_file: Path, tmp_path: Path) -> None:

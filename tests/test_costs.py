@@ -8,12 +8,14 @@ import pytest
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen3Config
 from typer.testing import CliRunner
 
-from skipwise import UserError
+from skipwise import Lengths, UserError
 from skipwise.cli import app
 from skipwise.costs import LOGIT_ROWS, Step, activation_bytes, adapter_weights, step_flops, step_memory
+from skipwise.evaluation.specs import Harness, Passkey, Perplexity, Ruler
 from skipwise.models.forward import CHUNK_ROWS
 from skipwise.models.locate import TINY
 from skipwise.models.shape import ModelShape, has_windowed_layers, read_config, read_windows, shape_of
+from skipwise.planning import describe_evaluation, doubts, tokens_read
 
 SMALL = ModelShape(
     layers=2, heads=2, key_heads=1, head_dim=4, hidden_size=8, intermediate_size=16, vocabulary=10, tied=False
@@ -231,3 +233,33 @@ def test_sizes_are_not_guessed() -> None:
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 100}
     with pytest.raises(UserError, match="no intermediate_size"):
         shape_of(sizes)
+
+
+def test_what_an_evaluation_reads_is_what_its_windows_hold() -> None:
+    """Counted window by window, for documents that are as long as the longest context."""
+    spec = Perplexity(context_lengths=(64, 256, 1024), stride=48, documents=3, final_tokens=100)
+    # The last 100 tokens of 1,024: windows end at 972, 1,020 and 1,024, but for the longest, which has them all.
+    assert tokens_read(spec) == 3 * (3 * 64 + 3 * 256 + 1024)
+    cut = Perplexity(context_lengths=(64,), stride=32, documents=2, max_document_tokens=100)
+    assert tokens_read(cut) == 2 * 3 * 64  # they end at 64, 96 and 100
+    assert tokens_read(Perplexity(context_lengths=(64,))) is None  # whole documents, however long
+    assert tokens_read(Passkey(context_lengths=(100, 1000), trials=8, keys_per_prompt=4)) == 2 * 1100
+    assert tokens_read(Ruler(context_lengths=(100,), tasks=("vt", "cwe"), samples=5)) == 1000
+    assert tokens_read(Harness()) is None
+    assert describe_evaluation([Passkey(context_lengths=(1024,), trials=3), Harness(tasks=("boolq",))]) == (
+        "passkey at 1k tokens, 3 trials: reads up to 3,072 tokens\nharness: boolq"
+    )
+
+
+def test_a_target_that_nobody_has_reached_is_doubted() -> None:
+    assert doubts(Lengths(original=2048, train=2048, target=64 * 2048)) == []
+    (said,) = doubts(Lengths(original=256, train=256, target=2**20))
+    assert "A factor of 4,096 is beyond 64" in said
+    assert "Warning: A factor of 4,096" in CliRunner().invoke(app, ["plan", "builtin:tiny", "--target", "1m"]).output
+
+
+def test_memory_says_whose_it_is() -> None:
+    """A dry run counts a CPU's heap where it is one, and the plan does when it is told."""
+    plan = ["plan", "builtin:tiny", "--target", "4k"]
+    assert "Memory of an accelerator" in CliRunner().invoke(app, plan).output
+    assert "Memory of a CPU" in CliRunner().invoke(app, [*plan, "--cpu"]).output

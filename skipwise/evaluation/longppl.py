@@ -14,8 +14,9 @@ from skipwise.data.held_out import HeldOutDocument
 from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, Figure, perplexity_figures
-from skipwise.evaluation.perplexity import chosen, described, sliding_log_probs, sliding_windows, truncated_sums
+from skipwise.evaluation.perplexity import chosen, described, sliding_log_probs, truncated_sums
 from skipwise.evaluation.prompts import decode
+from skipwise.evaluation.slides import sliding_windows
 from skipwise.evaluation.specs import LongPPL
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.load import load_model, load_tokenizer

@@ -1,7 +1,6 @@
 """Perplexity over sliding windows, and of truncated documents."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,6 +13,7 @@ from skipwise.digests import short_digest
 from skipwise.errors import UserError
 from skipwise.evaluation.figures import Example, perplexity_figures
 from skipwise.evaluation.prompts import decode
+from skipwise.evaluation.slides import Slide, sliding_windows, stride_of
 from skipwise.evaluation.specs import LongPPL, Perplexity, TruncatedPerplexity
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
 from skipwise.models.reading import score_tokens
@@ -22,33 +22,6 @@ from skipwise.models.rope import length_dependent
 Tokens = NDArray[np.int64]
 # Windows are batched up to this many tokens.
 BATCH_TOKENS = 16_384
-
-
-@dataclass(frozen=True)
-class Slide:
-    """One window of a document: its tokens are [begin, end), those from `score_from` on are scored."""
-
-    begin: int
-    end: int
-    score_from: int
-
-
-def sliding_windows(num_tokens: int, context_length: int, stride: int, final_tokens: int | None = None) -> list[Slide]:
-    """Windows in which every scored token is predicted exactly once, with as much context as fits.
-
-    The first token of a document is context only: nothing stands before it.
-
-    >>> [(w.begin, w.end, w.score_from) for w in sliding_windows(10, context_length=4, stride=3)]
-    [(0, 4, 1), (3, 7, 4), (6, 10, 7)]
-    """
-    stride = min(stride, context_length - 1)
-    scored = 1 if final_tokens is None else max(1, num_tokens - final_tokens)
-    slides = []
-    while scored < num_tokens:
-        end = min(num_tokens, max(scored + stride, context_length))
-        slides.append(Slide(begin=max(0, end - context_length), end=end, score_from=scored))
-        scored = end
-    return slides
 
 
 def sliding_log_probs(model: PreTrainedModel, document: Tokens, slides: list[Slide]) -> NDArray[np.float64]:
@@ -112,8 +85,7 @@ def _measure_sliding(
     for document in documents:
         if (length, document.id) not in done:
             ids = document.read(limit)
-            stride = min(1024, max(1, length // 2)) if spec.stride is None else spec.stride
-            slides = sliding_windows(len(ids), length, stride, spec.final_tokens)
+            slides = sliding_windows(len(ids), length, stride_of(spec, length), spec.final_tokens)
             log_probs = sliding_log_probs(subject.model, ids, slides)
             yield {
                 "context_length": length,

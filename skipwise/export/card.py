@@ -11,6 +11,7 @@ import yaml
 from skipwise.config import RunConfig
 from skipwise.environment import without_directories
 from skipwise.lengths import Lengths
+from skipwise.models.locate import is_hub_id
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def model_card(config: RunConfig, lengths: Lengths, published: Published | None 
         published: for a model that is given to others; figures, licence, and how to serve it.
     """
     name = shown_name(config.model.path)
-    about = {"base_model": name, "library_name": "transformers", "tags": ["skipwise", "long-context"]}
+    about: dict[str, Any] = {"library_name": "transformers", "tags": ["skipwise", "long-context"]}
+    if is_hub_id(config.model.path):  # hubs make a link of it
+        about["base_model"] = config.model.path
     if published is not None and published.licence is not None:
         about["license"] = published.licence
     return f"""---
@@ -56,11 +59,13 @@ The context window of `{name}` was extended from {lengths.original:,} to {length
 Skipwise: method `{config.method}`, RoPE scaling `{config.rope.name}`, training windows of {lengths.train:,} tokens.
 It opens with `transformers.AutoModelForCausalLM.from_pretrained`.
 {_for_others(config, lengths, published) if published is not None else ""}
-Configuration:
+<details><summary>Configuration</summary>
 
 ```yaml
 {_published(config).rstrip()}
 ```
+
+</details>
 """
 
 

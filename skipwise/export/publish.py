@@ -17,6 +17,7 @@ from skipwise.errors import UserError, nearest
 from skipwise.export.card import Published, model_card
 from skipwise.export.gguf import TYPES, find_converter, write_gguf
 from skipwise.lengths import Lengths
+from skipwise.models.locate import TINY
 from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
 from skipwise.rope.scaling import base_frequencies
 from skipwise.runs import RunDir, new_directory, write_json, write_text
@@ -50,7 +51,7 @@ class Export:
     warnings: Sequence[str] = ()
 
 
-def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> None:
+def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> list[str]:
     """Write the model of a run to a new directory, all or nothing.
 
     Args:
@@ -58,13 +59,17 @@ def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> 
         config: of the run, resolved.
         output: new directory.
 
+    Returns:
+        What was checked, and what its users must know, a sentence each.
+
     Raises:
         UserError: for an unknown choice, or where a reader would compute something else than was trained.
     """
     _check_choices(wanted)
     converter = find_converter(wanted.converter) if wanted.gguf else None
     written, trained = read_json(run.model / "config.json"), read_json(run.rope)
-    meant = check_readers(written, trained, [name for name in CONFIG_READERS if name not in wanted.without])
+    readers = [name for name in CONFIG_READERS if name not in wanted.without]
+    meant = check_readers(written, trained, readers)
     lengths = config.lengths
     assert lengths.original is not None and lengths.train is not None, "a resolved configuration has all lengths"
     with new_directory(output) as directory:
@@ -74,17 +79,20 @@ def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> 
             file = f"{output.name}-{wanted.gguf}.gguf"
             write_gguf(directory, directory / file, wanted.gguf, converter, meant)
         plan = read_json(run.plan)
+        limits = _left_out(written, meant, wanted.without, own_file=file is not None)
         published = Published(
             windows=plan["steps"] * plan["windows_per_step"],
             window=plan["window_tokens"],
             table=wanted.table,
-            warnings=[*wanted.warnings, *_left_out(written, meant, wanted.without, own_file=file is not None)],
+            warnings=[*wanted.warnings, *limits],
             licence=base_licence(config.model.path),
             vllm=f"vllm serve {wanted.name or output.name} --max-model-len {lengths.target}",
             gguf=file,
         )
         three = Lengths(original=lengths.original, train=lengths.train, target=lengths.target)
         write_text(directory / "README.md", model_card(config, three, published))
+    checked = [*readers, *[f"llama.cpp ({file})"] * (file is not None)]
+    return [f"Checked: {', '.join(checked)} read the frequencies that it was trained with.", *limits]
 
 
 def _left_out(config: dict[str, Any], meant: Reading, without: Sequence[str], own_file: bool) -> list[str]:
@@ -180,6 +188,9 @@ def check_readers(config: dict[str, Any], trained: dict[str, Any], readers: Sequ
 
 def base_licence(path: str) -> str | None:
     """What the card of a model says of its licence; None if there is no card, or it says nothing."""
+    if path == TINY:
+        return "apache-2.0"  # our own
+
     from huggingface_hub import ModelCard
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -203,17 +203,18 @@ def _read(name: str, config: Mapping[str, Any]) -> Reading | str:
 def _about_readers(config: Mapping[str, Any], mended: Mapping[str, Any], readers: Iterable[str]) -> Iterator[Finding]:
     """Where a reader makes something else of the config than it must mean."""
     meant = transformers_5(mended)
+    alike: dict[tuple[str, str, bool], list[str]] = {}  # one cause makes many readers go wrong in the same way
     for name in readers:
         now, then = _read(name, config), _read(name, mended)
         wrong = now if isinstance(now, str) else difference(now, meant)
         if wrong is None:
             continue
         still = then if isinstance(then, str) else difference(then, meant)
-        what = f"{name} reads something else: {wrong}."
-        if still is None:
-            yield Finding(what, "The config is written in the form of every version.", True)
-        else:
-            yield Finding(what, _what_to_do(name, meant), False, limit=True)
+        remedy = "The config is written in the form of every version." if still is None else _what_to_do(name, meant)
+        alike.setdefault((wrong, remedy, still is not None), []).append(name)
+    for (wrong, remedy, limit), names in alike.items():
+        what = f"{', '.join(names)} {'reads' if len(names) == 1 else 'read'} something else: {wrong}."
+        yield Finding(what, remedy, not limit, limit=limit)
 
 
 def _what_to_do(name: str, meant: Reading) -> str:

@@ -176,8 +176,8 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             said = str(error).splitlines()[0]
             raise UserError(
-                f"There is no directory {path}, and its config cannot be had from the hub: {said} "
-                "Name a directory; HF_HUB_OFFLINE=1 takes what was downloaded before."
+                f"There is no directory {path} here, and the hub does not give its config either: {said} "
+                "Check the name; HF_HUB_OFFLINE=1 takes what was downloaded before."
             ) from error
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """The charts of a report: what each shows, its rows, and how they are drawn. Read from run directories; no torch."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,26 +9,21 @@ import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
-from skipwise.config import RunConfig
-from skipwise.config_files import parse_config, read_yaml
 from skipwise.coverage import coverage
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult
-from skipwise.lengths import Lengths, format_length
+from skipwise.lengths import format_length
 from skipwise.models.readers import Reading, transformers_5
 from skipwise.models.shape import read_config
 from skipwise.positions import Document, Plain, example_rng
-from skipwise.runs import RunDir, read_lines
+from skipwise.report.run import STAGES, Row, Run
 
-Row = dict[str, Any]
 # Points of a line: more cannot be told apart.
 POINTS = 240
 # Windows that coverage is drawn from, where there is no formula.
 WINDOWS = 400
 # Ends of the names of figures of which lower is better.
 LOSSES = ("perplexity", "longppl", "bits_per_byte")
-# Words for the stages of a run.
-STAGES = {"original": "untouched", "interpolated": "new RoPE alone", "extended": "extended"}
 
 
 @dataclass(frozen=True)
@@ -51,48 +45,6 @@ class Chart:
     spec: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run directory holds.
-
-    Attributes:
-        name: for headings and legends.
-        directory: its files.
-        config: resolved.
-        lengths: the three of them.
-        results: rows of its evaluations.
-        log: of the training.
-    """
-
-    name: str
-    directory: RunDir
-    config: RunConfig
-    lengths: Lengths
-    results: Sequence[EvalResult]
-    log: Sequence[Row]
-
-    def json(self, what: str) -> dict[str, Any]:
-        """`plan`, `environment`, `rope` or `timings`; {} where it is not there."""
-        file = getattr(self.directory, what)
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return content
-
-
-def read_run(directory: RunDir, name: str) -> Run:
-    """A run of `skipwise extend`, finished or not.
-
-    Raises:
-        UserError: for a directory that is none.
-    """
-    if not directory.resolved.is_file():
-        raise UserError(f"{directory.path} is no run of skipwise extend. Name the directory that was its --output.")
-    config = parse_config(read_yaml(directory.resolved))
-    original, train = config.lengths.original, config.lengths.train
-    assert original is not None and train is not None, "a resolved configuration has all lengths"
-    lengths = Lengths(original=original, train=train, target=config.lengths.target)
-    return Run(name, directory, config, lengths, directory.read_results(), read_lines(directory.train_log))
-
-
 def charts_of(runs: Sequence[Run]) -> list[Chart]:
     """All charts that these runs have numbers for."""
     makers: list[Callable[[Sequence[Run]], Chart | None]] = [
@@ -107,29 +59,6 @@ def charts_of(runs: Sequence[Run]) -> list[Chart]:
         cost_chart,
     ]
     return [chart for maker in makers if (chart := maker(runs)) is not None]
-
-
-def verdict(run: Run) -> str:
-    """What came of a run, in one sentence."""
-    values: dict[tuple[str, str, int | None], float] = {
-        (row.stage, row.evaluation, row.context_length): row.value
-        for row in run.results
-        if row.depth is None and row.metric in ("perplexity", "accuracy") and row.value is not None
-    }
-    last = "extended" if any(stage == "extended" for stage, _, _ in values) else "interpolated"
-    target, original = run.lengths.target, run.lengths.original
-    parts = []
-    for name, text in (("perplexity", "perplexity {:.4g} (untouched {})"), ("passkey", "{:.0%} of passkeys ({})")):
-        after, before = values.get((last, name, target)), values.get(("original", name, target))
-        if after is not None:
-            form = "{:.0%}" if name == "passkey" else "{:.4g}"
-            parts.append(text.format(after, "not measured" if before is None else form.format(before)))
-    inside = values.get((last, "perplexity", original)), values.get(("original", "perplexity", original))
-    if inside[0] is not None and inside[1]:
-        change = inside[0] / inside[1] - 1
-        parts.append(f"inside the original window perplexity {'rose' if change > 0 else 'fell'} by {abs(change):.1%}")
-    measured = "; ".join(parts) if parts else "nothing was measured at the target"
-    return f"{original:,} to {target:,} tokens: {measured}."
 
 
 def perplexity_chart(runs: Sequence[Run]) -> Chart | None:
@@ -356,13 +285,12 @@ def cost_chart(runs: Sequence[Run]) -> Chart | None:
     rows: list[Row] = []
     for run in runs:
         plan, seconds = run.json("plan"), run.json("timings")
-        steps = max((line["step"] for line in run.log), default=0)
         peak = max((line.get("peak_memory") or 0 for line in run.log), default=0)  # None on some devices
         flops, trained = plan.get("train_flops"), seconds.get("train")
         window = plan.get("windows_per_step", 0) * plan.get("window_tokens", 0)
         found = {
-            "steps": (plan.get("steps"), steps),
-            "tokens of training": (plan.get("train_tokens"), steps * window),
+            "steps": (plan.get("steps"), run.steps),
+            "tokens of training": (plan.get("train_tokens"), run.steps * window),
             "peak memory, GB": (_in_billions(plan.get("peak_memory")), _in_billions(peak)),
             "FLOPs of training": (flops, None),
             "planned FLOPs per second that training took": (None, flops / trained if flops and trained else None),
@@ -376,7 +304,7 @@ def cost_chart(runs: Sequence[Run]) -> Chart | None:
     if not rows:
         return None
     caption = (
-        "FLOPs and memory are planned from the sizes of the model (docs/performance.md). On a CPU what is measured "
+        "FLOPs and memory are planned from the sizes of the model. On a CPU what is measured "
         "is all memory that the process held until then, evaluations included. Steps are counted up to the last that "
         "was logged."
     )

@@ -16,7 +16,8 @@ from skipwise import __version__
 from skipwise.config_files import to_yaml
 from skipwise.export.card import shown_name
 from skipwise.extension import retrieval_warnings
-from skipwise.report.charts import Chart, Run, charts_of, read_run, verdict
+from skipwise.report.charts import Chart, charts_of
+from skipwise.report.run import Run, read_run, to_do, verdict
 from skipwise.runs import RunDir, write_text
 
 # Draws what is in #specs, in the colours that the reader prefers, again when these change.
@@ -95,16 +96,23 @@ def render(title: str, cards: Sequence[Card], charts: Sequence[Chart]) -> str:
 def _card(run: Run) -> Card:
     plan, timings, environment = run.json("plan"), run.json("timings"), run.json("environment")
     train, lengths = run.config.train, run.lengths
-    minutes = sum(timings.values()) / 60
+    minutes, unfinished = sum(timings.values()) / 60, bool(to_do(run))
+    steps = f"{train.max_steps:,} steps" if run.trained else f"{run.steps:,} of {train.max_steps:,} steps"
     facts = [
         ("model", shown_name(run.config.model.path)),
         ("method, RoPE", f"{run.config.method}, {run.config.rope.name}"),
         ("window", f"{lengths.original:,} to {lengths.target:,} tokens, trained on windows of {lengths.train:,}"),
         ("text", ", ".join(shown_name(source.source) for source in run.config.data.sources)),
-        ("training", f"{train.max_steps:,} steps at {train.learning_rate:g}, {plan.get('train_tokens') or 0:,} tokens"),
+        (
+            "training",
+            "none: only the RoPE is rescaled"
+            if run.config.method == "interpolate"
+            else f"{steps} at {train.learning_rate:g}, {plan.get('train_tokens') or 0:,} tokens",
+        ),
         (
             "time",
-            f"{minutes:.1f} minutes on {environment.get('processor') or 'an unknown machine'}, evaluation included",
+            f"{minutes:.1f} minutes{' so far' * unfinished} on {environment.get('processor') or 'an unknown machine'}, "
+            "evaluation included",
         ),
     ]
     return Card(

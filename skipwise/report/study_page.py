@@ -8,8 +8,9 @@ from typing import Any
 import altair as alt
 
 from skipwise.lengths import format_length
-from skipwise.report.charts import Chart, Row, color_by, data_of, finished_chart, length_axis, tooltips
+from skipwise.report.charts import Chart, color_by, data_of, finished_chart, length_axis, tooltips
 from skipwise.report.page import Card, render
+from skipwise.report.run import Row
 from skipwise.report.study import LOSSES
 from skipwise.runs import write_text
 

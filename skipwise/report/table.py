@@ -93,7 +93,7 @@ def difference_table(first: str, differences: Differences) -> Table:
 
 def evaluation_markdown(columns: Columns, first: str, differences: Differences) -> str:
     """Models side by side, how they differ, and what failed."""
-    parts = [comparison_markdown(columns), f"{'; '.join(_notes(columns))}.\n"]
+    parts = [comparison_markdown(columns)]
     if differences:
         parts += [
             f"Difference from {as_text(first)} ({DIFFERENCE_NOTE}):\n",
@@ -124,8 +124,8 @@ def comparison_table(title: str, columns: Columns) -> Table:
 
 
 def comparison_markdown(columns: Columns) -> str:
-    """`comparison` as a Markdown table."""
-    return markdown_table(*comparison(columns)) + "\n"
+    """`comparison` as a Markdown table, with what its signs mean below."""
+    return f"{markdown_table(*comparison(columns))}\n\n{'; '.join(_notes(columns))}.\n"
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -173,11 +173,16 @@ def pairs_table(title: str, pairs: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
+def warning(text: str) -> Text:
+    """A line that deserves a second look."""
+    return Text.assemble(("Warning:", "yellow"), f" {text}")
+
+
 def plain_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
     """A column of names, and columns of figures."""
     table = Table(title=Text(title), title_justify="left")
     for number, heading in enumerate(header):
-        table.add_column(Text(heading), justify="right" if number else "left")
+        table.add_column(Text(heading), justify="right" if number else "left", no_wrap=not number)
     for cells in body:
         table.add_row(*map(Text, cells))
     return table

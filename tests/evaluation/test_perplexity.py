@@ -15,7 +15,8 @@ from skipwise import UserError
 from skipwise.data.held_out import choose_documents
 from skipwise.evaluation.figures import Example, difference, perplexity_figures
 from skipwise.evaluation.intervals import bootstrap_ratio, wilson
-from skipwise.evaluation.perplexity import check_one_pass, perplexity_units, sliding_windows, truncated_units
+from skipwise.evaluation.perplexity import check_one_pass, perplexity_units, truncated_units
+from skipwise.evaluation.slides import sliding_windows
 from skipwise.evaluation.specs import Perplexity, TruncatedPerplexity
 from skipwise.evaluation.unit import Setting, Subject
 from tests.conftest import pico_llama

@@ -11,7 +11,9 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from skipwise import Lengths, UserError, YaRN, cli, set_rope_scaling
+from skipwise.config_files import parse_config
 from skipwise.export import publish
+from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.export.publish import base_licence, check_readers
 from skipwise.models.families import family_of
@@ -60,14 +62,17 @@ def test_what_is_written_opens_with_stock_transformers(yarn: Path, tmp_path: Pat
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_the_card_says_what_one_needs(yarn: Path, tmp_path: Path) -> None:
+def test_the_card_says_what_one_needs(yarn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("export", yarn, tmp_path / "out") == 0
+    assert "transformers 5, transformers 4, vLLM read the frequencies" in " ".join(capsys.readouterr().out.split())
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.to_dict()["license"] == "apache-2.0"
+    assert card.data.to_dict().get("base_model") is None  # a directory of ours is no id of a hub
     text = card.text
     for needed in (
         *("64 to 256 tokens", "method `pose`", "| perplexity | 256 |", "vllm serve out --max-model-len 256"),
         "Trained on 1 window of 64 tokens",
+        "* longer than the window of that model; ± half a 95 % interval",
         *("text.jsonl", "Licence: apache-2.0", "Nothing is known of texts longer than 256 tokens"),
     ):
         assert needed in text, needed
@@ -166,6 +171,15 @@ def test_without_a_hub_the_directory_stays(yarn: Path, tmp_path: Path, capsys: p
     assert run("export", yarn, tmp_path / "out", "--push", "some/model") == 2
     assert "The hub does not take some/model" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_what_the_card_says_of_its_base() -> None:
+    """Hubs make a link of `base_model`; the embedded model is ours."""
+    values = {"lengths": {"target": 512}, "data": "builtin:python"}
+    for path, expected in (("some/model", "some/model"), ("gpt2", "gpt2"), ("builtin:tiny", None), ("x.gguf", None)):
+        config = parse_config({"model": {"path": path}, **values})
+        assert ModelCard(model_card(config, Lengths(256, 256, 512))).data.to_dict().get("base_model") == expected
+    assert base_licence("builtin:tiny") == "apache-2.0"
 
 
 def test_a_base_model_without_a_licence(tmp_path: Path) -> None:

@@ -97,6 +97,25 @@ def test_what_is_wrong_is_said_and_mended(name: str) -> None:
         assert difference(READERS[reader](diagnosis.mended), transformers_5(diagnosis.mended)) is None
 
 
+def test_readers_that_go_wrong_alike_are_one_finding() -> None:
+    """One cause was a complaint for every reader."""
+    diagnosis = diagnose(both_forms({"rope_type": "yarn", "factor": 8.0}, 32768), {})
+    about = [finding.what for finding in diagnosis.findings if "something else" in finding.what]
+    assert len(about) < len(diagnosis.readings)
+    assert any(what.startswith("transformers 5, ") and " read something else" in what for what in about)
+
+
+def test_what_still_is_wrong_after_a_fix_is_said(
+    extended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((extended / "config.json").read_text())
+    config |= both_forms(YARN, 40000)
+    (extended / "config.json").write_text(json.dumps(config))
+    arguments = ["doctor", str(extended), "--no-probe", "--fix", str(tmp_path / "mended")]
+    assert cli.run(lambda: cli.app(arguments, standalone_mode=False)) == 2
+    assert "Still wrong with it:\n- A factor of 8 times" in capsys.readouterr().out
+
+
 def test_the_first_window_can_be_said() -> None:
     """The numbers of a window that was not raised are those of a first window that was extended."""
     diagnosis = diagnose(both_forms({**YARN, "original_max_position_embeddings": 32768}, 32768), {}, original=4096)
@@ -264,8 +283,10 @@ def test_fix_writes_a_copy_that_is_well(extended: Path, tmp_path: Path, capsys: 
     code, said = doctor(extended, "--no-probe", capsys=capsys)
     assert code == 2 and len(said["findings"]) == 3
     mended = tmp_path / "mended"
-    code, _ = doctor(extended, "--no-probe", "--fix", mended, capsys=capsys)
-    assert code == 0
+    code = cli.run(
+        lambda: cli.app(["doctor", str(extended), "--no-probe", "--fix", str(mended)], standalone_mode=False)
+    )
+    assert code == 0 and "A second look at it finds nothing wrong" in capsys.readouterr().out
     code, said = doctor(mended, capsys=capsys)
     assert code == 0 and said["findings"] == []
     assert json.loads((mended / "generation_config.json").read_text()) == {"eos_token_id": 1}

@@ -1,6 +1,7 @@
-"""Loading from a .gguf file: the weights come back, and what is saved is an ordinary checkpoint."""
+"""Loading: .gguf files give their weights back, and ordinary checkpoints; names that lead nowhere."""
 
 import json
+import logging
 from pathlib import Path
 
 import gguf
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from skipwise.config import ModelConfig
 from skipwise.errors import UserError
 from skipwise.models.load import load_model, load_tokenizer
+from skipwise.models.locate import model_location
+from skipwise.terminal import OneLine
 from tests.conftest import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
 
 # Names in the GGUF format for those of transformers.
@@ -86,3 +89,21 @@ def test_a_damaged_gguf_file_is_explained(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but not really")
     with pytest.raises(UserError, match=r"\.gguf file, but cannot be loaded"):
         load_model(ModelConfig(path=str(tmp_path / "broken.gguf")), torch.device("cpu"))
+
+
+def test_a_run_that_is_not_there_is_not_looked_for_on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took half a minute, and the network was blamed."""
+    (tmp_path / "runs" / "tiny-4k-pose").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"runs/tiny-4k does not exist\. Did you mean runs/tiny-4k-pose\?"):
+        model_location("runs/tiny-4k")
+    assert model_location("somebody/tiny-4k") == "somebody/tiny-4k"
+
+
+def test_a_hub_that_is_away_is_said_once() -> None:
+    """It said two lines for each of six tries."""
+    one_line, said = OneLine(), []
+    for words in ("'[Errno -2]' thrown while requesting HEAD x", "Retrying in 1s [Retry 1/5].", "Other words"):
+        record = logging.LogRecord("h", logging.WARNING, "", 0, words, (), None)
+        said += [record.getMessage()] if one_line.filter(record) else []
+    assert len(said) == 2 and "cannot be reached" in said[0] and said[1] == "Other words"

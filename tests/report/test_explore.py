@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from skipwise import UserError
 from skipwise.models.locate import model_location
-from skipwise.report.charts import read_run
+from skipwise.report.run import read_run
 from skipwise.runs import RunDir
 from tests.report.test_page import made_run
 

@@ -12,12 +12,13 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from skipwise import UserError
-from skipwise.config_files import parse_config, to_yaml
+from skipwise.config_files import parse_config, read_yaml, to_yaml
 from skipwise.evaluation.specs import EvalResult
 from skipwise.extension import resolve
 from skipwise.lengths import Lengths
-from skipwise.report.charts import charts_of, read_run, verdict
+from skipwise.report.charts import charts_of
 from skipwise.report.page import write_figures, write_report
+from skipwise.report.run import read_run, verdict
 from skipwise.report.study_page import write_study_page
 from skipwise.runs import RunDir, append_line, write_json, write_text
 
@@ -52,6 +53,7 @@ def made_run(path: Path, **train: Any) -> Path:
     plan = {"steps": 5, "train_tokens": 5120, "train_flops": 4.8e11, "peak_memory": 8e8}
     write_json(run.plan, {**plan, "windows_per_step": 4, "window_tokens": 256})
     write_json(run.timings, {"evaluate original": 10.0, "train": 40.0})
+    write_json(run.rope, {})
     write_json(run.environment, {"command": f"skipwise extend {HOSTILE}", "processor": HOSTILE})
     for step in range(1, 6):
         entry = {"step": step, "loss": 3.0 - step / 10, "learning_rate": 1e-4, "grad_norm": 1.0}
@@ -60,7 +62,7 @@ def made_run(path: Path, **train: Any) -> Path:
     rows = []
     for stage, shift in (("original", 0.0), ("interpolated", 1.0), ("extended", -1.0)):
         rows += [row(stage, "perplexity", length, 20.0 + shift) for length in (256, 512, 1024)]
-        rows += [row(stage, "passkey", length, 0.5) for length in (256, 1024)]
+        rows += [row(stage, "passkey", length, 0.5) for length in (256, 512, 1024)]
         rows += [row(stage, "passkey", length, 0.5, depth) for length in (256, 1024) for depth in (0.1, 0.5, 0.9)]
         rows += [row(stage, "ruler/vt", length, 0.3) for length in (256, 1024)]
     rows.append(row("extended", "perplexity", 2048, None))
@@ -193,13 +195,32 @@ def test_the_verdict_is_one_sentence(made: Path) -> None:
     said = verdict(read_run(RunDir(made), "one"))
     inside = "inside the original window perplexity fell by 5.0%"
     assert said == f"256 to 1,024 tokens: perplexity 19 (untouched 20); 50% of passkeys (50%); {inside}."
-    RunDir(made).results.unlink()
-    assert "nothing was measured at the target" in verdict(read_run(RunDir(made), "one"))
-
-
-def test_a_run_that_is_not_finished_has_what_it_has(made: Path) -> None:
     run = RunDir(made)
-    for file in (run.results, run.train_log, run.timings, run.plan):
+    run.results.unlink()
+    config = parse_config(read_yaml(run.resolved)).model_copy(update={"stages": ()})
+    write_text(run.resolved, to_yaml(config))
+    assert "nothing was measured at the target" in verdict(read_run(run, "one"))
+
+
+def test_a_run_that_is_not_finished_says_so(made: Path) -> None:
+    run = RunDir(made)
+    run.rope.unlink()
+    rows = [one for one in run.read_results() if one.stage == "original" or one.context_length == 256]
+    run.results.unlink()
+    run.add_results(one for one in rows if one.stage != "extended")
+    said = verdict(read_run(run, "one"))
+    assert said == (
+        "256 to 1,024 tokens, not finished: 5 of 20 steps trained, the new RoPE alone measured in part, "
+        "the extended model not measured yet. The same command with --resume goes on."
+    )
+    write_report([made], made / "report.html")
+    page = (made / "report.html").read_text(encoding="utf-8")
+    assert "5 of 20 steps at" in page and "0.8 minutes so far" in page
+
+
+def test_a_run_that_has_just_begun_has_what_it_has(made: Path) -> None:
+    run = RunDir(made)
+    for file in (run.results, run.train_log, run.timings, run.plan, run.rope):
         file.unlink()
     assert {chart.key for chart in charts_of([read_run(run, "one")])} == {"coverage", "rope", "window"}
     write_report([made], made / "report.html")

@@ -1,0 +1,121 @@
+"""What a report is made from: a run directory, read, and what came of it in one sentence. No torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from skipwise.config import RunConfig
+from skipwise.config_files import parse_config, read_yaml
+from skipwise.errors import UserError
+from skipwise.evaluation.specs import EvalResult, Harness
+from skipwise.extension import stages_of
+from skipwise.lengths import Lengths
+from skipwise.runs import RunDir, figure_of, read_lines
+
+Row = dict[str, Any]
+# Words for the stages of a run.
+STAGES = {"original": "untouched", "interpolated": "new RoPE alone", "extended": "extended"}
+# The same, in a sentence.
+SUBJECTS = {"original": "the untouched model", "interpolated": "the new RoPE alone", "extended": "the extended model"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds.
+
+    Attributes:
+        name: for headings and legends.
+        directory: its files.
+        config: resolved.
+        lengths: the three of them.
+        results: rows of its evaluations.
+        log: of the training.
+    """
+
+    name: str
+    directory: RunDir
+    config: RunConfig
+    lengths: Lengths
+    results: Sequence[EvalResult]
+    log: Sequence[Row]
+
+    def json(self, what: str) -> dict[str, Any]:
+        """`plan`, `environment`, `rope` or `timings`; {} where it is not there."""
+        file = getattr(self.directory, what)
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return content
+
+    @property
+    def trained(self) -> bool:
+        """Whether its model was written: what it was trained with is, right before."""
+        return self.directory.rope.is_file()
+
+    @property
+    def steps(self) -> int:
+        """Of the training, up to the last that was logged."""
+        return max((int(line["step"]) for line in self.log), default=0)
+
+
+def read_run(directory: RunDir, name: str) -> Run:
+    """A run of `skipwise extend`, finished or not.
+
+    Raises:
+        UserError: for a directory that is none.
+    """
+    if not directory.resolved.is_file():
+        raise UserError(f"{directory.path} is no run of skipwise extend. Name the directory that was its --output.")
+    config = parse_config(read_yaml(directory.resolved))
+    original, train = config.lengths.original, config.lengths.train
+    assert original is not None and train is not None, "a resolved configuration has all lengths"
+    lengths = Lengths(original=original, train=train, target=config.lengths.target)
+    return Run(name, directory, config, lengths, directory.read_results(), read_lines(directory.train_log))
+
+
+def to_do(run: Run) -> list[str]:
+    """What a run that is not finished lacks, in words; nothing for one that is."""
+    missing = []
+    if not run.trained:
+        missing.append(
+            "the model is not written"
+            if run.config.method == "interpolate"
+            else f"{run.steps:,} of {run.config.train.max_steps:,} steps trained"
+        )
+    expected = {
+        (spec.name, length)
+        for spec in run.config.evaluate or ()
+        if not isinstance(spec, Harness)
+        for length in spec.context_lengths
+    }
+    for stage in stages_of(run.config):
+        figures = {figure_of(row) for row in run.results if row.stage == stage}
+        if expected - figures:
+            words = "measured in part" if figures else "not measured yet"
+            missing.append(f"{SUBJECTS[stage]} {words}")
+    return missing
+
+
+def verdict(run: Run) -> str:
+    """What came of a run, in one sentence."""
+    target, original = run.lengths.target, run.lengths.original
+    lengths = f"{original:,} to {target:,} tokens"
+    if missing := to_do(run):
+        return f"{lengths}, not finished: {', '.join(missing)}. The same command with --resume goes on."
+    values: dict[tuple[str, str, int | None], float] = {
+        (row.stage, row.evaluation, row.context_length): row.value
+        for row in run.results
+        if row.depth is None and row.metric in ("perplexity", "accuracy") and row.value is not None
+    }
+    last = "extended" if any(stage == "extended" for stage, _, _ in values) else "interpolated"
+    parts = []
+    for name, text in (("perplexity", "perplexity {:.4g} (untouched {})"), ("passkey", "{:.0%} of passkeys ({})")):
+        after, before = values.get((last, name, target)), values.get(("original", name, target))
+        if after is not None:
+            form = "{:.0%}" if name == "passkey" else "{:.4g}"
+            parts.append(text.format(after, "not measured" if before is None else form.format(before)))
+    inside = values.get((last, "perplexity", original)), values.get(("original", "perplexity", original))
+    if inside[0] is not None and inside[1]:
+        change = inside[0] / inside[1] - 1
+        parts.append(f"inside the original window perplexity {'rose' if change > 0 else 'fell'} by {abs(change):.1%}")
+    measured = "; ".join(parts) if parts else "nothing was measured at the target"
+    return f"{lengths}: {measured}."
