@@ -17,7 +17,7 @@
 # make check  formatting, lint, types, tests: what CI runs
 #
 # On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:
-#   make demo PIP_ARGS="--extra-index-url URL"   with the URL of PyTorch's own CPU wheels
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
 PIP_ARGS ?=

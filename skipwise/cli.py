@@ -48,8 +48,13 @@ def main_options(
 
 def extend(
     model: Annotated[str, typer.Argument(help="Model directory, hub id, .gguf file, builtin:tiny, or a config.yaml.")],
-    target: Annotated[str | None, typer.Option(help="Window wanted, e.g. 32k.")] = None,
-    data: Annotated[list[str] | None, typer.Option(help="File, directory, hub dataset, builtin:python.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Window wanted, e.g. 32k. Needed, unless a config.yaml has it.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="File, directory, hub dataset, builtin:python. Needed, unless a config.yaml has it."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Run directory.  \\[default: runs/MODEL-TARGET-METHOD]")] = None,
     method: Annotated[str | None, typer.Option(help="One of {methods}.")] = None,
     rope: Annotated[str | None, typer.Option(help="One of {scalings}.")] = None,
@@ -255,9 +260,10 @@ for command in (
     app.command(cls=Command)(command)
 
 
-@app.command("list")
-def list_() -> None:
+@app.command("list", cls=Command)
+def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """What can be chosen by name."""
+    import json
     from typing import get_args
 
     from skipwise.config import METHODS, Tracker
@@ -270,18 +276,25 @@ def list_() -> None:
     from skipwise.rope import ROPE_SCALINGS
     from skipwise.sections import name_of
 
-    for title, choices in (("positions", SAMPLERS), ("rope", ROPE_SCALINGS), ("evaluate", EVALUATIONS)):
-        pairs = [(name_of(cls), (cls.__doc__ or "").strip().splitlines()[0]) for cls in choices]
-        console.print(pairs_table(title, pairs))
-    console.print(pairs_table("aids, for evaluate MODEL+NAME", list(AIDS.items())))
-    plain = {
+    classes = {"positions": SAMPLERS, "rope": ROPE_SCALINGS, "evaluate": EVALUATIONS}
+    choices = {
+        title: {name_of(cls): (cls.__doc__ or "").strip().splitlines()[0] for cls in own}
+        for title, own in classes.items()
+    }
+    choices["aids, for evaluate MODEL+NAME"] = dict(AIDS)
+    choices["elsewhere"] = {
         "--method": ", ".join(METHODS),
         "data": ", ".join((PYTHON, *(PREFIX + name for name in PRESETS), "files, directories, hub datasets")),
         "train.report_to": ", ".join(get_args(Tracker)),
         "engines": "train.fsdp, train.deepspeed (configs/engines)",
         "convert": "gptj, baichuan",
     }
-    console.print(pairs_table("elsewhere", list(plain.items())))
+    if as_json:
+        print(json.dumps(choices))
+        return
+    for title, own in choices.items():
+        console.print(pairs_table(title, list(own.items())))
+        console.print()
 
 
 def _short(path: str) -> str:

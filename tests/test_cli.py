@@ -232,6 +232,8 @@ def test_list_and_version() -> None:
         assert name in listed
     for name in ("pose", "randpos", "yarn-revised", "truncated_perplexity"):
         assert name in listed
+    choices = json.loads(skipwise("list", "--json", "--quiet"))
+    assert {"pose", "matched"} < set(choices["positions"]) and set(choices["rope"]) > {"yarn", "mixed"}
     assert skipwise("--version").strip()
 
 

@@ -156,6 +156,17 @@ def test_results_survive_a_crash_while_writing(tmp_path: Path, monkeypatch: pyte
     assert len(run.read_results()) == 1
 
 
+def test_shares_stay_between_nothing_and_all() -> None:
+    """`100% ± 14%` said what no share can be."""
+    rows = [
+        row("original", "passkey", 256, 1.0, interval_low=0.72, interval_high=1.0),
+        row("original", "passkey", 512, 0.04, interval_low=0.011, interval_high=0.135, status="beyond_window"),
+        row("original", "passkey", 1024, 0.5, interval_low=0.4, interval_high=0.6),
+    ]
+    table = comparison_markdown(stage_columns(rows))
+    assert "| 100% [72, 100] |" in table and "| 4% [1, 14]* |" in table and "| 50% ± 10% |" in table
+
+
 def test_an_interval_with_a_far_bound_is_shown_whole() -> None:
     near = row("original", "perplexity", 256, 20.0, interval_low=18.0, interval_high=22.0)
     far = row("original", "perplexity", 512, 146.0, interval_low=27.0, interval_high=2676.0)

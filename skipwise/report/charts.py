@@ -175,10 +175,13 @@ def training_chart(runs: Sequence[Run]) -> Chart | None:
         return None
     lines = data_of(rows).mark_line(point=alt.OverlayMarkDef(size=12))
     lines = lines.encode(
-        x=alt.X("step:Q", title="step"), y=alt.Y("value:Q", title=None), color=color_by("run"), tooltip=tooltips(rows)
-    ).properties(width=300, height=130)
+        x=alt.X("step:Q", title="step", scale=alt.Scale(nice=False)),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
+        color=color_by("run"),
+        tooltip=tooltips(rows),
+    ).properties(width=760, height=90)
     kinds = [text for text in names.values() if any(row["what"] == text for row in rows)]
-    faceted = lines.facet(facet=alt.Facet("what:N", sort=kinds, title=None), columns=2).resolve_scale(y="independent")
+    faceted = lines.facet(facet=alt.Facet("what:N", sort=kinds, title=None), columns=1).resolve_scale(y="independent")
     caption = "The loss mixes text, retrieval documents and the term to the untouched model, so it need not fall far."
     return finished_chart("training", "Training", caption, rows, faceted, wide=False)
 
@@ -198,7 +201,7 @@ def coverage_chart(runs: Sequence[Run]) -> Chart | None:
     if not rows:
         return None
     lines = data_of(rows).mark_line().encode(
-        x=alt.X("distance:Q", title="relative distance, tokens"),
+        x=tokens_axis("distance", "relative distance, tokens"),
         y=alt.Y("probability:Q", title="probability in one window"),
         color=color_by("run"),
         tooltip=tooltips(rows),
@@ -235,11 +238,11 @@ def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
         {"length": lengths.original, "what": f"first window, {lengths.original:,}"},
         {"length": lengths.target, "what": f"target, {lengths.target:,}"},
     ]
-    lines = data_of(rows).mark_line(point=alt.OverlayMarkDef(size=14)).encode(
-        x=alt.X("pair:Q", title="pair of dimensions, fastest first"),
+    lines = data_of(rows).mark_line().encode(
+        x=tokens_axis("pair", "pair of dimensions, fastest first"),
         y=alt.Y("wavelength:Q", scale=alt.Scale(type="log"), title="tokens per turn"),
         color=color_by("run"),
-        strokeDash=alt.StrokeDash("frequencies:N", title=None, sort=["after", "before"]),
+        strokeDash=alt.StrokeDash("frequencies:N", title=None, sort=["after", "before"], legend=stroke_legend()),
         tooltip=tooltips(rows),
     )  # fmt: skip
     rules = data_of(marks).encode(y="length:Q")
@@ -269,7 +272,7 @@ def window_chart(runs: Sequence[Run]) -> Chart | None:
         return None
     rows = list({(row["window"], row["token"]): row for row in rows}.values())
     points = data_of(rows).mark_circle(size=14).encode(
-        x=alt.X("token:Q", title="token of the window"),
+        x=tokens_axis("token", "token of the window"),
         y=alt.Y("position:Q", title="position id"),
         color=color_by("window"),
         tooltip=tooltips(rows),
@@ -339,6 +342,17 @@ def length_axis(field: str, rows: Sequence[Row]) -> alt.X:
     scale = alt.Scale(type="log", base=2, nice=False, padding=12)
     axis = alt.Axis(format=",", values=sorted({row[field] for row in rows}))
     return alt.X(f"{field}:Q", scale=scale, title="context length, tokens", axis=axis)
+
+
+def tokens_axis(field: str, title: str) -> alt.X:
+    """From the first to the last, with labels that have room."""
+    axis = alt.Axis(format=",d", tickCount=8, labelOverlap="greedy")
+    return alt.X(f"{field}:Q", scale=alt.Scale(nice=False), title=title, axis=axis)
+
+
+def stroke_legend() -> alt.Legend:
+    """Of dashes, which points would hide."""
+    return alt.Legend(symbolType="stroke", symbolSize=600, symbolStrokeWidth=2)
 
 
 def data_of(rows: Sequence[Row]) -> alt.Chart:

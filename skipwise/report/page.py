@@ -80,8 +80,9 @@ def render(title: str, cards: Sequence[Card], charts: Sequence[Chart]) -> str:
     specs = json.dumps({chart.key: chart.spec for chart in charts if chart.spec})
     shown = []
     for chart in charts:
-        columns = _columns(chart)
-        table = [[_cell(row.get(key)) for key in columns] for row in chart.rows]
+        # Words are on the left of their column, numbers on its right.
+        columns = {key: any(isinstance(row.get(key), str) for row in chart.rows) for key in _columns(chart)}
+        table = [[(_cell(row.get(key)), words) for key, words in columns.items()] for row in chart.rows]
         shown.append({**vars(chart), "columns": columns, "table": table})
     return environment.get_template("report.html.jinja").render(
         title=title,

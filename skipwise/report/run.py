@@ -64,7 +64,10 @@ def read_run(directory: RunDir, name: str) -> Run:
         UserError: for a directory that is none.
     """
     if not directory.resolved.is_file():
-        raise UserError(f"{directory.path} is no run of skipwise extend. Name the directory that was its --output.")
+        raise UserError(
+            f"{directory.path} is no run of skipwise extend: it has no {directory.resolved.name}. Name the directory "
+            "that was its --output."
+        )
     config = parse_config(read_yaml(directory.resolved))
     original, train = config.lengths.original, config.lengths.train
     assert original is not None and train is not None, "a resolved configuration has all lengths"

@@ -196,8 +196,14 @@ def _cell(row: EvalResult | None) -> str:
     mark = "*" if row.status == "beyond_window" else ""
     half = _half_width(row)
     if row.metric not in ("perplexity", "bits_per_byte") and 0 <= row.value <= 1:
-        digits = ".0%" if row.metric in ("accuracy", "score") else ".1%"
-        return f"{row.value:{digits}}{f' ± {half:{digits}}' if half is not None else ''}{mark}"
+        digits = 0 if row.metric in ("accuracy", "score") else 1
+        shown = f"{row.value:.{digits}%}"
+        if half is not None and not half <= row.value <= 1 - half:  # ± would leave what a share can be
+            assert row.interval_low is not None and row.interval_high is not None
+            shown += f" [{100 * row.interval_low:.{digits}f}, {100 * row.interval_high:.{digits}f}]"
+        elif half is not None:
+            shown += f" ± {half:.{digits}%}"
+        return f"{shown}{mark}"
     shown = _number(row.value)
     if half is not None and half > row.value / 2:  # one far bound would make ± say nothing about the other
         return f"{shown} [{_number(row.interval_low)}, {_number(row.interval_high)}]{mark}"
