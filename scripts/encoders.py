@@ -10,8 +10,9 @@ and without (`plain`), on windows of the original length.
 - ModernBERT, from nothing, 128 tokens: takes YaRN in its global layers; the others see 16 tokens to each side and stay.
 - EuroBERT, 256 tokens: all layers see all of the text, and take YaRN. It has the layers of a Llama and begins with the
   weights of the embedded one, which was pretrained here as a decoder (scripts/tiny_model.py).
-- BERT, from nothing, 128 tokens: has a learned embedding for each position; there the new ones lie between the old
-  ones, on straight lines.
+- BERT, from nothing, 128 tokens: has a learned embedding for each position, which begin as sinusoids (from random
+  ones it had learned little more than frequent tokens after 1,200 steps); the new ones lie between the old ones, on
+  straight lines.
 
 Writes rows.json and table.md; models are kept in runs/encoders, and the same command goes on where it was interrupted.
 A quarter to half an hour for each on one core.
@@ -65,6 +66,8 @@ from skipwise.runs import write_json, write_text
 Tokens = NDArray[np.int64]
 TIMES = (1, 2, 4, 8)  # the window, to be measured
 MASKED, TRIALS = 0.3, 48
+# Size of BERT's first position embeddings; those of its tokens begin at 0.02.
+SINUSOIDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,8 @@ def eurobert(vocabulary: int, window: int) -> PreTrainedModel:
 
 
 def bert(vocabulary: int, window: int) -> PreTrainedModel:
-    """A learned embedding for each position."""
-    return BertForMaskedLM(
+    """A learned embedding for each position; as random ones they need more steps than there are here."""
+    model = BertForMaskedLM(
         BertConfig(
             **SIZES,
             max_position_embeddings=window,
@@ -152,12 +155,21 @@ def bert(vocabulary: int, window: int) -> PreTrainedModel:
             attention_probs_dropout_prob=0.0,
         )
     )
+    weight = model.bert.embeddings.position_embeddings.weight
+    weight.data = SINUSOIDS * sinusoids(window, weight.shape[1])
+    return model
+
+
+def sinusoids(positions: int, width: int) -> torch.Tensor:
+    """float32[positions, width]: sines and cosines in turn (Vaswani et al., arXiv 1706.03762, Section 3.5)."""
+    angles = torch.arange(positions)[:, None] / 10000 ** (torch.arange(0, width, 2) / width)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 RECIPES = {
     "modernbert": Recipe(modernbert, windows=32, repeated=(16, 40), repeating=0.5, extension=400),
     "eurobert": Recipe(eurobert, window=256, pretraining=600, rate=0.5),
-    "bert": Recipe(bert),
+    "bert": Recipe(bert, windows=32, repeated=(16, 40), repeating=0.5, pretraining=3000, extension=400),
 }
 
 

@@ -110,6 +110,9 @@ def check_windows(model: PreTrainedModel, target: int, dtype: torch.dtype = torc
 def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Masks:
     """What to give a model as `attention_mask` in training, in the dtype of products.
 
+    The halves of an encoder-decoder have masks of their own: `attention_mask=masks_for(model.model.encoder, ...)`,
+    and `decoder_attention_mask` likewise.
+
     Args:
         model: with its target length in its config.
         inputs: `attention_mask`: all ones, [batch, n], or scores to add, float[batch, 1, n, n]; and `position_ids`,
@@ -129,12 +132,15 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
     near = near_keys(positions, layers.window, both_ways)
     if not given.is_floating_point() and not eager:
         return {FAR: None, WINDOWED: near} if layers.by_kind else near
+    all_seen = both_ways and not given.is_floating_point()
     if not given.is_floating_point():
         n = positions.shape[-1]
         given = torch.zeros(len(positions), 1, n, n, device=positions.device)
         if not both_ways:
             given = torch.full_like(given, -torch.inf).triu(1)
-    full, scores = for_products(given), for_products(given.masked_fill(~near, -torch.inf))
+    # Where all is seen a decoder may look at the same text, and has another number of rows.
+    full = None if all_seen else for_products(given)
+    scores = for_products(given.masked_fill(~near, -torch.inf))
     return {FAR: full, WINDOWED: scores} if layers.by_kind else scores
 
 

@@ -1,5 +1,7 @@
 """Encoders, and the two halves of an encoder-decoder: positions, attention to both sides, masked tokens."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,11 +59,47 @@ def test_windowed_layers_see_by_distance_to_both_sides(attention: str) -> None:
     assert float((by_index - expected).abs().max()) > 0.05
 
 
-def t5gemma() -> PreTrainedModel:
-    half = {**ENCODER_SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16}
+def t5gemma(window: int = 16) -> PreTrainedModel:
+    half = {**ENCODER_SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": window, "dropout_rate": 0.0}
     parts = {"encoder": T5GemmaModuleConfig(**half), "decoder": T5GemmaModuleConfig(**half)}
     torch.manual_seed(0)
     return T5GemmaForConditionalGeneration(T5GemmaConfig(**parts, vocab_size=ENCODER_SIZES["vocab_size"])).eval()
+
+
+@pytest.mark.parametrize("skipping", ["encoder", "decoder", "both"])
+def test_windowed_layers_of_both_halves_see_by_distance(skipping: str) -> None:
+    """Beside stock masks by index, as above; what the decoder sees of the encoder's text is all of it."""
+    model = t5gemma(window=4)
+    positions = {
+        "encoder": torch.tensor([[0, 1, 2, 3, 7, 8, 9, 30, 31, 32, 33, 34]]),
+        "decoder": torch.tensor([[0, 1, 20, 21, 22, 23, 26, 27, 28, 29]]),
+    }
+    positions = {
+        part: own if skipping in (part, "both") else torch.arange(own.shape[1])[None] for part, own in positions.items()
+    }
+    generator = torch.Generator().manual_seed(1)
+    text = {part: torch.randint(4, 100, (1, 64), generator=generator) for part in positions}
+    there = {part: torch.zeros_like(text[part]).scatter_(1, own, 1) for part, own in positions.items()}
+    ids = {part: text[part].gather(1, own) for part, own in positions.items()}
+    ones = {part: torch.ones_like(own) for part, own in positions.items()}
+    masks = {}
+    for part in positions:
+        half = getattr(model.model, part)
+        half.config.max_position_embeddings = LENGTHS.target
+        masks[part] = masks_for(half, {"attention_mask": ones[part], "position_ids": positions[part]})
+
+    @torch.no_grad()
+    def logits(ids: dict[str, torch.Tensor], masks: dict[str, Any], **positions: torch.Tensor) -> torch.Tensor:
+        return model(
+            input_ids=ids["encoder"], attention_mask=masks["encoder"], decoder_input_ids=ids["decoder"],
+            decoder_attention_mask=masks["decoder"], use_cache=False, **positions,
+        ).logits  # fmt: skip
+
+    whole = logits(text, there)
+    expected = whole.gather(1, positions["decoder"][..., None].expand(-1, -1, whole.shape[-1]))
+    given = {"position_ids": positions["encoder"], "decoder_position_ids": positions["decoder"]}
+    torch.testing.assert_close(logits(ids, masks, **given), expected, rtol=1e-4, atol=1e-4)
+    assert float((logits(ids, ones, **given) - expected).abs().max()) > 0.01
 
 
 def test_a_decoder_is_no_encoder() -> None:
