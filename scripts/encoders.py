@@ -10,9 +10,8 @@ and without (`plain`), on windows of the original length.
 - ModernBERT, from nothing, 128 tokens: takes YaRN in its global layers; the others see 16 tokens to each side and stay.
 - EuroBERT, 256 tokens: all layers see all of the text, and take YaRN. It has the layers of a Llama and begins with the
   weights of the embedded one, which was pretrained here as a decoder (scripts/tiny_model.py).
-- BERT, from nothing, 128 tokens: has a learned embedding for each position, which begin as sinusoids (from random
-  ones it had learned little more than frequent tokens after 1,200 steps); the new ones lie between the old ones, on
-  straight lines.
+- BERT, from nothing, 128 tokens: has a learned embedding for each position, which begin as sinusoids; the new ones lie
+  between the old ones, on straight lines.
 
 Writes rows.json and table.md; models are kept in runs/encoders, and the same command goes on where it was interrupted.
 A quarter to half an hour for each on one core.

@@ -184,9 +184,10 @@ def piece_of_text(source: Source, length: int, rng: np.random.Generator) -> NDAr
 
 def make_optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings (of positions, too) and norms."""
-    ends = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    ends += [end for end in (model.get_output_embeddings(),) if end is not None]
-    embeddings = {id(weight) for end in ends for weight in end.parameters()}
+    tables = [*(module for module in model.modules() if isinstance(module, torch.nn.Embedding))]
+    if (output := model.get_output_embeddings()) is not None:
+        tables.append(output)
+    embeddings = {id(weight) for table in tables for weight in table.parameters()}
     matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in embeddings]
     others = [p for p in model.parameters() if p.dim() != 2 or id(p) in embeddings]
     muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.01, momentum=0.95)

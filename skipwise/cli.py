@@ -277,24 +277,24 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     from skipwise.sections import name_of
 
     classes = {"positions": SAMPLERS, "rope": ROPE_SCALINGS, "evaluate": EVALUATIONS}
-    choices = {
+    described = {
         title: {name_of(cls): (cls.__doc__ or "").strip().splitlines()[0] for cls in own}
         for title, own in classes.items()
-    }
-    choices["aids, for evaluate MODEL+NAME"] = dict(AIDS)
-    choices["elsewhere"] = {
-        "--method": ", ".join(METHODS),
-        "data": ", ".join((PYTHON, *(PREFIX + name for name in PRESETS), "files, directories, hub datasets")),
-        "train.report_to": ", ".join(get_args(Tracker)),
-        "engines": "train.fsdp, train.deepspeed (configs/engines)",
-        "convert": "gptj, baichuan",
+    } | {"aids": dict(AIDS)}
+    named = {
+        "methods": list(METHODS),
+        "data": [PYTHON, *(PREFIX + name for name in PRESETS), "files, directories, hub datasets"],
+        "trackers": list(get_args(Tracker)),
+        "engines": ["train.fsdp", "train.deepspeed"],
+        "conversions": ["gptj", "baichuan"],
     }
     if as_json:
-        print(json.dumps(choices))
+        print(json.dumps({**described, **named}))
         return
-    for title, own in choices.items():
-        console.print(pairs_table(title, list(own.items())))
+    for title, own in described.items():
+        console.print(pairs_table(f"{title}, for evaluate MODEL+NAME" if title == "aids" else title, list(own.items())))
         console.print()
+    console.print(pairs_table("by name alone", [(title, ", ".join(names)) for title, names in named.items()]))
 
 
 def _short(path: str) -> str:

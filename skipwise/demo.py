@@ -53,5 +53,5 @@ def run_demo(output: Path, console: Console, resume: bool) -> list[EvalResult]:
 
 
 def _begun(output: Path) -> bool:
-    """Whether there is something to resume, of which a demo need not speak."""
+    """Whether there is a run to resume; where there is none, a demo simply begins."""
     return RunDir(output).resolved.exists()

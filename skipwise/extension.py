@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 
@@ -225,30 +225,29 @@ def extend(
 
 def _measure_and_train(run: RunDir, bench: "Workbench", config: RunConfig, lengths: Lengths, console: Console) -> None:
     """Every part in turn: measured as it came, with the new RoPE, trained, measured again."""
-    stages, trains = stages_of(config), config.method != "interpolate"
-    parts = [f"evaluate {stage}" for stage in stages if stage != "extended"] + ["train"] * trains
-    parts += ["evaluate extended"] * ("extended" in stages)
+    parts = parts_of(config)
 
     @contextmanager
     def part(name: str) -> Iterator[None]:
         console.print(f"part {parts.index(name) + 1} of {len(parts)}: {name}", style="bold")
         with timed(run, name):
             yield
+        if is_first():
+            done = json.loads(run.parts.read_text(encoding="utf-8")) if run.parts.exists() else {}
+            write_json(run.parts, {**done, name: True})
 
     def measure(stage: Stage, window: int) -> None:
-        if stage in stages:
+        if f"evaluate {stage}" in parts:
             with part(f"evaluate {stage}"):
                 _evaluate(run, bench, stage, config.model.path, window, config.evaluate or (), console)
 
     measure("original", bench.original_window)
     bench.interpolate()
     measure("interpolated", lengths.target)
-    if trains:
-        with part("train"):
-            finished = bench.train(run)
-        if not finished:
+    with part("write" if config.method == "interpolate" else "train"):
+        if config.method != "interpolate" and not bench.train(run):
             raise PreemptedError(f"Stopped and saved in {run.path}. The same command with --resume goes on.")
-    bench.save(run)
+        bench.save(run)
     measure("extended", lengths.target)
 
 
@@ -262,7 +261,7 @@ def show_plan(plan: Plan, config: RunConfig, model_config: "PreTrainedConfig", c
         *describe_plan(plan),
         ("data", ", ".join(one.source + hub * is_hub_dataset(one) for one in config.data.sources)),
         ("evaluation", describe_evaluation(config.evaluate or ()) or "none"),
-        ("stages", ", ".join(stages_of(config)) or "none"),
+        ("stages", f"{', '.join(stages_of(config))} (each is evaluated)" if stages_of(config) else "none"),
     ]
     console.print(pairs_table("Plan", pairs))
     for line in doubts(Lengths(plan.original_length, plan.train_length, plan.target_length)):
@@ -276,8 +275,17 @@ def show_plan(plan: Plan, config: RunConfig, model_config: "PreTrainedConfig", c
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
-    """The stages that will be measured: where nothing is trained, there is no last one."""
-    return [stage for stage in config.stages if stage != "extended" or config.method != "interpolate"]
+    """The stages that will be measured, in their order: where nothing is trained, there is no last one."""
+    left_out = ["extended"] if config.method == "interpolate" else []
+    return [stage for stage in get_args(Stage) if stage in config.stages and stage not in left_out]
+
+
+def parts_of(config: RunConfig) -> list[str]:
+    """What a run does, by name and in order."""
+    parts = {f"evaluate {stage}": stage for stage in stages_of(config)}
+    before = [name for name, stage in parts.items() if stage != "extended"]
+    model = "write" if config.method == "interpolate" else "train"
+    return [*before, model, *(name for name in parts if name not in before)]
 
 
 def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench", given: str, resolved: str) -> None:
@@ -297,6 +305,7 @@ def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench",
     write_json(run.environment, describe_environment())
     write_json(run.plan, plan.as_dict())
     write_json(run.data, bench.data_summary)
+    write_json(run.parts, dict.fromkeys(parts_of(config), False))
     write_text(run.resolved, resolved)  # last: its presence makes the directory a run
 
 
@@ -352,7 +361,8 @@ def retrieval_warnings(rows: list[EvalResult], original: int, remedies: bool = T
     for (stage, name, length), before in sorted(values.items()):
         trained = values.get(("extended", name, length), before)
         if stage == "original" and name != "passkey" and trained < before:
-            improved[length] = f"although {name.replace('_', ' ')} there improved from {before:.4g} to {trained:.4g}"
+            said = f"although {name.replace('_', ' ')} there improved from {before:.4g} to {trained:.4g}"
+            improved.setdefault(length, said)
     warnings = []
     for (stage, name, length), before in sorted(values.items(), key=lambda item: item[0][2]):
         after = values.get(("extended", name, length))

@@ -22,10 +22,10 @@ def doctor(
     probe: Annotated[
         bool | None, typer.Option("--probe/--no-probe", help="Ask the model itself; by default where weights are here.")
     ] = None,
-    fix: Annotated[Path | None, typer.Option(help="Write a copy that is right to this new directory.")] = None,
+    fix: Annotated[Path | None, typer.Option(help="New directory for a copy without what can be mended.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Say how every program reads the RoPE of a model, what is wrong with that, and mend it. Exit code 2: not well."""
+    """Say how every program reads a model's RoPE, and mend it. Exit code 2: it, or the copy of --fix, is not well."""
     from skipwise.models.doctor import diagnose, mended_copy, read_beside
     from skipwise.models.locate import model_location
     from skipwise.models.shape import read_config
@@ -51,6 +51,8 @@ def doctor(
     if any(not finding.limit for finding in found.findings):
         raise UserError(
             f"Something is wrong with {model}, as said above; --fix DIRECTORY writes a copy without what it can mend."
+            if fix is None
+            else f"{fix} is not well either, as said above. Mend the rest by hand, or say --original if it asks for it."
         )
 
 
@@ -188,8 +190,8 @@ def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
         if isinstance(read, str):
             body.append([reader, *["-"] * 5, "stops"])
         else:
-            body.append([reader, *_cells(read), difference(read, meant) or ""])
-    header = ["", "type", "theta", "window", "longest wave", "attention", "differs in"]
+            body.append([reader, *_cells(read), "yes" if difference(read, meant) is None else "no"])
+    header = ["", "type", "theta", "window", "longest wave", "attention", "as meant"]
     console.print(plain_table("How it is read", header, body))
     for finding in found.findings:
         console.print(f"- {finding.what} {'--fix: ' if finding.mended else ''}{finding.remedy}", soft_wrap=True)

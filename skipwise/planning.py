@@ -13,7 +13,6 @@ from skipwise.evaluation.slides import sliding_windows, stride_of
 from skipwise.evaluation.specs import (
     EvaluationSpec,
     Harness,
-    LongPPL,
     Passkey,
     Perplexity,
     QuestionAnswering,
@@ -57,7 +56,7 @@ class Plan:
     parameters: int
     train_flops: float | None
     peak_memory: float | None
-    cpu: bool = False
+    cpu: bool
 
     def as_dict(self) -> dict[str, Any]:
         """A plain dictionary, ready for JSON."""
@@ -169,26 +168,28 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
 
 
 def describe_evaluation(specs: Sequence[EvaluationSpec]) -> str:
-    """A line for each: `"passkey at 256, 1k, 4k tokens, 20 trials: reads up to 107,520 tokens"`."""
+    """A line for each: `"passkey at 256, 1k, 4k tokens, trials: 20, about 107,520 tokens to read"`."""
     lines = []
     for spec in specs:
         name = spec.name.replace("_", " ")
         if isinstance(spec, Harness):
             lines.append(f"{name}: {', '.join(spec.tasks)}")
             continue
-        lengths = ", ".join(map(format_length, spec.context_lengths))
         settings = asdict(spec)
         unit = next(unit for unit in ("trials", "samples", "documents") if unit in settings)
+        count = len(settings.get("document_ids") or ()) or settings[unit]
         tokens = tokens_read(spec)
-        cost = "" if tokens is None else f": reads up to {tokens:,} tokens"
-        lines.append(f"{name} at {lengths} tokens, {'up to ' * (unit == 'documents')}{settings[unit]} {unit}{cost}")
+        cost = "" if tokens is None else f", about {tokens:,} tokens to read"
+        lengths = ", ".join(map(format_length, spec.context_lengths))
+        lines.append(f"{name} at {lengths} tokens, {unit}: {'up to ' * (unit == 'documents')}{count}{cost}")
     return "\n".join(lines)
 
 
 def tokens_read(spec: EvaluationSpec) -> int | None:
-    """Tokens that an evaluation reads of one model, at most; None where tasks or whole documents decide it.
+    """Tokens that an evaluation reads of one model where it finds all the documents it asks for.
 
-    What prompts share is read once, which makes it fewer.
+    Prompts that share a beginning are counted in full, but for the keys of one passkey prompt. None where it depends
+    on the tasks, on an evaluator, or on how long whole documents are.
     """
     match spec:
         case Perplexity(final_tokens=int()) | Perplexity(max_document_tokens=int()):
@@ -200,11 +201,9 @@ def tokens_read(spec: EvaluationSpec) -> int | None:
                 for length in spec.context_lengths
                 for slide in sliding_windows(size, length, stride_of(spec, length), spec.final_tokens)
             )
-            return spec.documents * sum(slide.end - slide.begin for slide in slides)
+            return _documents(spec) * sum(slide.end - slide.begin for slide in slides)
         case TruncatedPerplexity():
-            return spec.documents * max(spec.context_lengths)
-        case LongPPL():
-            return spec.documents * sum(spec.context_lengths)
+            return _documents(spec) * max(spec.context_lengths)
         case Passkey():
             return spec.trials // spec.keys_per_prompt * sum(spec.context_lengths)
         case Ruler():
@@ -215,13 +214,17 @@ def tokens_read(spec: EvaluationSpec) -> int | None:
             return None
 
 
+def _documents(spec: Perplexity | TruncatedPerplexity) -> int:
+    return spec.documents if spec.document_ids is None else len(spec.document_ids)
+
+
 def doubts(lengths: Lengths) -> list[str]:
     """What to say of a target before it is paid for."""
     if lengths.factor <= LARGEST_FACTOR:
         return []
     return [
-        f"A factor of {lengths.factor:,.0f} is beyond {LARGEST_FACTOR}, the largest of the PoSE paper. "
-        "Go there in steps that you measure, or begin with a model that has a longer window."
+        f"A factor of {lengths.factor:,.5g} is beyond {LARGEST_FACTOR}, the largest of the PoSE paper. Measure a "
+        "smaller target first, or begin with a model that has a longer window."
     ]
 
 
@@ -320,19 +323,20 @@ def explain_costs(
         cpu: whether a device is one.
         windowed: whether some of the model's layers see only the last tokens.
     """
-    lines = ["Peak: gradients come as activations go, so only the larger of both counts, but both with accumulation."]
-    lines.append(
-        f"Logits: of {LOGIT_ROWS} tokens at a time, for the teacher as well, and the output embedding's gradient."
-    )
-    if any(cost.step.teacher for cost in costs):
-        lines.append(
-            "Teacher: the untouched model, to which windows that it can read are held; train.kl_weight=0 does without."
-        )
-    lines.append(
+    teacher = any(cost.step.teacher for cost in costs)
+    lines = [
         "Memory of a CPU, with what its heap holds beyond what is in use."
         if cpu
-        else "Memory of an accelerator; on a CPU it is more, which --cpu counts."
-    )
+        else "Memory of an accelerator; a CPU needs more (--cpu).",
+        "Peak: gradients come as activations go, so only the larger of both counts, but both with accumulation.",
+        f"Logits: of {LOGIT_ROWS} tokens at a time{' (of the teacher, too)' * teacher}, and the gradient of the output "
+        "embedding.",
+    ]
+    if teacher:
+        lines.append(
+            "Teacher: the untouched model; training keeps close to it in windows that are short enough for it. "
+            "train.kl_weight=0 does without."
+        )
     if any(cost.seconds is not None for cost in costs):
         lines.append("Seconds: as if all ran at that rate; a whole step takes about half as long again.")
     if config.train.lora:

@@ -66,7 +66,7 @@ def plan(
     if as_json:
         about = {"model": config.model.path, "parameters": shape.parameters, "original_length": lengths.original}
         about |= {"target_length": lengths.target, "steps": config.train.max_steps, "devices": devices, "zero": zero}
-        print(json.dumps({**about, "flops_per_second": flops, "costs": cost_rows(costs)}))
+        print(json.dumps({**about, "flops_per_second": flops, "costs": cost_rows(costs), "doubts": doubts(lengths)}))
         return
     from skipwise.report.table import plain_table, warning
 

@@ -101,19 +101,22 @@ def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
             values = yaml.safe_load(to_yaml(parse_config(values)))
         flat.append(dict(_flat(values)))
     before, now = flat
-    return [
-        f"{key} was {before.get(key)} and is {now.get(key)}"
-        for key in dict.fromkeys((*before, *now))
-        if before.get(key) != now.get(key)
-    ]
+    said: dict[str, str] = {}
+    for key in dict.fromkeys((*before, *now)):
+        was, new = (str(side[key]) if key in side else "not there" for side in (before, now))
+        if was != new and not any(key.startswith(section) for section in said):
+            section = key.removesuffix("name") if key.endswith(".name") else f"{key}["
+            said[section] = f"{key} was {was} and is {new}"  # which says enough of what is in it
+    return list(said.values())
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """`("train.max_steps", 300)` for every value, and `("evaluate[0].trials", 20)`; lists of plain values are one."""
+    """`("train.max_steps", 300)` for every value; a list of sections is its names, then their values."""
     if isinstance(value, dict):
-        for key, inner in value.items():
+        for key, inner in sorted(value.items(), key=lambda item: item[0] != "name"):
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        yield name, [inner.get("name", inner.get("source")) for inner in value]
         for number, inner in enumerate(value):
             yield from _flat(inner, f"{name}[{number}]")
     else:
@@ -235,6 +238,11 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def parts(self) -> Path:
+        """Which parts of the run are done."""
+        return self.path / "parts.json"
+
+    @property
     def timings(self) -> Path:
         """Seconds per part of the run."""
         return self.path / "timings.json"
@@ -285,7 +293,7 @@ class RunDir:
 
     def _only_begun(self) -> bool:
         """Whether there is nothing but what a run writes first."""
-        first = {self.config.name, self.environment.name, self.plan.name, self.data.name}
+        first = {file.name for file in (self.config, self.environment, self.plan, self.data, self.parts)}
         # What was being written when a process was killed is hidden.
         return (
             self.path.is_dir() and {path.name for path in self.path.iterdir() if not path.name.startswith(".")} <= first

@@ -40,16 +40,23 @@ def unexpected(error: Exception) -> str:
 
 
 class OneLine(logging.Filter):
-    """Of a hub that cannot be reached, one line in place of two for every try."""
+    """Of a hub that does not answer, one line in place of two for every try; what it does answer is left as it is."""
 
-    said = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line is shown; the first of them says it all."""
-        if not any(words in record.getMessage() for words in ("thrown while requesting", "Retrying in")):
+        """Whether a line of the hub's client is shown."""
+        words = record.getMessage()
+        if errors.show_origin or "HTTP Error" in words:
             return True
-        record.msg, record.args = "The hub cannot be reached; trying for half a minute (not with HF_HUB_OFFLINE=1).", ()
+        if "Retrying in" in words:
+            return not self.said
+        if "thrown while requesting" not in words:
+            return True
         self.said, before = True, self.said
+        record.msg, record.args = f"The hub does not answer, and is asked again a few times: {words}", ()
         return not before
 
 

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from skipwise.config import RunConfig, TrainConfig
 from skipwise.data.chat import begin_of_text
-from skipwise.data.held_out import HeldOut, held_out_documents
+from skipwise.data.held_out import HeldOut, choose_documents, held_out_documents
 from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.sentences import sentences_of
 from skipwise.data.store import Documents, TokenStore
@@ -22,11 +22,11 @@ from skipwise.data.tokenised import open_sources
 from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans, with_answers
 from skipwise.errors import UserError
 from skipwise.evaluation.runner import evaluate
-from skipwise.evaluation.specs import EvalResult, EvaluationSpec, LongPPL, Perplexity, Stage, TruncatedPerplexity
+from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Perplexity, Stage, TruncatedPerplexity
 from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.lengths import Lengths, format_length
+from skipwise.lengths import Lengths
 from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model, load_tokenizer
 from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.recompute import recompute_activations
@@ -100,16 +100,19 @@ class Workbench:
             self.model.eval()
 
     def _say_unreached(self) -> None:
-        """Before anything is spent: context lengths that no held-out document has."""
-        longest = max(map(len, self.held_out.documents), default=0)
-        of_text = (Perplexity, TruncatedPerplexity, LongPPL)
-        wanted = {n for spec in self.config.evaluate or () if isinstance(spec, of_text) for n in spec.context_lengths}
-        if too_long := sorted(length for length in wanted if length > longest):
-            self.console.print(
-                f"the longest held-out document has {longest:,} tokens: no perplexity at "
-                f"{', '.join(map(format_length, too_long))}; passkeys and the like need no documents",
-                highlight=False,
-            )
+        """Before anything is spent: context lengths for which no held-out document is long enough."""
+        of_text = [spec for spec in self.config.evaluate or () if isinstance(spec, Perplexity | TruncatedPerplexity)]
+        for spec in of_text if self.config.stages else ():
+            lengths, ids = spec.context_lengths, spec.document_ids
+            least = spec.min_document_tokens if ids is None else None
+            _, reached = choose_documents(self.held_out.documents, lengths, spec.documents, 0, least, ids)
+            if unreached := sorted(set(lengths) - set(reached)):
+                self.console.print(
+                    f"no {spec.name} at {', '.join(f'{length:,}' for length in unreached)} tokens: no held-out "
+                    "document is that long. Give longer documents, raise data.held_out_share, or set "
+                    "data.short_documents=join.",
+                    highlight=False,
+                )
 
     def evaluate(
         self, run: RunDir, stage: Stage, name: str, window: int, specs: tuple[EvaluationSpec, ...], status: Status

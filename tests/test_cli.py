@@ -72,6 +72,7 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
         "resolved.yaml",
         "environment.json",
         "report.html",
+        "parts.json",
         "rope.json",
         "plan.json",
         "data.json",
@@ -94,6 +95,8 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
     assert pooled["extended", "passkey", 64].value is None
     assert "failed: A passkey prompt needs at least" in output
     assert "part 3 of 4: train" in output
+    report = (run / "report.html").read_text()
+    assert "not finished" not in report and "minutes so far" not in report
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     assert model.config.max_position_embeddings == 512
     assert model.config.rope_parameters["rope_type"] == "yarn"
@@ -233,7 +236,9 @@ def test_list_and_version() -> None:
     for name in ("pose", "randpos", "yarn-revised", "truncated_perplexity"):
         assert name in listed
     choices = json.loads(skipwise("list", "--json", "--quiet"))
-    assert {"pose", "matched"} < set(choices["positions"]) and set(choices["rope"]) > {"yarn", "mixed"}
+    assert set(choices["rope"]) > {"yarn", "mixed"} and "self-extend" in choices["aids"]
+    assert set(choices["methods"]) == {"interpolate", *choices["positions"]}
+    assert {"positions", "evaluate", "data", "trackers", "engines", "conversions"} < set(choices)
     assert skipwise("--version").strip()
 
 

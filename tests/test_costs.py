@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen3Config
 from typer.testing import CliRunner
 
 from skipwise import Lengths, UserError
 from skipwise.cli import app
 from skipwise.costs import LOGIT_ROWS, Step, activation_bytes, adapter_weights, step_flops, step_memory
-from skipwise.evaluation.specs import Harness, Passkey, Perplexity, Ruler
+from skipwise.evaluation.specs import Harness, Passkey, Perplexity, QuestionAnswering, Ruler, TruncatedPerplexity
 from skipwise.models.forward import CHUNK_ROWS
 from skipwise.models.locate import TINY
 from skipwise.models.shape import ModelShape, has_windowed_layers, read_config, read_windows, shape_of
@@ -245,9 +246,12 @@ def test_what_an_evaluation_reads_is_what_its_windows_hold() -> None:
     assert tokens_read(Perplexity(context_lengths=(64,))) is None  # whole documents, however long
     assert tokens_read(Passkey(context_lengths=(100, 1000), trials=8, keys_per_prompt=4)) == 2 * 1100
     assert tokens_read(Ruler(context_lengths=(100,), tasks=("vt", "cwe"), samples=5)) == 1000
+    named = TruncatedPerplexity(context_lengths=(100, 1000), documents=1, document_ids=("0:1", "0:2"))
+    assert tokens_read(named) == 2000
+    assert tokens_read(QuestionAnswering(source="x", context_lengths=(100, 1000), samples=2)) == 2200
     assert tokens_read(Harness()) is None
     assert describe_evaluation([Passkey(context_lengths=(1024,), trials=3), Harness(tasks=("boolq",))]) == (
-        "passkey at 1k tokens, 3 trials: reads up to 3,072 tokens\nharness: boolq"
+        "passkey at 1k tokens, trials: 3, about 3,072 tokens to read\nharness: boolq"
     )
 
 
@@ -255,11 +259,16 @@ def test_a_target_that_nobody_has_reached_is_doubted() -> None:
     assert doubts(Lengths(original=2048, train=2048, target=64 * 2048)) == []
     (said,) = doubts(Lengths(original=256, train=256, target=2**20))
     assert "A factor of 4,096 is beyond 64" in said
+    (nearly,) = doubts(Lengths(original=2048, train=2048, target=131_100))
+    assert "A factor of 64.014 is beyond 64" in nearly
     assert "Warning: A factor of 4,096" in CliRunner().invoke(app, ["plan", "builtin:tiny", "--target", "1m"]).output
 
 
 def test_memory_says_whose_it_is() -> None:
-    """A dry run counts a CPU's heap where it is one, and the plan does when it is told."""
+    """A dry run counts a CPU's heap where it is one; a plan does when it is told."""
     plan = ["plan", "builtin:tiny", "--target", "4k"]
     assert "Memory of an accelerator" in CliRunner().invoke(app, plan).output
     assert "Memory of a CPU" in CliRunner().invoke(app, [*plan, "--cpu"]).output
+    extend = ["extend", "builtin:tiny", "--target", "4k", "--data", "builtin:python", "--dry-run"]
+    said = " ".join(CliRunner().invoke(app, extend).output.split())
+    assert ("(a CPU's heap included)" in said) == (not torch.accelerator.is_available())

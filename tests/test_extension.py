@@ -14,7 +14,7 @@ from skipwise.config import LengthsConfig
 from skipwise.config_files import parse_config, to_yaml
 from skipwise.costs import Step
 from skipwise.evaluation.specs import EvalResult
-from skipwise.extension import default_evaluations, extend, resolve, resolve_lengths, retrieval_warnings
+from skipwise.extension import default_evaluations, extend, parts_of, resolve, resolve_lengths, retrieval_warnings
 from skipwise.planning import make_plan
 from skipwise.report.table import comparison_markdown, stage_columns
 from skipwise.runs import RunDir, write_text
@@ -57,6 +57,15 @@ def test_a_fall_of_retrieval_is_a_warning_however_good_the_perplexity() -> None:
     assert "The new RoPE alone has 20%: train longer" in other
     assert retrieval_warnings(run_with(passkey_after=0.95, perplexity_after=21.0), original=256) == []
     assert retrieval_warnings(run_with(passkey_after=0.2, perplexity_after=21.0), original=128) == []
+
+
+def test_parts_are_in_their_order_and_once() -> None:
+    """They were numbered as the file names its stages."""
+    values = {"model": {"path": "m"}, "lengths": {"target": 512}, "data": "d"}
+    parts = parts_of(parse_config({**values, "stages": ["extended", "original", "original"]}))
+    assert parts == ["evaluate original", "train", "evaluate extended"]
+    untrained = parts_of(parse_config({**values, "train": {"max_steps": 0}}))
+    assert untrained == ["evaluate original", "evaluate interpolated", "write"]
 
 
 def config_for(**lengths: Any) -> Any:
@@ -128,7 +137,7 @@ def test_the_table_shows_every_stage_and_flags() -> None:
         "| passkey | 256 | - | - | 50% ± 10% |",
         "| perplexity | 4k | 712.00* | failed | 12.35 ± 0.50 |",
         "",
-        "* longer than the window of that model; ± half a 95 % interval, or the interval in brackets.",
+        "* longer than the window of that model; ± half a 95 % interval.",
     ]
 
 
@@ -243,8 +252,11 @@ def test_a_run_from_before_a_key_was_there_goes_on(tmp_path: Path) -> None:
         run.claim(resume=True, resolved=other)
     said = str(refused.value)
     assert "train.max_steps was 200 and is 201" in said
-    assert "evaluate[0].context_lengths was None and is [64, 128]" in said
+    assert "evaluate was None and is ['passkey']" in said and "evaluate[0]" not in said
     assert "\n" not in said and "learning_rate" not in said
+    with pytest.raises(UserError) as refused:
+        run.claim(resume=True, resolved=to_yaml(parse_config({**given, "rope": {"name": "linear"}})))
+    assert "rope.name was yarn and is linear." in str(refused.value)  # and nothing of what the others have
     write_text(run.resolved, "model: [")
     with pytest.raises(UserError, match="cannot be read as YAML"):
         run.claim(resume=True, resolved=resolved)

@@ -119,8 +119,7 @@ def check_source(config: SourceConfig) -> None:
         if _is_hub_name(name):
             return
         raise UserError(
-            f"Data (--data, data.source) must be a file, directory, hub dataset or {builtin.PYTHON}, "
-            f"but {name} does not exist."
+            f"A source (--data) must be a file, directory, hub dataset or {builtin.PYTHON}, but {name} does not exist."
         )
     files = files_of(path)
     kinds = ", ".join((*TEXT_SUFFIXES, *RECORD_SUFFIXES))

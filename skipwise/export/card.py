@@ -23,6 +23,7 @@ class Published:
         window: tokens of each.
         table: figures before and after, in Markdown; empty if none was measured.
         warnings: what got worse.
+        base: id of the base model on a hub; None if it is not known to have one.
         licence: of the base model, as hubs call it; None if it says none.
         vllm: its command line.
         gguf: name of the file for llama.cpp; None if there is none.
@@ -32,6 +33,7 @@ class Published:
     window: int
     table: str = ""
     warnings: Sequence[str] = ()
+    base: str | None = None
     licence: str | None = None
     vllm: str = ""
     gguf: str | None = None
@@ -45,8 +47,9 @@ def model_card(config: RunConfig, lengths: Lengths, published: Published | None 
     """
     name = shown_name(config.model.path)
     about: dict[str, Any] = {"library_name": "transformers", "tags": ["skipwise", "long-context"]}
-    if is_hub_id(config.model.path):  # hubs make a link of it
-        about["base_model"] = config.model.path
+    base = (config.model.path if is_hub_id(config.model.path) else None) if published is None else published.base
+    if base is not None:  # hubs make a link of it
+        about["base_model"] = base
     if published is not None and published.licence is not None:
         about["license"] = published.licence
     return f"""---

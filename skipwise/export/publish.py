@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from skipwise.config import RunConfig
@@ -85,14 +86,15 @@ def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> 
             window=plan["window_tokens"],
             table=wanted.table,
             warnings=[*wanted.warnings, *limits],
+            base=written_base(run.model),
             licence=base_licence(config.model.path),
             vllm=f"vllm serve {wanted.name or output.name} --max-model-len {lengths.target}",
             gguf=file,
         )
         three = Lengths(original=lengths.original, train=lengths.train, target=lengths.target)
         write_text(directory / "README.md", model_card(config, three, published))
-    checked = [*readers, *[f"llama.cpp ({file})"] * (file is not None)]
-    return [f"Checked: {', '.join(checked)} read the frequencies that it was trained with.", *limits]
+    checked = ", ".join([*readers, *[f"llama.cpp ({file})"] * (file is not None)])
+    return [f"Checked: the frequencies that it was trained with are read by {checked or 'nobody'}.", *limits]
 
 
 def _left_out(config: dict[str, Any], meant: Reading, without: Sequence[str], own_file: bool) -> list[str]:
@@ -186,12 +188,20 @@ def check_readers(config: dict[str, Any], trained: dict[str, Any], readers: Sequ
     return meant
 
 
+def written_base(directory: Path) -> str | None:
+    """The base that the card of a run's model names: only when it was written it was known what is on the machine."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return None
+    base = getattr(ModelCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data, "base_model", None)
+    return base if isinstance(base, str) else None
+
+
 def base_licence(path: str) -> str | None:
     """What the card of a model says of its licence; None if there is no card, or it says nothing."""
     if path == TINY:
         return "apache-2.0"  # our own
 
-    from huggingface_hub import ModelCard
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     card = Path(path) / "README.md"

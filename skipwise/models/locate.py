@@ -6,7 +6,7 @@ from pathlib import Path
 from skipwise.errors import UserError, nearest
 
 TINY = "builtin:tiny"
-# Where runs are by default; nobody's models on a hub begin like that.
+# Where runs are by default; taken for a directory of this machine.
 RUNS = "runs/"
 _EMBEDDED = {TINY: Path(__file__).parent / "tiny"}
 
@@ -21,14 +21,10 @@ def model_location(path: str) -> str:
         if path not in _EMBEDDED:
             raise UserError(f"There is no built-in model {path!r}.{nearest(path, _EMBEDDED)}")
         return str(_EMBEDDED[path])
-    local = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~", RUNS)) or path.count("/") > 1 or path.endswith(".gguf")
-    if looks_local and not local.exists():
-        beside = [str(local.with_name(one.name)) for one in local.parent.glob("[!.]*")]
-        close = difflib.get_close_matches(str(local), beside, n=1)
+    local = Path(path).expanduser() if path.startswith("~/") else Path(path)
+    if _looks_local(path) and not local.exists():
         raise UserError(
-            f"The model must be a directory, a hub id or a .gguf file, but {path} does not exist."
-            f"{f' Did you mean {close[0]}?' if close else ''}"
+            f"The model must be a directory, a hub id or a .gguf file, but {path} does not exist.{_beside(local)}"
         )
     if local.is_dir() and not (local / "config.json").is_file():
         inside = f", {path}/model" if (local / "model" / "config.json").is_file() else ""
@@ -40,5 +36,18 @@ def model_location(path: str) -> str:
 
 def is_hub_id(path: str) -> bool:
     """Whether the path of a model is `owner/name` (or `gpt2`) on a hub, and nothing on this machine."""
-    here = Path(path).exists() or path.startswith((".", "/", "~", RUNS)) or path.endswith(".gguf")
-    return path.count("/") <= 1 and ":" not in path and not here
+    return ":" not in path and not _looks_local(path) and not Path(path).exists()
+
+
+def _looks_local(path: str) -> bool:
+    """Whether a path is none of a hub, by its looks."""
+    return path.startswith((".", "/", "~", RUNS)) or path.count("/") > 1 or path.endswith(".gguf")
+
+
+def _beside(missing: Path) -> str:
+    """The model with a name like that of one that is not there."""
+    found = {}
+    for config in (*missing.parent.glob("*/config.json"), *missing.parent.glob("*/model/config.json")):
+        found[config.relative_to(missing.parent).parts[0]] = str(config.parent)
+    close = difflib.get_close_matches(missing.name, found, n=1)
+    return f" Did you mean {found[close[0]]!r}?" if close else ""

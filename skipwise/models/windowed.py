@@ -118,30 +118,38 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
         inputs: `attention_mask`: all ones, [batch, n], or scores to add, float[batch, 1, n, n]; and `position_ids`,
             int64[batch, n], increasing along n. Without these there are no skips.
 
+    Raises:
+        UserError: for both halves at once.
+
     Returns:
         `attention_mask` itself where nothing is skipped or no layer is windowed; else a mask for all layers, or one for
         each kind (None: plain attention to all, or to all before).
     """
+    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "lm_head"):
+        raise UserError(
+            "The halves of an encoder-decoder have masks of their own, but masks_for got the whole model. Give it "
+            "model.model.encoder and model.model.decoder, each with its own position_ids."
+        )
     given = inputs["attention_mask"]
     layers = windowed_layers(model.config, text_config(model.config).max_position_embeddings)
     positions = inputs.get("position_ids")
     if layers is None or positions is None or not bool((positions.diff(dim=-1) != 1).any()):
         return for_products(given) if given.is_floating_point() else given
-    eager = model.config._attn_implementation == "eager"
     both_ways = sees_both_ways(model)
     near = near_keys(positions, layers.window, both_ways)
-    if not given.is_floating_point() and not eager:
-        return {FAR: None, WINDOWED: near} if layers.by_kind else near
-    all_seen = both_ways and not given.is_floating_point()
-    if not given.is_floating_point():
+    full: torch.Tensor | None
+    if given.is_floating_point():
+        full, windowed = for_products(given), for_products(given.masked_fill(~near, -torch.inf))
+    elif model.config._attn_implementation != "eager":
+        full, windowed = None, near
+    else:  # which takes scores alone, and for an encoder none: a decoder's tokens may look at the same text
         n = positions.shape[-1]
-        given = torch.zeros(len(positions), 1, n, n, device=positions.device)
+        scores = torch.zeros(len(positions), 1, n, n, device=positions.device)
         if not both_ways:
-            given = torch.full_like(given, -torch.inf).triu(1)
-    # Where all is seen a decoder may look at the same text, and has another number of rows.
-    full = None if all_seen else for_products(given)
-    scores = for_products(given.masked_fill(~near, -torch.inf))
-    return {FAR: full, WINDOWED: scores} if layers.by_kind else scores
+            scores = torch.full_like(scores, -torch.inf).triu(1)
+        full = None if both_ways else for_products(scores)
+        windowed = for_products(scores.masked_fill(~near, -torch.inf))
+    return {FAR: full, WINDOWED: windowed} if layers.by_kind else windowed
 
 
 def sees_both_ways(model: PreTrainedModel) -> bool:

@@ -201,7 +201,7 @@ def coverage_chart(runs: Sequence[Run]) -> Chart | None:
     if not rows:
         return None
     lines = data_of(rows).mark_line().encode(
-        x=tokens_axis("distance", "relative distance, tokens"),
+        x=number_axis("distance", "relative distance, tokens"),
         y=alt.Y("probability:Q", title="probability in one window"),
         color=color_by("run"),
         tooltip=tooltips(rows),
@@ -239,7 +239,7 @@ def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
         {"length": lengths.target, "what": f"target, {lengths.target:,}"},
     ]
     lines = data_of(rows).mark_line().encode(
-        x=tokens_axis("pair", "pair of dimensions, fastest first"),
+        x=number_axis("pair", "pair of dimensions, fastest first"),
         y=alt.Y("wavelength:Q", scale=alt.Scale(type="log"), title="tokens per turn"),
         color=color_by("run"),
         strokeDash=alt.StrokeDash("frequencies:N", title=None, sort=["after", "before"], legend=stroke_legend()),
@@ -272,7 +272,7 @@ def window_chart(runs: Sequence[Run]) -> Chart | None:
         return None
     rows = list({(row["window"], row["token"]): row for row in rows}.values())
     points = data_of(rows).mark_circle(size=14).encode(
-        x=tokens_axis("token", "token of the window"),
+        x=number_axis("token", "token of the window"),
         y=alt.Y("position:Q", title="position id"),
         color=color_by("window"),
         tooltip=tooltips(rows),
@@ -344,7 +344,7 @@ def length_axis(field: str, rows: Sequence[Row]) -> alt.X:
     return alt.X(f"{field}:Q", scale=scale, title="context length, tokens", axis=axis)
 
 
-def tokens_axis(field: str, title: str) -> alt.X:
+def number_axis(field: str, title: str) -> alt.X:
     """From the first to the last, with labels that have room."""
     axis = alt.Axis(format=",d", tickCount=8, labelOverlap="greedy")
     return alt.X(f"{field}:Q", scale=alt.Scale(nice=False), title=title, axis=axis)

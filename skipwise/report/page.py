@@ -97,22 +97,22 @@ def render(title: str, cards: Sequence[Card], charts: Sequence[Chart]) -> str:
 def _card(run: Run) -> Card:
     plan, timings, environment = run.json("plan"), run.json("timings"), run.json("environment")
     train, lengths = run.config.train, run.lengths
-    minutes, unfinished = sum(timings.values()) / 60, bool(to_do(run))
-    steps = f"{train.max_steps:,} steps" if run.trained else f"{run.steps:,} of {train.max_steps:,} steps"
+    minutes, so_far = sum(timings.values()) / 60, " so far" if to_do(run) else ""
+    training = "none: only the RoPE is rescaled"
+    if run.config.method != "interpolate":
+        steps, tokens = f"{train.max_steps:,} steps", plan.get("train_tokens") or 0
+        if not run.trained and run.steps < train.max_steps:
+            steps, tokens = f"{run.steps:,} of {steps}", tokens * run.steps // train.max_steps
+        training = f"{steps} at {train.learning_rate:g}, {tokens:,} tokens"
     facts = [
         ("model", shown_name(run.config.model.path)),
         ("method, RoPE", f"{run.config.method}, {run.config.rope.name}"),
         ("window", f"{lengths.original:,} to {lengths.target:,} tokens, trained on windows of {lengths.train:,}"),
         ("text", ", ".join(shown_name(source.source) for source in run.config.data.sources)),
-        (
-            "training",
-            "none: only the RoPE is rescaled"
-            if run.config.method == "interpolate"
-            else f"{steps} at {train.learning_rate:g}, {plan.get('train_tokens') or 0:,} tokens",
-        ),
+        ("training", training),
         (
             "time",
-            f"{minutes:.1f} minutes{' so far' * unfinished} on {environment.get('processor') or 'an unknown machine'}, "
+            f"{minutes:.1f} minutes{so_far} on {environment.get('processor') or 'an unknown machine'}, "
             "evaluation included",
         ),
     ]

@@ -8,10 +8,9 @@ from typing import Any
 from skipwise.config import RunConfig
 from skipwise.config_files import parse_config, read_yaml
 from skipwise.errors import UserError
-from skipwise.evaluation.specs import EvalResult, Harness
-from skipwise.extension import stages_of
+from skipwise.evaluation.specs import EvalResult
 from skipwise.lengths import Lengths
-from skipwise.runs import RunDir, figure_of, read_lines
+from skipwise.runs import RunDir, read_lines
 
 Row = dict[str, Any]
 # Words for the stages of a run.
@@ -41,15 +40,15 @@ class Run:
     log: Sequence[Row]
 
     def json(self, what: str) -> dict[str, Any]:
-        """`plan`, `environment`, `rope` or `timings`; {} where it is not there."""
+        """`plan`, `environment`, `parts`, `rope` or `timings`; {} where it is not there."""
         file = getattr(self.directory, what)
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return content
 
     @property
     def trained(self) -> bool:
-        """Whether its model was written: what it was trained with is, right before."""
-        return self.directory.rope.is_file()
+        """Whether its model is written."""
+        return (self.directory.model / "config.json").is_file()
 
     @property
     def steps(self) -> int:
@@ -78,23 +77,17 @@ def read_run(directory: RunDir, name: str) -> Run:
 def to_do(run: Run) -> list[str]:
     """What a run that is not finished lacks, in words; nothing for one that is."""
     missing = []
-    if not run.trained:
-        missing.append(
-            "the model is not written"
-            if run.config.method == "interpolate"
-            else f"{run.steps:,} of {run.config.train.max_steps:,} steps trained"
-        )
-    expected = {
-        (spec.name, length)
-        for spec in run.config.evaluate or ()
-        if not isinstance(spec, Harness)
-        for length in spec.context_lengths
-    }
-    for stage in stages_of(run.config):
-        figures = {figure_of(row) for row in run.results if row.stage == stage}
-        if expected - figures:
-            words = "measured in part" if figures else "not measured yet"
-            missing.append(f"{SUBJECTS[stage]} {words}")
+    for name, done in run.json("parts").items():
+        stage = name.removeprefix("evaluate ")
+        if done:
+            continue
+        if stage in SUBJECTS:
+            begun = any(row.stage == stage for row in run.results)
+            missing.append(f"{SUBJECTS[stage]} {'measured in part' if begun else 'not measured yet'}")
+        elif name == "train" and run.steps < run.config.train.max_steps:
+            missing.append(f"{run.steps:,} of {run.config.train.max_steps:,} steps trained")
+        else:
+            missing.append("the model not written")
     return missing
 
 

@@ -125,7 +125,8 @@ def comparison_table(title: str, columns: Columns) -> Table:
 
 def comparison_markdown(columns: Columns) -> str:
     """`comparison` as a Markdown table, with what its signs mean below."""
-    return f"{markdown_table(*comparison(columns))}\n\n{'; '.join(_notes(columns))}.\n"
+    notes = "; ".join(_notes(columns))
+    return "\n".join([markdown_table(*comparison(columns)), *["", f"{notes}."] * bool(notes)]) + "\n"
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -142,8 +143,13 @@ def as_text(text: str) -> str:
 
 def _notes(columns: Columns) -> list[str]:
     """What the signs in a comparison mean."""
-    beyond = any(row.status == "beyond_window" for own in columns.values() for row in own)
-    return [*["* longer than the window of that model"] * beyond, "± half a 95 % interval, or the interval in brackets"]
+    cells = [cell for line in comparison(columns)[1] for cell in line[2:]]
+    notes = {
+        "*": "* longer than the window of that model",
+        "±": "± half a 95 % interval",
+        "[": "[] the bounds of a 95 % interval",
+    }
+    return [note for sign, note in notes.items() if any(sign in cell for cell in cells)]
 
 
 def depth_table(heading: str, rows: Sequence[EvalResult]) -> Table | None:

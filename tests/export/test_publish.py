@@ -64,7 +64,7 @@ def test_what_is_written_opens_with_stock_transformers(yarn: Path, tmp_path: Pat
 
 def test_the_card_says_what_one_needs(yarn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("export", yarn, tmp_path / "out") == 0
-    assert "transformers 5, transformers 4, vLLM read the frequencies" in " ".join(capsys.readouterr().out.split())
+    assert "trained with are read by transformers 5, transformers 4, vLLM." in " ".join(capsys.readouterr().out.split())
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.to_dict()["license"] == "apache-2.0"
     assert card.data.to_dict().get("base_model") is None  # a directory of ours is no id of a hub
@@ -180,6 +180,17 @@ def test_what_the_card_says_of_its_base() -> None:
         config = parse_config({"model": {"path": path}, **values})
         assert ModelCard(model_card(config, Lengths(256, 256, 512))).data.to_dict().get("base_model") == expected
     assert base_licence("builtin:tiny") == "apache-2.0"
+
+
+def test_a_base_that_was_a_directory_does_not_become_a_link(
+    yarn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported from elsewhere, `models/base` looks like a name on a hub."""
+    resolved = (yarn / "resolved.yaml").read_text()
+    (yarn / "resolved.yaml").write_text(resolved.replace(str(tmp_path / "pico"), "models/base"))
+    assert run("export", yarn, tmp_path / "out") == 0
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.to_dict().get("base_model") is None
+    assert "of `models/base` was extended" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_base_model_without_a_licence(tmp_path: Path) -> None:

@@ -102,6 +102,13 @@ def test_windowed_layers_of_both_halves_see_by_distance(skipping: str) -> None:
     assert float((logits(ids, ones, **given) - expected).abs().max()) > 0.01
 
 
+def test_the_halves_of_an_encoder_decoder_are_asked_one_by_one() -> None:
+    """Both at once got the masks of a decoder."""
+    batch = WindowCollator(PoSE(), LENGTHS)([{"input_ids": np.arange(4, 68)}])
+    with pytest.raises(UserError, match=r"Give it model\.model\.encoder and model\.model\.decoder"):
+        masks_for(t5gemma(), batch)
+
+
 def test_a_decoder_is_no_encoder() -> None:
     """Nor is one with a tower for images, or with attention to an encoder."""
     text = {**ENCODER_SIZES, "num_key_value_heads": 2, "head_dim": 8}

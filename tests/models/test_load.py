@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -93,17 +96,31 @@ def test_a_damaged_gguf_file_is_explained(tmp_path: Path) -> None:
 
 def test_a_run_that_is_not_there_is_not_looked_for_on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It took half a minute, and the network was blamed."""
-    (tmp_path / "runs" / "tiny-4k-pose").mkdir(parents=True)
+    for name in ("tiny-4k-pose/model", "another"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"runs/tiny-4k does not exist\. Did you mean runs/tiny-4k-pose\?"):
+    with pytest.raises(UserError, match=r"runs/tiny-4k does not exist\. Did you mean 'runs/tiny-4k-pose/model'\?"):
         model_location("runs/tiny-4k")
+    with pytest.raises(UserError, match=r"runs/xyz does not exist\.$"):
+        model_location("runs/xyz")
     assert model_location("somebody/tiny-4k") == "somebody/tiny-4k"
 
 
-def test_a_hub_that_is_away_is_said_once() -> None:
-    """It said two lines for each of six tries."""
+def test_a_hub_that_is_away_is_said_once(tmp_path: Path) -> None:
+    """It said two lines for each of six tries. Through the command, whose client finds nobody at the address."""
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-m", "skipwise", "doctor", "somebody/nothing"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("The hub does not answer") == 1 and "Retrying" not in done.stderr
+    assert "There is no directory somebody/nothing here" in done.stderr
+
+
+def test_what_a_hub_answers_is_shown() -> None:
     one_line, said = OneLine(), []
-    for words in ("'[Errno -2]' thrown while requesting HEAD x", "Retrying in 1s [Retry 1/5].", "Other words"):
-        record = logging.LogRecord("h", logging.WARNING, "", 0, words, (), None)
+    for words in ("HTTP Error 429 thrown while requesting GET x", "Retrying in 1s [Retry 1/5].", "Other words"):
+        record = logging.LogRecord("hub", logging.WARNING, "", 0, words, (), None)
         said += [record.getMessage()] if one_line.filter(record) else []
-    assert len(said) == 2 and "cannot be reached" in said[0] and said[1] == "Other words"
+    assert said == ["HTTP Error 429 thrown while requesting GET x", "Retrying in 1s [Retry 1/5].", "Other words"]

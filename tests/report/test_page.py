@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from playwright.sync_api import Browser, Page
 from skipwise import UserError
 from skipwise.config_files import parse_config, read_yaml, to_yaml
 from skipwise.evaluation.specs import EvalResult
-from skipwise.extension import resolve
+from skipwise.extension import parts_of, resolve
 from skipwise.lengths import Lengths
 from skipwise.report.charts import charts_of
 from skipwise.report.page import write_figures, write_report
@@ -54,6 +56,8 @@ def made_run(path: Path, **train: Any) -> Path:
     write_json(run.plan, {**plan, "windows_per_step": 4, "window_tokens": 256})
     write_json(run.timings, {"evaluate original": 10.0, "train": 40.0})
     write_json(run.rope, {})
+    write_text(run.model / "config.json", "{}")
+    write_json(run.parts, dict.fromkeys(parts_of(config), True))
     write_json(run.environment, {"command": f"skipwise extend {HOSTILE}", "processor": HOSTILE})
     for step in range(1, 6):
         entry = {"step": step, "loss": 3.0 - step / 10, "learning_rate": 1e-4, "grad_norm": 1.0}
@@ -204,24 +208,27 @@ def test_the_verdict_is_one_sentence(made: Path) -> None:
 
 def test_a_run_that_is_not_finished_says_so(made: Path) -> None:
     run = RunDir(made)
-    run.rope.unlink()
-    rows = [one for one in run.read_results() if one.stage == "original" or one.context_length == 256]
+    shutil.rmtree(run.model)
+    rows = run.read_results()
     run.results.unlink()
     run.add_results(one for one in rows if one.stage != "extended")
+    write_json(run.parts, {"evaluate original": True, "evaluate interpolated": False, "train": False,
+                           "evaluate extended": False})  # fmt: skip
     said = verdict(read_run(run, "one"))
     assert said == (
-        "256 to 1,024 tokens, not finished: 5 of 20 steps trained, the new RoPE alone measured in part, "
+        "256 to 1,024 tokens, not finished: the new RoPE alone measured in part, 5 of 20 steps trained, "
         "the extended model not measured yet. The same command with --resume goes on."
     )
     write_report([made], made / "report.html")
     page = (made / "report.html").read_text(encoding="utf-8")
-    assert "5 of 20 steps at" in page and "0.8 minutes so far" in page
+    assert re.search(r"5 of 20 steps at \S+, 1,280 tokens", page) and "0.8 minutes so far" in page
 
 
 def test_a_run_that_has_just_begun_has_what_it_has(made: Path) -> None:
     run = RunDir(made)
     for file in (run.results, run.train_log, run.timings, run.plan, run.rope):
         file.unlink()
+    shutil.rmtree(run.model)
     assert {chart.key for chart in charts_of([read_run(run, "one")])} == {"coverage", "rope", "window"}
     write_report([made], made / "report.html")
 
