@@ -221,7 +221,7 @@ def test_processes_that_cannot_meet_are_refused(
 
 def test_dry_run_writes_nothing(config_file: Path, tmp_path: Path) -> None:
     output = skipwise("extend", config_file, "--output", tmp_path / "run", "--dry-run")
-    for planned in ("factor 8", "passkey at 64, 512 tokens, 5 trials", "original, interpolated, extended"):
+    for planned in ("factor 8", "passkey at 64, 512 tokens, trials: 5", "original, interpolated, extended"):
         assert planned in output
     untrained = skipwise("extend", config_file, "--output", tmp_path / "run", "--dry-run", "--steps", 0)
     assert "none: only the RoPE is rescaled" in " ".join(untrained.split())
