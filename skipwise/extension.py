@@ -15,13 +15,13 @@ from skipwise.config_files import read_deepspeed, to_yaml
 from skipwise.data.sources import check_source, is_hub_dataset
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
+from skipwise.evaluation.cost import describe_evaluation
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Passkey, Perplexity, Stage
 from skipwise.lengths import Lengths
 from skipwise.models.locate import model_location
 from skipwise.models.shape import shape_of
 from skipwise.planning import (
     Plan,
-    describe_evaluation,
     describe_plan,
     doubts,
     make_plan,

@@ -1,6 +1,5 @@
 """What a run will do, from its configuration alone. No torch."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,17 +8,6 @@ from skipwise.config import LengthsConfig, RunConfig, TrainConfig
 from skipwise.config_files import read_deepspeed
 from skipwise.costs import LOGIT_ROWS, Step, StepFlops, StepMemory, step_flops, step_memory
 from skipwise.errors import UserError
-from skipwise.evaluation.slides import sliding_windows, stride_of
-from skipwise.evaluation.specs import (
-    EvaluationSpec,
-    Harness,
-    Passkey,
-    Perplexity,
-    QuestionAnswering,
-    Ruler,
-    Summarization,
-    TruncatedPerplexity,
-)
 from skipwise.lengths import Lengths, format_length
 from skipwise.models.shape import ModelShape
 from skipwise.positions import PositionSampler
@@ -165,57 +153,6 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
             heap = " (a CPU's heap included)" if plan.cpu else ""
             rows.append(("memory", f"{format_bytes(plan.peak_memory)} of each device at the height of a step{heap}"))
     return rows
-
-
-def describe_evaluation(specs: Sequence[EvaluationSpec]) -> str:
-    """A line for each: `"passkey at 256, 1k, 4k tokens, trials: 20, about 107,520 tokens to read"`."""
-    lines = []
-    for spec in specs:
-        name = spec.name.replace("_", " ")
-        if isinstance(spec, Harness):
-            lines.append(f"{name}: {', '.join(spec.tasks)}")
-            continue
-        settings = asdict(spec)
-        unit = next(unit for unit in ("trials", "samples", "documents") if unit in settings)
-        count = len(settings.get("document_ids") or ()) or settings[unit]
-        tokens = tokens_read(spec)
-        cost = "" if tokens is None else f", about {tokens:,} tokens to read"
-        lengths = ", ".join(map(format_length, spec.context_lengths))
-        lines.append(f"{name} at {lengths} tokens, {unit}: {'up to ' * (unit == 'documents')}{count}{cost}")
-    return "\n".join(lines)
-
-
-def tokens_read(spec: EvaluationSpec) -> int | None:
-    """Tokens that an evaluation reads of one model where it finds all the documents it asks for.
-
-    Prompts that share a beginning are counted in full, but for the keys of one passkey prompt. None where it depends
-    on the tasks, on an evaluator, or on how long whole documents are.
-    """
-    match spec:
-        case Perplexity(final_tokens=int()) | Perplexity(max_document_tokens=int()):
-            size = spec.max_document_tokens or max(spec.context_lengths)
-            if spec.final_tokens is not None:
-                size = min(size, max(spec.context_lengths))  # where documents are cut
-            slides = (
-                slide
-                for length in spec.context_lengths
-                for slide in sliding_windows(size, length, stride_of(spec, length), spec.final_tokens)
-            )
-            return _documents(spec) * sum(slide.end - slide.begin for slide in slides)
-        case TruncatedPerplexity():
-            return _documents(spec) * max(spec.context_lengths)
-        case Passkey():
-            return spec.trials // spec.keys_per_prompt * sum(spec.context_lengths)
-        case Ruler():
-            return spec.samples * len(spec.tasks) * sum(spec.context_lengths)
-        case QuestionAnswering() | Summarization():
-            return spec.samples * sum(spec.context_lengths)
-        case _:
-            return None
-
-
-def _documents(spec: Perplexity | TruncatedPerplexity) -> int:
-    return spec.documents if spec.document_ids is None else len(spec.document_ids)
 
 
 def doubts(lengths: Lengths) -> list[str]:

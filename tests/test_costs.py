@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from skipwise import Lengths, UserError
 from skipwise.cli import app
 from skipwise.costs import LOGIT_ROWS, Step, activation_bytes, adapter_weights, step_flops, step_memory
+from skipwise.evaluation.cost import describe_evaluation, tokens_read
 from skipwise.evaluation.specs import Harness, Passkey, Perplexity, QuestionAnswering, Ruler, TruncatedPerplexity
 from skipwise.models.forward import CHUNK_ROWS
 from skipwise.models.locate import TINY
 from skipwise.models.shape import ModelShape, has_windowed_layers, read_config, read_windows, shape_of
-from skipwise.planning import describe_evaluation, doubts, tokens_read
+from skipwise.planning import doubts
 
 SMALL = ModelShape(
     layers=2, heads=2, key_heads=1, head_dim=4, hidden_size=8, intermediate_size=16, vocabulary=10, tied=False
