@@ -276,6 +276,8 @@ def show_plan(plan: Plan, config: RunConfig, model_config: "PreTrainedConfig", c
 
 def stages_of(config: RunConfig) -> list[Stage]:
     """The stages that will be measured, in their order: where nothing is trained, there is no last one."""
+    if config.evaluate == ():
+        return []
     left_out = ["extended"] if config.method == "interpolate" else []
     return [stage for stage in get_args(Stage) if stage in config.stages and stage not in left_out]
 

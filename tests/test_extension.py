@@ -66,6 +66,7 @@ def test_parts_are_in_their_order_and_once() -> None:
     assert parts == ["evaluate original", "train", "evaluate extended"]
     untrained = parts_of(parse_config({**values, "train": {"max_steps": 0}}))
     assert untrained == ["evaluate original", "evaluate interpolated", "write"]
+    assert parts_of(parse_config({**values, "evaluate": []})) == ["train"]
 
 
 def config_for(**lengths: Any) -> Any:
