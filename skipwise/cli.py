@@ -271,6 +271,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     from skipwise.data.presets import PREFIX, PRESETS
     from skipwise.evaluation.specs import EVALUATIONS
     from skipwise.models.aids import AIDS
+    from skipwise.models.locate import TINY
     from skipwise.positions import SAMPLERS
     from skipwise.report.table import pairs_table
     from skipwise.rope import ROPE_SCALINGS
@@ -282,6 +283,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
         for title, own in classes.items()
     } | {"aids": dict(AIDS)}
     named = {
+        "models": [TINY, "hub ids, directories, .gguf files"],
         "methods": list(METHODS),
         "data": [PYTHON, *(PREFIX + name for name in PRESETS), "files, directories, hub datasets"],
         "trackers": list(get_args(Tracker)),

@@ -378,6 +378,16 @@ def retrieval_warnings(rows: list[EvalResult], original: int, remedies: bool = T
                 else f"The new RoPE alone has {untrained:.0%}: train longer, or choose another rope."
             )
             fall = f"passkey accuracy at {length:,} tokens fell from {before:.0%} to {after:.0%}"
+            fall += _by_chance(rows, length)
             said = " ".join(part for part in (fall, improved.get(length)) if part)
             warnings.append(f"{said}.{f' {remedy}' if remedies else ''}")
     return warnings
+
+
+def _by_chance(rows: list[EvalResult], length: int) -> str:
+    """Whether the intervals of two shares leave open that nothing fell."""
+    of = [row for row in rows if (row.evaluation, row.context_length, row.depth) == ("passkey", length, None)]
+    before, after = ({row.stage: row for row in of}.get(stage) for stage in ("original", "extended"))
+    if before is None or after is None or before.interval_low is None or after.interval_high is None:
+        return ""
+    return f" (of {after.num_samples}: it may be chance)" if after.interval_high >= before.interval_low else ""

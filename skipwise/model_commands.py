@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +24,7 @@ def doctor(
     probe: Annotated[
         bool | None, typer.Option("--probe/--no-probe", help="Ask the model itself; by default where weights are here.")
     ] = None,
-    fix: Annotated[Path | None, typer.Option(help="New directory for a copy without what can be mended.")] = None,
+    fix: Annotated[Path | None, typer.Option(help="New directory for a repaired copy.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say how every program reads a model's RoPE, and mend it. Exit code 2: it, or the copy of --fix, is not well."""
@@ -34,6 +36,9 @@ def doctor(
     directory = Path(model_location(model))
     beside = read_beside(directory) if directory.is_dir() else {}
     found = diagnose(read_config(model), beside, first)
+    trained = directory.parent / "rope.json" if directory.name == "model" else None
+    if trained is not None and trained.is_file():
+        found = _beside_the_run(found, read_config(model), trained)
     pairs = [("target", _prospect(found, model, wanted))] if wanted else []
     if probe or (probe is None and any(directory.glob("*.safetensors"))):
         with errors.status(f"asking {model}"):
@@ -42,6 +47,8 @@ def doctor(
         print(json.dumps({**found.as_dict(), **dict(pairs)}))
     else:
         _show(found, pairs, model)
+    if fix is not None and not any(finding.mended for finding in found.findings):
+        raise UserError(f"--fix repairs what is wrong, but it can mend nothing here. {fix} is not written.")
     if fix is not None:
         mended_copy(directory, found, beside, fix)
         found = diagnose(read_config(str(fix)), read_beside(fix), first)
@@ -50,9 +57,11 @@ def doctor(
         say(_after_fix(found), soft_wrap=True)
     if any(not finding.limit for finding in found.findings):
         raise UserError(
-            f"Something is wrong with {model}, as said above; --fix DIRECTORY writes a copy without what it can mend."
-            if fix is None
-            else f"{fix} is not well either, as said above. Mend the rest by hand, or say --original if it asks for it."
+            f"{fix} is not well either, as said above. Mend the rest by hand, or say --original if it asks for it."
+            if fix is not None
+            else f"Something is wrong with {model}, as said above; --fix DIRECTORY writes a repaired copy."
+            if any(finding.mended for finding in found.findings)
+            else f"Something is wrong with {model}, as said above, which --fix cannot mend."
         )
 
 
@@ -91,7 +100,11 @@ def export(
 
     directory = RunDir(run)
     if not all(file.is_file() for file in (directory.model / "config.json", directory.resolved, directory.rope)):
-        raise UserError(f"export takes a finished run of skipwise extend, and {run} is none. Finish it with --resume.")
+        if directory.resolved.is_file():
+            raise UserError(f"export takes a finished run, and {run} is not finished. Finish it with --resume.")
+        raise UserError(
+            f"export takes a run of skipwise extend, and {run} is none. Name the directory that was its --output."
+        )
     config, rows = parse_config(read_yaml(directory.resolved)), directory.read_results()
     wanted = Export(
         dtype=dtype,
@@ -139,13 +152,18 @@ def _refusal(model: str, target: int) -> str | None:
 
 def _prospect(found: "Diagnosis", model: str, target: int) -> str:
     """Whether a model can be extended to a window, and what that means for it."""
+    from skipwise.lengths import Lengths
+    from skipwise.planning import doubts
+
     if (refused := _refusal(model, target)) is not None:
         return refused
     if target <= found.current:
         return f"{target:,} tokens are not more than its window of {found.current:,} is: nothing to extend"
     factor = target / found.original
+    doubted = "".join(f". {doubt}" for doubt in doubts(Lengths(found.original, found.original, target)))
     before = "" if found.current == found.original else ", the scaling it has being replaced"
-    return f"{target:,} tokens are {factor:g} times its first window{before}: skipwise extend --target {target}"
+    command = f"skipwise extend {model} --target {target} --data ..."
+    return f"{target:,} tokens are {factor:g} times its first window{before}: {command}{doubted}"
 
 
 def _probe(model: str, window: int) -> str:
@@ -166,6 +184,19 @@ def _probe(model: str, window: int) -> str:
     return "attention reaches across a skip, and sees how far it is"
 
 
+def _beside_the_run(found: "Diagnosis", config: Mapping[str, Any], trained: Path) -> "Diagnosis":
+    """With what its run knows: the RoPE that it was trained with."""
+    from skipwise.export.publish import check_readers, read_json
+    from skipwise.models.doctor import Finding
+
+    try:
+        check_readers(dict(config), read_json(trained), [])
+    except UserError as error:
+        what, _, remedy = str(error).rpartition(": it was changed. ")
+        return replace(found, findings=[Finding(f"{what}.", remedy, mended=False), *found.findings])
+    return replace(found, as_trained=True)
+
+
 def _after_fix(found: "Diagnosis") -> str:
     """What a second look at the copy finds."""
     wrong = [finding for finding in found.findings if not finding.limit]
@@ -176,7 +207,7 @@ def _after_fix(found: "Diagnosis") -> str:
 
 def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
     """Tables of what it is, how it is read, and what is wrong."""
-    from skipwise.models.readers import difference, transformers_5
+    from skipwise.models.readers import transformers_5
     from skipwise.report.table import pairs_table, plain_table
 
     window = (
@@ -185,20 +216,24 @@ def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
     about = [("family", found.family), ("window", window), ("layers", "\n".join(found.layers)), *pairs]
     console.print(pairs_table(model, about))
     meant = transformers_5(found.mended)
-    body = [["meant", *_cells(meant), ""]]
+    body = [["as it should be", *_cells(meant, meant)]]
     for reader, read in found.readings.items():
-        if isinstance(read, str):
-            body.append([reader, *["-"] * 5, "stops"])
-        else:
-            body.append([reader, *_cells(read), "yes" if difference(read, meant) is None else "no"])
-    header = ["", "type", "theta", "window", "longest wave", "attention", "as meant"]
+        body.append([reader, *(["stops", *["-"] * 5] if isinstance(read, str) else _cells(read, meant))])
+    header = ["", "type", "theta", "window", "longest wave", "attention", "apart"]
     console.print(plain_table("How it is read", header, body))
     for finding in found.findings:
         console.print(f"- {finding.what} {'--fix: ' if finding.mended else ''}{finding.remedy}", soft_wrap=True)
     if all(finding.limit for finding in found.findings):
-        console.print("Nothing is wrong with the model.")
+        sure = "It is the RoPE that its run trained." if found.as_trained else "What was trained they do not say."
+        console.print(f"Nothing is wrong in its files. {sure}", soft_wrap=True)
 
 
-def _cells(read: "Reading") -> list[str]:
+def _cells(read: "Reading", meant: "Reading") -> list[str]:
+    """A line of the table; the last cell is how many times frequencies are apart at most."""
     wave = 2 * math.pi / read.long.min()
-    return [read.rope_type, f"{read.theta:,.6g}", f"{read.window:,}", f"{wave:,.0f}", f"{read.attention_factor:.4f}"]
+    apart = "other size"
+    if read.long.shape == meant.long.shape:
+        apart = f"{max(float((a / b).max()) for a, b in ((read.long, meant.long), (meant.long, read.long))):.3g}x"
+    return [
+        read.rope_type, f"{read.theta:,.6g}", f"{read.window:,}", f"{wave:,.0f}", f"{read.attention_factor:.4f}", apart
+    ]  # fmt: skip

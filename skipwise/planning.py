@@ -150,7 +150,7 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
             fewer = f"{plan.attention_saving:,.{0 if plan.attention_saving >= 10 else 2}f}"
             rows.append(("attention", f"{fewer} times fewer scores per window than at full length"))
         if plan.peak_memory is not None:
-            heap = " (a CPU's heap included)" if plan.cpu else ""
+            heap = " (with a CPU's heap, without Python and its libraries)" if plan.cpu else ""
             rows.append(("memory", f"{format_bytes(plan.peak_memory)} of each device at the height of a step{heap}"))
     return rows
 

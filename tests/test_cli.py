@@ -96,7 +96,7 @@ def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:
     assert "failed: A passkey prompt needs at least" in output
     assert "part 3 of 4: train" in output
     report = (run / "report.html").read_text()
-    assert "not finished" not in report and "minutes so far" not in report
+    assert "not finished" not in report and " so far on " not in report
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     assert model.config.max_position_embeddings == 512
     assert model.config.rope_parameters["rope_type"] == "yarn"

@@ -272,4 +272,4 @@ def test_memory_says_whose_it_is() -> None:
     assert "Memory of a CPU" in CliRunner().invoke(app, [*plan, "--cpu"]).output
     extend = ["extend", "builtin:tiny", "--target", "4k", "--data", "builtin:python", "--dry-run"]
     said = " ".join(CliRunner().invoke(app, extend).output.split())
-    assert ("(a CPU's heap included)" in said) == (not torch.accelerator.is_available())
+    assert ("(with a CPU's heap" in said) == (not torch.accelerator.is_available())

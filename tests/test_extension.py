@@ -49,6 +49,11 @@ def test_a_fall_of_retrieval_is_a_warning_however_good_the_perplexity() -> None:
     assert warning.startswith(for_users) and "train." not in for_users
     (worse,) = retrieval_warnings(run_with(passkey_after=0.2, perplexity_after=25.0), original=256)
     assert "although" not in worse  # than untrained it is better, but not than untouched
+    few = [
+        row("original", "passkey", 256, 1.0, interval_low=0.57, interval_high=1.0),
+        row("extended", "passkey", 256, 0.8, interval_low=0.38, interval_high=0.96, num_samples=5),
+    ]
+    assert "from 100% to 80% (of 5: it may be chance)" in retrieval_warnings(few, original=256)[0]
     farther = [row("original", "perplexity", 1024, 30.0), row("extended", "perplexity", 1024, 20.0)]
     (elsewhere,) = retrieval_warnings([*run_with(0.2, 25.0), *farther], original=256)
     assert "although" not in elsewhere  # it improved beyond the window, and not where retrieval fell
@@ -138,7 +143,7 @@ def test_the_table_shows_every_stage_and_flags() -> None:
         "| passkey | 256 | - | - | 50% ± 10% |",
         "| perplexity | 4k | 712.00* | failed | 12.35 ± 0.50 |",
         "",
-        "* longer than the window of that model; ± half a 95 % interval.",
+        r"\* longer than the window of that model; ± half a 95 % interval.",
     ]
 
 

@@ -113,7 +113,7 @@ def _check_choices(wanted: Export) -> None:
     choices += [("--without", name, CONFIG_READERS) for name in wanted.without]
     for option, value, known in choices:
         if value is not None and value not in known:
-            raise UserError(f"{option} must be one of {', '.join(known)}, not {value!r}.{nearest(value, known)}")
+            raise UserError(f"{option} cannot be {value!r}.{nearest(value, known)}")
 
 
 def _what(name: str, config: dict[str, Any], meant: Reading) -> str | None:

@@ -53,6 +53,7 @@ class Diagnosis:
         readings: of every reader that was looked at for such models; a sentence where it stops.
         findings: what is wrong, worst first.
         mended: the config as it should be.
+        as_trained: whether it is known to be what was trained.
     """
 
     family: str
@@ -62,6 +63,7 @@ class Diagnosis:
     readings: dict[str, Reading | str]
     findings: list[Finding]
     mended: dict[str, Any]
+    as_trained: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the frequencies."""

@@ -97,7 +97,7 @@ def render(title: str, cards: Sequence[Card], charts: Sequence[Chart]) -> str:
 def _card(run: Run) -> Card:
     plan, timings, environment = run.json("plan"), run.json("timings"), run.json("environment")
     train, lengths = run.config.train, run.lengths
-    minutes, so_far = sum(timings.values()) / 60, " so far" if to_do(run) else ""
+    seconds, so_far = sum(timings.values()), " so far" if to_do(run) else ""
     training = "none: only the RoPE is rescaled"
     if run.config.method != "interpolate":
         steps, tokens = f"{train.max_steps:,} steps", plan.get("train_tokens") or 0
@@ -112,7 +112,7 @@ def _card(run: Run) -> Card:
         ("training", training),
         (
             "time",
-            f"{minutes:.1f} minutes{so_far} on {environment.get('processor') or 'an unknown machine'}, "
+            f"{_duration(seconds)}{so_far} on {environment.get('processor') or 'an unknown machine'}, "
             "evaluation included",
         ),
     ]
@@ -125,6 +125,10 @@ def _card(run: Run) -> Card:
         config=to_yaml(run.config),
         environment=json.dumps(environment, indent=2),
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.1f} minutes"
 
 
 def _cell(value: Any) -> str:

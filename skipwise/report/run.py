@@ -62,6 +62,15 @@ def read_run(directory: RunDir, name: str) -> Run:
     Raises:
         UserError: for a directory that is none.
     """
+    if directory.models.is_file():
+        raise UserError(
+            f"A report is of runs of skipwise extend, but {directory.path} is of skipwise evaluate. Its table is "
+            f"in {directory.table}."
+        )
+    if not directory.path.is_dir():
+        raise UserError(
+            f"There is no run {directory.path}. Name the directory that was the --output of skipwise extend."
+        )
     if not directory.resolved.is_file():
         raise UserError(
             f"{directory.path} is no run of skipwise extend: it has no {directory.resolved.name}. Name the directory "

@@ -125,7 +125,7 @@ def comparison_table(title: str, columns: Columns) -> Table:
 
 def comparison_markdown(columns: Columns) -> str:
     """`comparison` as a Markdown table, with what its signs mean below."""
-    notes = "; ".join(_notes(columns))
+    notes = "; ".join(_notes(columns)).replace("*", r"\*")  # at the beginning of a line it makes a list
     return "\n".join([markdown_table(*comparison(columns)), *["", f"{notes}."] * bool(notes)]) + "\n"
 
 

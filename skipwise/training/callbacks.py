@@ -73,8 +73,12 @@ class ProgressBar(TrainerCallback):
             )
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Leave the last state on the screen."""
+        """Leave the last state on the screen, or in a log."""
         self.bar.stop()
+        if not self.console.is_terminal:
+            loss = "" if self.loss is None else f", loss {self.loss:.3f}"
+            took = time.monotonic() - self.started
+            self.console.print(f"step {state.global_step}/{state.max_steps}{loss}, {took:.0f} s", highlight=False)
 
 
 class TrainLog(TrainerCallback):

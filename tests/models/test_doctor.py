@@ -13,7 +13,7 @@ from skipwise import Lengths, UserError, YaRN, cli, set_rope_scaling
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.models.doctor import Diagnosis, diagnose
 from skipwise.models.readers import READERS, difference, transformers_5
-from skipwise.models.rope import is_rotary_table
+from skipwise.models.rope import is_rotary_table, live_rope
 from tests.conftest import WINDOW, pico_llama
 
 SIZES: dict[str, Any] = {
@@ -293,6 +293,31 @@ def test_fix_writes_a_copy_that_is_well(extended: Path, tmp_path: Path, capsys: 
     assert code == 0 and said["findings"] == []
     assert json.loads((mended / "generation_config.json").read_text()) == {"eos_token_id": 1}
     assert AutoModelForCausalLM.from_pretrained(mended).config.max_position_embeddings == 8 * WINDOW
+
+
+def test_in_a_run_it_is_compared_with_what_was_trained(
+    extended: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without its scaling a config is one of a longer window, and nothing in it is wrong."""
+    trained = AutoModelForCausalLM.from_pretrained(extended)
+    (tmp_path / "rope.json").write_text(json.dumps(live_rope(trained, Lengths(WINDOW, WINDOW, 8 * WINDOW))))
+    assert cli.run(lambda: cli.app(["doctor", str(extended), "--no-probe"], standalone_mode=False)) == 0
+    assert "It is the RoPE that its run trained" in capsys.readouterr().out
+    config = json.loads((extended / "config.json").read_text())
+    del config["rope_parameters"], config["rope_scaling"]
+    (extended / "config.json").write_text(json.dumps(config))
+    for arguments in ([], ["--fix", str(tmp_path / "mended")]):
+        command = ["doctor", str(extended), "--no-probe", *arguments]
+        assert cli.run(lambda command=command: cli.app(command, standalone_mode=False)) == 2
+        said = capsys.readouterr()
+        assert "another RoPE than the model was trained with. Bring it back, or train again" in " ".join(
+            said.out.split()
+        )
+        assert "--fix cannot mend" in said.err or "can mend nothing here" in said.err
+    assert not (tmp_path / "mended").exists()
+    (tmp_path / "rope.json").unlink()
+    assert cli.run(lambda: cli.app(["doctor", str(extended), "--no-probe"], standalone_mode=False)) == 0
+    assert "What was trained they do not say" in capsys.readouterr().out
 
 
 def test_a_copy_goes_to_a_new_directory(extended: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -221,7 +221,7 @@ def test_a_run_that_is_not_finished_says_so(made: Path) -> None:
     )
     write_report([made], made / "report.html")
     page = (made / "report.html").read_text(encoding="utf-8")
-    assert re.search(r"5 of 20 steps at \S+, 1,280 tokens", page) and "0.8 minutes so far" in page
+    assert re.search(r"5 of 20 steps at \S+, 1,280 tokens", page) and "50 seconds so far" in page
 
 
 def test_a_run_that_has_just_begun_has_what_it_has(made: Path) -> None:
@@ -283,4 +283,9 @@ def test_a_base_that_is_no_config_has_its_frequencies_in_the_run(made: Path) -> 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run of skipwise extend"):
+        write_report([tmp_path], tmp_path / "x.html")
+    with pytest.raises(UserError, match="There is no run .*nowhere"):
+        write_report([tmp_path / "nowhere"], tmp_path / "x.html")
+    write_text(RunDir(tmp_path).models, "{}")
+    with pytest.raises(UserError, match="is of skipwise evaluate"):
         write_report([tmp_path], tmp_path / "x.html")
