@@ -284,7 +284,7 @@ def test_a_base_that_is_no_config_has_its_frequencies_in_the_run(made: Path) -> 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run of skipwise extend"):
         write_report([tmp_path], tmp_path / "x.html")
-    with pytest.raises(UserError, match="There is no run .*nowhere"):
+    with pytest.raises(UserError, match=r"There is no run .*nowhere"):
         write_report([tmp_path / "nowhere"], tmp_path / "x.html")
     write_text(RunDir(tmp_path).models, "{}")
     with pytest.raises(UserError, match="is of skipwise evaluate"):
