@@ -46,7 +46,7 @@ def test_the_encoder_of_the_page_learns(tmp_path: Path) -> None:
     torch.manual_seed(0)  # of a skip, which may be none
     pico_encoder("modernbert").save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(encoding="utf-8"), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(encoding="utf-8"), re.DOTALL)
     code = code.replace("answerdotai/ModernBERT-base", str(tmp_path))
     code = code.replace("original=8192, train=2048, target=32768", "original=64, train=32, target=512")
     names: dict[str, Any] = {"dataset": [{"input_ids": list(range(4, 68))}]}
@@ -54,6 +54,19 @@ def test_the_encoder_of_the_page_learns(tmp_path: Path) -> None:
     assert names["batch"]["position_ids"].max() >= 32
     names["loss"].backward()
     assert all(weight.grad is not None for weight in names["model"].parameters())
+
+
+def test_the_encoder_decoder_of_the_page_reads() -> None:
+    """docs/models.md, with skips in both texts."""
+    from skipwise import Lengths, PoSE, WindowCollator, masks_for
+    from tests.models.test_encoders import t5gemma
+
+    _, code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(encoding="utf-8"), re.DOTALL)
+    collator = WindowCollator(PoSE(), Lengths(original=64, train=32, target=512))
+    batch, answers = (collator([{"input_ids": range(4, 36), "visit": (0, number, 0)}]) for number in (0, 1))
+    names: dict[str, Any] = {"model": t5gemma(), "masks_for": masks_for, "batch": batch, "answers": answers}
+    exec(code, names)
+    assert names["logits"].shape[:2] == (1, 32)
 
 
 def test_the_sampler_of_the_page_works(capsys: pytest.CaptureFixture[str]) -> None:
