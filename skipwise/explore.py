@@ -202,7 +202,9 @@ def _plan_tab() -> tuple[list[Any], list[Any]]:
             with gr.Tab("YAML"):
                 text = gr.Code(language="yaml", show_label=False)
     shown = [window, distances, wavelengths, costs, notes, text]
-    gr.on([button.click, *(one.change for one in given[3:6])], look, given, shown, api_visibility="private")
+    changed = [button.click, *(one.change for one in given[3:6])]
+    # What is set while an answer is on its way is looked at after it; by default it would be forgotten.
+    gr.on(changed, look, given, shown, api_visibility="private", trigger_mode="always_last")
     return given, shown
 
 

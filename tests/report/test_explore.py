@@ -73,6 +73,15 @@ def test_settings_become_charts_costs_and_a_file(page: Page) -> None:
     expect(page.locator("svg.marks:visible, canvas.marks:visible").first).to_be_visible()
 
 
+def test_what_is_set_while_an_answer_is_on_its_way_is_looked_at(page: Page) -> None:
+    """The second click was forgotten."""
+    page.get_by_role("tab", name="Cost").click()
+    page.get_by_role("button", name="Look").click()
+    page.get_by_label("TFLOP/s of a device").fill("100")
+    page.get_by_role("button", name="Look").click()
+    expect(page.get_by_text("seconds of a step").first).to_be_visible()
+
+
 def test_a_wrong_setting_is_said_in_the_words_of_the_command(page: Page) -> None:
     page.get_by_label("Target window").fill("128")
     page.get_by_role("button", name="Look").click()
