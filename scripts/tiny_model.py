@@ -184,7 +184,7 @@ def piece_of_text(source: Source, length: int, rng: np.random.Generator) -> NDAr
 
 def make_optimizers(model: PreTrainedModel) -> list[torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for embeddings (of positions, too) and norms."""
-    tables = [*(module for module in model.modules() if isinstance(module, torch.nn.Embedding))]
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     if (output := model.get_output_embeddings()) is not None:
         tables.append(output)
     embeddings = {id(weight) for table in tables for weight in table.parameters()}

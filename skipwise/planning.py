@@ -12,7 +12,7 @@ from skipwise.lengths import Lengths, format_length
 from skipwise.models.shape import ModelShape
 from skipwise.positions import PositionSampler
 
-# Of the paper's experiments: 2k to 128k (Table 2).
+# The largest that the PoSE paper reports: 2k to 128k (its abstract).
 LARGEST_FACTOR = 64
 
 
