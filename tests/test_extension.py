@@ -67,8 +67,8 @@ def test_a_fall_of_retrieval_is_a_warning_however_good_the_perplexity() -> None:
 def test_parts_are_in_their_order_and_once() -> None:
     """They were numbered as the file names its stages."""
     values = {"model": {"path": "m"}, "lengths": {"target": 512}, "data": "d"}
-    parts = parts_of(parse_config({**values, "stages": ["extended", "original", "original"]}))
-    assert parts == ["evaluate original", "train", "evaluate extended"]
+    parts = parts_of(parse_config({**values, "stages": ["extended", "interpolated", "original", "original"]}))
+    assert parts == ["evaluate original", "evaluate interpolated", "train", "evaluate extended"]
     untrained = parts_of(parse_config({**values, "train": {"max_steps": 0}}))
     assert untrained == ["evaluate original", "evaluate interpolated", "write"]
     assert parts_of(parse_config({**values, "evaluate": []})) == ["train"]
