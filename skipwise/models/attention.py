@@ -1,8 +1,8 @@
 """Causal attention in blocks of plain matrix products, for CPUs that multiply bfloat16.
 
 There PyTorch's own kernel runs at a third of the rate of matrix products, and under a mask it computes what the mask
-hides. Whole products over a block of rows, with only the keys that these rows see, need no mask, and blocks are small
-enough that memory does not grow with the text.
+hides. Whole products over a block of rows, with only the keys that these rows see, are faster. Blocks are small enough
+that memory does not grow with the text.
 """
 
 from collections.abc import Iterator
@@ -37,8 +37,10 @@ def prefer_blocks(model: PreTrainedModel) -> None:
 
 
 @torch.library.custom_op("skipwise::causal_attention", mutates_args=())
-def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(scale * Q K^T) V, each row over the keys up to its own; the last row sees all of them.
+def causal_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """softmax(scale * Q K^T + mask) V; without a mask each row sees the keys up to its own, and the last row all keys.
 
     Products and scores are in the dtype of the inputs, sums of the softmax and of gradients over blocks in float32.
     One operator, so that compilers and selective checkpointing take it as a whole. Nothing as large as the scores is
@@ -48,21 +50,23 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         query: float[batch, heads, n, d].
         key: float[batch, key heads, m, d] with m >= n; heads share keys in groups, in order.
         value: float[batch, key heads, m, e].
+        mask: float[batch or 1, 1, n, m], finite, added to the scaled scores; the lowest value of its dtype hides a key.
+            It gets no gradient.
 
     Returns:
         float[batch, n, heads, e]
     """
-    out: torch.Tensor = _empty_out(query, key, value, scale)
+    out: torch.Tensor = _empty_out(query, key, value, scale, mask)
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
     size = _rows_at_once(query, key.shape[2])
-    whole = size == BLOCK_ROWS or key.shape[2] <= 2 * BLOCK_KEYS
+    whole = size == BLOCK_ROWS or key.shape[2] <= 2 * BLOCK_KEYS or mask is not None
     if not whole:
         size = _rows_at_once(query, 2 * BLOCK_KEYS)
-    for rows, seen in _blocks(query, key, size):
+    for rows, seen in _blocks(query, key, size, mask):
         block = query[:, :, rows]
         scaled = _by_key(block * scale, key)
         if whole:
-            mixed = torch.bmm(_shares(scaled, keys[:, seen], block.shape[2]), values[:, seen])
+            mixed = torch.bmm(_shares(scaled, keys[:, seen], block.shape[2], _part(mask, rows, seen)), values[:, seen])
         else:
             mixed = _mixed_by_blocks(scaled, keys[:, seen], values[:, seen], block.shape[2])
         out[:, rows] = mixed.view(*block.shape[:3], -1).transpose(1, 2)
@@ -71,7 +75,12 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 @torch.library.custom_op("skipwise::causal_attention_backward", mutates_args=())
 def _gradients(
-    grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of queries, keys and values, block by block."""
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
@@ -79,11 +88,11 @@ def _gradients(
     # By shape: copies of permuted heads would be permuted, too, and compilers are told otherwise.
     grad_keys = torch.zeros(keys.shape, dtype=torch.float32, device=key.device)
     grad_values = torch.zeros(values.shape, dtype=torch.float32, device=key.device)
-    for rows, seen in _blocks(query, key, _rows_at_once(query, key.shape[2])):
+    for rows, seen in _blocks(query, key, _rows_at_once(query, key.shape[2]), mask):
         block = query[:, :, rows]
         scaled = _by_key(block * scale, key)
         grad_block = _by_key(grad_out[:, rows].transpose(1, 2), key)
-        shares = _shares(scaled, keys[:, seen], block.shape[2])
+        shares = _shares(scaled, keys[:, seen], block.shape[2], _part(mask, rows, seen))
         grad_values[:, seen] += torch.bmm(shares.transpose(1, 2), grad_block)
         grad_shares = torch.bmm(grad_block, values[:, seen].transpose(1, 2))
         grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
@@ -93,25 +102,33 @@ def _gradients(
 
 
 @causal_attention.register_fake
-def _empty_out(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+def _empty_out(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     batch, heads, n, _ = query.shape
     return query.new_empty(batch, n, heads, value.shape[-1])
 
 
 @_gradients.register_fake
 def _empty_gradients(
-    grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.empty_like(query), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.scale, mask = inputs
+    ctx.save_for_backward(*tensors, mask)
 
 
 def _backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return *_gradients(grad_out, *ctx.saved_tensors, ctx.scale), None
+    *tensors, mask = ctx.saved_tensors
+    return *_gradients(grad_out, *tensors, ctx.scale, mask), None, None
 
 
 causal_attention.register_autograd(_backward, setup_context=_keep)
@@ -122,12 +139,24 @@ def _rows_at_once(query: torch.Tensor, keys: int) -> int:
     return max(1, min(BLOCK_ROWS, MOST_SCORES // (query.shape[0] * query.shape[1] * keys)))
 
 
-def _blocks(query: torch.Tensor, key: torch.Tensor, size: int) -> Iterator[tuple[slice, slice]]:
-    """So many rows at a time, and the keys that they see."""
+def _blocks(
+    query: torch.Tensor, key: torch.Tensor, size: int, mask: torch.Tensor | None
+) -> Iterator[tuple[slice, slice]]:
+    """So many rows at a time, and the keys that they see: under a mask, from the first to the last of any row."""
     n, keys = query.shape[2], key.shape[2]
+    visible = None if mask is None else (mask > torch.finfo(mask.dtype).min).any(dim=0)[0]
     for start in range(0, n, size):
         end = min(start + size, n)
-        yield slice(start, end), slice(0, keys - n + end)
+        if visible is None:
+            yield slice(start, end), slice(0, keys - n + end)
+        else:
+            seen = visible[start:end].any(dim=0).nonzero()
+            first, last = (int(seen[0]), int(seen[-1])) if len(seen) else (0, keys - 1)
+            yield slice(start, end), slice(first, last + 1)
+
+
+def _part(mask: torch.Tensor | None, rows: slice, seen: slice) -> torch.Tensor | None:
+    return None if mask is None else mask[:, :, rows, seen]
 
 
 def _by_key(block: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -135,10 +164,17 @@ def _by_key(block: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return block.reshape(key.shape[0] * key.shape[1], -1, block.shape[-1])
 
 
-def _shares(scaled: torch.Tensor, keys: torch.Tensor, rows: int) -> torch.Tensor:
-    """Softmax over the keys; the last `rows` of them are the rows' own, of which each sees those up to itself."""
+def _shares(scaled: torch.Tensor, keys: torch.Tensor, rows: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """Softmax over the keys under a mask.
+
+    Without one the last `rows` of the keys are the rows' own, of which each sees those up to itself.
+    """
     scores = torch.bmm(scaled, keys.transpose(1, 2))
-    _hide_later(scores, rows)
+    if mask is None:
+        _hide_later(scores, rows)
+    else:
+        by_row = scores.view(len(mask), -1, rows, scores.shape[2])
+        by_row += mask
     return scores.softmax(dim=-1)
 
 
@@ -181,21 +217,31 @@ def attend(
     scaling: float | None = None,
     **keywords: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface; what is not plainly causal goes to `sdpa`."""
+    """transformers' attention interface; what blocks cannot do goes to `sdpa`."""
     n, before = query.shape[2], key.shape[2] - query.shape[2]
     causal = keywords.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    plain = causal and attention_mask is None and not dropout and keywords.get("position_bias") is None
+    maskable = causal if attention_mask is None else attention_mask.shape[1:] == (1, n, key.shape[2])
+    plain = maskable and not dropout and keywords.get("position_bias") is None
     query, key, value = for_products(query), for_products(key), for_products(value)
     if plain and n > 1 and query.dtype in DTYPES and query.device.type == "cpu":
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        mask = None if attention_mask is None else _finite(attention_mask, query.dtype)
         with torch.autocast(query.device.type, enabled=False):
-            return causal_attention(query, key, value, scale), None
+            return causal_attention(query, key, value, scale, mask), None
     if causal and attention_mask is None and n > 1 and before:  # sdpa would take the first keys for a row's own
         attention_mask = torch.ones(1, 1, n, before + n, dtype=torch.bool, device=query.device).tril(before)
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
     )
+
+
+def _finite(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask of what is seen, or of what is added to scores, as one to be added: a row that sees nothing is no NaN."""
+    lowest = torch.finfo(dtype).min
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
+    return mask.to(dtype).clamp_(min=lowest) if mask.dtype != dtype else mask.clamp(min=lowest)
 
 
 def make_mask(**keywords: Any) -> torch.Tensor | None:
