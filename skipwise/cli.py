@@ -235,12 +235,18 @@ def study(
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls", help="Also run the controls: the new RoPE without training, training without skips."
+        ),
+    ] = False,
 ) -> None:
-    """Extend the embedded model, beside the controls `interpolate` and `plain`. Minutes on two cores."""
+    """Extend the embedded model to 16 times its window, and evaluate it before and after. Minutes on two cores."""
     from skipwise.demo import run_demo
 
-    run_demo(output, console, resume)
-    report_commands.report([output, output / "plain"], output / "report.html")
+    runs = run_demo(output, console, resume, controls)
+    report_commands.report(runs, output / "report.html")
 
 
 for command in (

@@ -1,10 +1,12 @@
-"""The demo: the embedded model extended by PoSE, beside what one would get without it."""
+"""The demo: the embedded model extended by PoSE, and the controls that show what each part of the method does."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 
+from skipwise.config import method_overrides
 from skipwise.config_files import merge, parse_config, read_yaml
 from skipwise.evaluation.specs import EvalResult
 from skipwise.extension import extend
@@ -12,46 +14,45 @@ from skipwise.report.table import comparison_markdown, comparison_table, stage_c
 from skipwise.runs import RunDir, write_text
 
 DEMO = Path(__file__).with_name("demo.yaml")
-# Trained like the demo but for the skips; measured after training only, since before it is the same model.
-CONTROL = {"positions": {"name": "plain"}, "train": {"echo_share": 0.0}, "stages": ["extended"]}
+# What each control changes in `demo.yaml`. Each is evaluated once: the untouched model is that of the main run.
+CONTROLS: dict[str, dict[str, Any]] = {
+    "interpolate": {**method_overrides("interpolate"), "stages": ["interpolated"]},
+    "plain": {**method_overrides("plain"), "train": {"echo_share": 0.0}, "stages": ["extended"]},
+}
 
 
-def run_demo(output: Path, console: Console, resume: bool) -> list[EvalResult]:
-    """Run `demo.yaml` in `output` and its control in `output/plain`, and print one table.
+def run_demo(output: Path, console: Console, resume: bool = False, controls: bool = False) -> list[Path]:
+    """Run `demo.yaml` in `output`, and its controls in directories below it; print one table.
+
+    Args:
+        output: the run directory.
+        console: where progress and the table go.
+        resume: go on with a demo that was begun.
+        controls: run the controls as well.
 
     Returns:
-        The rows of the main run.
+        The run directories, that of the main run first.
     """
     values = read_yaml(DEMO)
-    control = merge(values, CONTROL)
-    console.print(
-        "The demo trains the embedded model twice, with skips and as a control without, and measures both: about ten "
-        "minutes on two cores."
-    )
-    rows = extend(
-        parse_config(values), output, given=DEMO.read_text(), console=console, resume=resume and _begun(output)
-    )
-    console.rule("control: the same training without skips")
-    plain = extend(
-        parse_config(control),
-        output / "plain",
-        given=yaml.safe_dump(control, sort_keys=False),
-        console=console,
-        resume=resume and _begun(output / "plain"),
-    )
+    rows = _run(values, output, DEMO.read_text(encoding="utf-8"), console, resume)
     stages = stage_columns(rows, trained="pose")
-    columns = {
-        "original": stages["original"],
-        "interpolate": stages["interpolated"],
-        "plain": plain,
-        "pose": stages["pose"],
-    }
+    columns = {"original": stages["original"]}
+    runs = [output]
+    for name, changes in CONTROLS.items() if controls else ():
+        console.rule(f"control: {name}")
+        control = merge(values, changes)
+        given = yaml.safe_dump(control, sort_keys=False)
+        columns[name] = _run(control, output / name, given, console, resume)
+        runs.append(output / name)
+    columns["pose"] = stages["pose"]
     config = parse_config(values)
     console.print(comparison_table(f"Embedded model, 256 -> {config.lengths.target:,} tokens", columns))
     write_text(output / "table.md", comparison_markdown(columns))
-    return rows
+    if not controls:
+        console.print("The same without skips, and with the new RoPE alone: skipwise demo --controls --resume")
+    return runs
 
 
-def _begun(output: Path) -> bool:
-    """Whether there is a run to resume; where there is none, a demo simply begins."""
-    return RunDir(output).resolved.exists()
+def _run(values: dict[str, Any], output: Path, given: str, console: Console, resume: bool) -> list[EvalResult]:
+    begun = RunDir(output).resolved.exists()  # where there is nothing to resume, a demo simply begins
+    return extend(parse_config(values), output, given=given, console=console, resume=resume and begun)

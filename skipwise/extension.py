@@ -206,10 +206,13 @@ def extend(
 
         bench = open_workbench(config, lengths, console)  # may still find the data wanting
         bench.check()
+        begun = run.resolved.exists()
         if is_first():
             _write_start(run, config, plan, bench, given, resolved)
         wait_for_all()
-        _measure_and_train(run, bench, config, lengths, console)
+        # How much of a resumed run is left, its progress bars tell.
+        expected = {} if begun or not is_first() else bench.expected_seconds(parts_of(config))
+        _measure_and_train(run, bench, config, lengths, console, expected)
         if is_first() and not keep_checkpoints:
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
         rows = run.read_results()
@@ -223,15 +226,32 @@ def extend(
     return rows
 
 
-def _measure_and_train(run: RunDir, bench: "Workbench", config: RunConfig, lengths: Lengths, console: Console) -> None:
-    """Every part in turn: measured as it came, with the new RoPE, trained, measured again."""
-    parts = parts_of(config)
+def _measure_and_train(
+    run: RunDir,
+    bench: "Workbench",
+    config: RunConfig,
+    lengths: Lengths,
+    console: Console,
+    expected: dict[str, float],
+) -> None:
+    """Every part in turn: measured as it came, with the new RoPE, trained, measured again.
+
+    Args:
+        expected: seconds that each part takes; empty where they are not known.
+    """
+    from skipwise.duration import TimeLeft, format_seconds
+
+    parts, time_left = parts_of(config), TimeLeft(expected)
 
     @contextmanager
     def part(name: str) -> Iterator[None]:
-        console.print(f"part {parts.index(name) + 1} of {len(parts)}: {name}", style="bold")
+        seconds = time_left.seconds()
+        left = "" if seconds is None else f" ({format_seconds(seconds)} left in all)"
+        console.print(f"part {parts.index(name) + 1} of {len(parts)}: {name}{left}", style="bold")
+        started = time.monotonic()
         with timed(run, name):
             yield
+        time_left.finish(name, time.monotonic() - started)
         if is_first():
             done = json.loads(run.parts.read_text(encoding="utf-8")) if run.parts.exists() else {}
             write_json(run.parts, {**done, name: True})

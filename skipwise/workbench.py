@@ -1,6 +1,6 @@
 """Model, tokenizer and data of one extension, and what is done with them. Everything here needs torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from skipwise.data.sentences import sentences_of
 from skipwise.data.store import Documents, TokenStore
 from skipwise.data.tokenised import open_sources
 from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans, with_answers
+from skipwise.duration import measure_evaluation, measure_training
 from skipwise.errors import UserError
 from skipwise.evaluation.runner import evaluate
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Perplexity, Stage, TruncatedPerplexity
@@ -77,6 +78,8 @@ class Workbench:
             UserError: when attention is cut at a skip, its logits are not those of one linear layer, or there
                 is nothing to watch the loss on.
         """
+        if self.config.method != "interpolate" and self.config.train.echo_share:
+            probe_score_mask(self.model, self.dtype)  # first: other attention may be compiled when it is first used
         check_loss(self.model)
         self._say_unreached()
         if self.config.train.lora:
@@ -95,8 +98,6 @@ class Workbench:
             layers = check_windows(self.model, self.lengths.target, self.dtype) if skips else None
             if layers is not None:
                 self.console.print(layers.describe(), highlight=False)
-            if training.echo_share:
-                probe_score_mask(self.model, self.dtype)
             self.model.eval()
 
     def _say_unreached(self) -> None:
@@ -121,6 +122,31 @@ class Workbench:
         subject = Subject(self.model, self.tokenizer, stage, name, window, self.dtype)
         setting = Setting(self.held_out, self.config.seed, run.shared, ConsoleSay(self.console, status))
         return evaluate(subject, specs, setting, run.examples(stage), run.measured(stage, name))
+
+    def expected_seconds(self, parts: Sequence[str]) -> dict[str, float]:
+        """Seconds that each part of a run takes on this machine, measured with the model; empty where not known."""
+        config, seconds = self.config.train, dict.fromkeys(parts, 0.0)
+        if world_size() > 1 or config.lora or config.fsdp or config.deepspeed:
+            return {}  # only a wrapped model would tell
+        evaluated = [part for part in parts if part.startswith("evaluate")]
+        if evaluated:
+            one = measure_evaluation(self.model, self.config.evaluate or (), self.dtype)
+            if one is None:
+                return {}
+            seconds.update(dict.fromkeys(evaluated, one))
+        if "train" in parts:
+            step = measure_training(
+                self.model,
+                window=window_tokens(self.config.method, self.lengths),
+                windows=config.per_device_train_batch_size * config.gradient_accumulation_steps,
+                dtype=self.dtype,
+                kl_weight=config.kl_weight or 0.0,
+                echoes=bool(config.echo_share),
+            )
+            if step is None:
+                return {}
+            seconds["train"] = step * config.max_steps
+        return seconds
 
     def train(self, run: RunDir, *callbacks: TrainerCallback) -> bool:
         """Train to the end or to a signal; a model written before is loaded instead.

@@ -2,6 +2,8 @@
 
 import os
 
+# Before torch is imported. Tests run side by side, each with one thread; more threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before transformers is imported: a test that reaches for a hub fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPTNeoXConfig,
@@ -107,6 +110,26 @@ def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.jsonl"
     lines = [json.dumps({"text": f"document {i}: " + " ".join(str(i * j) for j in range(250))}) for i in range(12)]
     path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
+    """A run of a few seconds."""
+    evaluate = [
+        {"name": "perplexity", "context_lengths": [64, 256], "stride": 32, "documents": 2, "final_tokens": 32},
+        {"name": "truncated_perplexity", "context_lengths": [64, 256], "documents": 2},
+        {"name": "passkey", "context_lengths": [64, 512], "trials": 5},
+    ]
+    values = {
+        "model": {"path": str(pico_directory), "dtype": "float32"},
+        "lengths": {"target": 512},
+        "data": {"source": str(text_file), "held_out_share": 0.3, "retrieval_share": 0.25},
+        "train": {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "save_steps": 2},
+        "evaluate": evaluate,
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
     return path
 
 

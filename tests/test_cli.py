@@ -13,53 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from rich.console import Console
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from skipwise.cli import run
-from skipwise.evaluation.specs import EVALUATIONS, EvalResult
+from skipwise.evaluation.specs import EVALUATIONS
 from skipwise.models.convert import CONVERSIONS
 from skipwise.positions import SAMPLERS
 from skipwise.rope import ROPE_SCALINGS
 from skipwise.sections import name_of
 from skipwise.terminal import errors
+from tests.commands import rows_of, skipwise
 from tests.conftest import byte_tokenizer, pico_llama
-
-EVALUATE = [
-    {"name": "perplexity", "context_lengths": [64, 256], "stride": 32, "documents": 2, "final_tokens": 32},
-    {"name": "truncated_perplexity", "context_lengths": [64, 256], "documents": 2},
-    {"name": "passkey", "context_lengths": [64, 512], "trials": 5},
-]
-
-
-def skipwise(*arguments: object, code: int = 0) -> str:
-    """Run the command; its whole output. Checks the exit code."""
-    done = subprocess.run(
-        [sys.executable, "-m", "skipwise", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output
-    assert "Traceback" not in output
-    return output
-
-
-@pytest.fixture
-def config_file(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
-    values = {
-        "model": {"path": str(pico_directory), "dtype": "float32"},
-        "lengths": {"target": 512},
-        "data": {"source": str(text_file), "held_out_share": 0.3, "retrieval_share": 0.25},
-        "train": {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "save_steps": 2},
-        "evaluate": EVALUATE,
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def rows_of(run: Path) -> list[EvalResult]:
-    return [EvalResult(**json.loads(line)) for line in (run / "results.jsonl").read_text().splitlines()]
 
 
 def test_extend_end_to_end(config_file: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from skipwise import CREAM, FullLength, Lengths, LongRecipe, Matched, Plain, PoSE, PositionSampler, RandPos, UserError
 from skipwise.coverage import expected_pairs, sample_coverage, seen_probability, windows_to_cover
 from skipwise.positions import SAMPLERS
-from tests.test_cli import skipwise
+from tests.commands import skipwise
 
 SMALL = Lengths(original=6, train=6, target=15)
 EXACT: list[PositionSampler] = [

@@ -19,9 +19,8 @@ from skipwise.config import EvaluateConfig, SourceConfig
 from skipwise.config_files import parse_evaluate_config
 from skipwise.data.presets import PRESETS
 from skipwise.models.aids import Aid
+from tests.commands import rows_of, skipwise
 from tests.conftest import byte_tokenizer, pico_llama
-from tests.test_cli import config_file as config_file
-from tests.test_cli import rows_of, skipwise
 
 PASSKEY = {"name": "passkey", "context_lengths": [400], "trials": 3}
 PERPLEXITY = {"name": "perplexity", "context_lengths": [32, 128], "stride": 16, "documents": 3}

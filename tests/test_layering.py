@@ -16,6 +16,7 @@ LAYERS = [
     ["config", "config_files", "runs", "coverage", "models", "data", "environment"],
     ["costs"],
     ["training", "evaluation", "export", "planning"],
+    ["duration"],
     ["workbench"],
     ["extension"],
     ["report"],

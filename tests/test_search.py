@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from skipwise.config_files import parse_config
-from tests.test_cli import skipwise
+from tests.commands import skipwise
 
 
 def test_a_search_goes_on_and_its_result_is_a_configuration(

@@ -19,7 +19,7 @@ from skipwise.export.card import shown_name
 from skipwise.report.table import markdown_table, plain_table
 from skipwise.study.config import StudyConfig, final_cells
 from skipwise.training.engines import weights_only_checkpoints
-from tests.test_cli import skipwise
+from tests.commands import skipwise
 
 MARKUP = "[bold]x[-red]"
 MEASURED = {

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from skipwise import UserError
 from skipwise.study.run import check_sources, open_study, run_one, write_summary
-from tests.test_cli import skipwise
+from tests.commands import skipwise
 
 
 @pytest.fixture

@@ -1,0 +1,19 @@
+"""Imports what commands import, for the process that `tests.processes` forks from."""
+
+import importlib
+import importlib.util
+
+for name in (
+    "datasets",
+    "skipwise.cli",
+    "skipwise.comparison.compare",
+    "skipwise.report.page",
+    "skipwise.study.run",
+    "skipwise.workbench",
+    "torch.distributed.fsdp",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
+):
+    importlib.import_module(name)
+if importlib.util.find_spec("deepspeed"):  # transformers imports it where it is installed
+    importlib.import_module("deepspeed")

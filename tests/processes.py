@@ -1,0 +1,150 @@
+"""Commands in processes of their own, forked from one that has imported everything.
+
+An interpreter that imports torch and transformers takes seconds; a fork takes none. A process started here is a real
+one: it has its own group, can be killed, and is killed when the test ends.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# A test that waits for longer has found a process that hangs.
+PATIENCE = 300.0
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["tests.preload"])
+
+
+def command(arguments: list[str]) -> None:
+    """`skipwise ARGUMENTS`, to the end of the process."""
+    from skipwise import cli
+
+    sys.argv = ["skipwise", *arguments]
+    cli.main()
+
+
+@dataclass
+class Started:
+    """A process that runs.
+
+    Attributes:
+        output: the file with all that it prints.
+    """
+
+    process: ForkServerProcess
+    output: Path
+
+    @property
+    def printed(self) -> str:
+        """All it has printed so far."""
+        return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.is_alive()
+
+    def wait(self) -> int:
+        """Its exit code: negative for the signal that ended it."""
+        self.process.join(PATIENCE)
+        if self.process.is_alive():
+            self.kill()
+            raise AssertionError(f"the process hangs:\n{self.printed[-4000:]}")
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process alone."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """Kill it with all that it has started."""
+        assert self.process.pid is not None
+        if self.process.is_alive():
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+
+@contextmanager
+def started(
+    run: Callable[[list[str]], None], arguments: list[str], output: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Started]:
+    """A process that runs a function of a module; it is killed at the end of the block.
+
+    Args:
+        run: gets the arguments.
+        output: a file for what it prints; what is there stays.
+        environment: variables besides those of this process.
+    """
+    variables = {**os.environ, **(environment or {})}
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)  # where the server, which begins now if it is not there, finds the tests
+    process = _forks.Process(target=_begin, args=(run, arguments, str(output), variables, str(Path.cwd())))
+    try:
+        process.start()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    one = Started(process, output)
+    try:
+        yield one
+    finally:
+        one.kill()
+
+
+def _begin(
+    run: Callable[[list[str]], None], arguments: list[str], output: str, variables: dict[str, str], directory: str
+) -> None:
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(directory)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from skipwise import terminal
+    from skipwise.ranks import is_first
+
+    terminal.console.quiet = not is_first()  # as it is when this module is imported
+    run(arguments)
+
+
+@contextmanager
+def ranks(count: int, run: Callable[[list[str]], None], arguments: list[str], output: Path) -> Iterator[list[Started]]:
+    """Processes of one training, with the variables that torchrun sets.
+
+    Args:
+        count: of processes.
+        run: gets the arguments.
+        output: what rank 0 prints; the others add `.1` and so on to its name.
+    """
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
+    meeting["LOCAL_WORLD_SIZE"] = str(count)
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                started(
+                    run,
+                    arguments,
+                    output if rank == 0 else output.with_name(f"{output.name}.{rank}"),
+                    {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {},
+                )
+            )
+            for rank in range(count)
+        ]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
