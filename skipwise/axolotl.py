@@ -94,13 +94,17 @@ def settings_of(cfg: Mapping[str, Any]) -> Settings:
     if not section or not isinstance(section, Mapping):
         raise UserError(
             f"plugins name skipwise.axolotl.SkipwisePlugin, but the section skipwise is {section!r}. Say which window "
-            "is wanted: skipwise: {lengths: {target: 32k}}."
+            "is wanted: skipwise: {lengths: {target: 32k}}.",
+            code="section_missing",
         )
     for key, reason in CONFLICTS.items():
         value = cfg.get(key)
         alone = key == "context_parallel_size" and value == 1
         if value and not alone:
-            raise UserError(f"{key} {reason}, so it cannot be {value!r} with skipwise. Leave it out.")
+            raise UserError(
+                f"{key} {reason}, so it cannot be {value!r} with skipwise. Leave it out.",
+                code="axolotl_option_conflict",
+            )
     row = int(cfg.get("sequence_len") or ROW)
     try:
         settings = parse_section(Settings, dict(section))
@@ -108,12 +112,13 @@ def settings_of(cfg: Mapping[str, Any]) -> Settings:
             settings = settings.model_copy(update={"lengths": settings.lengths.model_copy(update={"train": row})})
         settings.positions.check(window_lengths(settings))
     except UserError as error:
-        raise UserError(f"In the section skipwise: {error}") from None
+        raise UserError(f"In the section skipwise: {error}", code=error.code) from None
     needed = tokens_of_a_row(settings)
     if row < needed:
         raise UserError(
             f"A window of {settings.lengths.train:,} tokens is cut from {needed:,} by {settings.positions.name}, but "
-            f"sequence_len is {row:,}. Set sequence_len to {needed}, or lower skipwise.lengths.train."
+            f"sequence_len is {row:,}. Set sequence_len to {needed}, or lower skipwise.lengths.train.",
+            code="sequence_len_too_short",
         )
     return settings
 
@@ -187,7 +192,8 @@ class SkipwisePlugin(BasePlugin):  # type: ignore[misc]
         if cfg.get("merge_method") == "memory_efficient":
             raise UserError(
                 "merge_method memory_efficient copies the config of the base, and so the RoPE from before. Leave it "
-                "out; with skipwise it is legacy."
+                "out; with skipwise it is legacy.",
+                code="merge_method_not_supported",
             )
         cfg["merge_method"] = "legacy"
 
@@ -226,7 +232,8 @@ class SkipwisePlugin(BasePlugin):  # type: ignore[misc]
                 raise UserError(
                     f"A window is cut from {needed:,} tokens, but a row of the prepared data set has {shortest:,}: it "
                     "was prepared before the section skipwise was as it is. Remove dataset_prepared_path "
-                    "(last_run_prepared by default)."
+                    "(last_run_prepared by default).",
+                    code="prepared_rows_too_short",
                 )
         windows = WindowCollator(
             settings.positions,

@@ -80,7 +80,8 @@ def extend(
     }
     if method == "interpolate" and steps:
         raise UserError(
-            f"--method interpolate trains nothing, so --steps {steps} cannot be kept. Leave one of them out."
+            f"--method interpolate trains nothing, so --steps {steps} cannot be kept. Leave one of them out.",
+            code="steps_for_untrained_method",
         )
     values = values_from_flags(model, flags, method, set_)
     config = parse_config(values)
@@ -173,7 +174,7 @@ def evaluate(
     write_text(RunDir(directory).table, evaluation_markdown(whole.columns, whole.first, whole.differences))
     console.print(f"Rows and examples: {directory}")
     if not any(row.value is not None for row in rows):
-        raise UserError("Nothing could be measured; the reasons are above.")
+        raise UserError("Nothing could be measured; the reasons are above.", code="nothing_measured")
 
 
 def study(
@@ -338,7 +339,7 @@ def run(command: Callable[[], Any]) -> int:
         if is_first() or joined():  # before, every process finds the same
             errors.print("Error:", style="red", end=" ")
             of = "" if is_first() else f"process {rank()}: "
-            errors.print(f"{of}{error}", soft_wrap=True)
+            errors.print(f"{of}{error} [{error.code}]", soft_wrap=True)
         return 2
     except SystemExit as ended:
         if ended.code in (INTERRUPTED, STOPPED):

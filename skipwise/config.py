@@ -157,7 +157,7 @@ class DocumentsConfig(Section):
         if not isinstance(value, Mapping):
             return value
         if "source" in value and "sources" in value:
-            raise UserError("data takes either `source` or `sources`, not both.")
+            raise UserError("data takes either `source` or `sources`, not both.", code="source_and_sources")
         shared = {key: value[key] for key in ("text_field", "messages_field", "split") if key in value}
         rest = {key: value[key] for key in value if key not in (*shared, "source")}
         sources = [value["source"]] if "source" in value else value.get("sources")
@@ -169,7 +169,7 @@ class DocumentsConfig(Section):
     @model_validator(mode="after")
     def _not_empty(self) -> "DocumentsConfig":
         if not self.sources:
-            raise UserError("data.sources must name at least one source. Give --data PATH.")
+            raise UserError("data.sources must name at least one source. Give --data PATH.", code="no_sources")
         return self
 
 
@@ -279,22 +279,28 @@ class TrainConfig(Section):
         if self.load_best_model_at_end and (self.eval_steps is None or self.save_steps % self.eval_steps):
             raise UserError(
                 "load_best_model_at_end needs eval_steps, with save_steps a multiple of it, but they are "
-                f"{self.eval_steps} and {self.save_steps}."
+                f"{self.eval_steps} and {self.save_steps}.",
+                code="best_model_needs_evaluation",
             )
         return self
 
     @model_validator(mode="after")
     def _one_engine(self) -> "TrainConfig":
         if self.fsdp and self.deepspeed:
-            raise UserError("train.fsdp and train.deepspeed both shard the model. Leave one of them out.")
+            raise UserError(
+                "train.fsdp and train.deepspeed both shard the model. Leave one of them out.",
+                code="two_sharding_engines",
+            )
         if self.lora and self.lora.load_in_4bit and (self.fsdp or self.deepspeed):
             raise UserError(
-                "train.lora.load_in_4bit packs weights, which fsdp and deepspeed would shard. Leave one of them out."
+                "train.lora.load_in_4bit packs weights, which fsdp and deepspeed would shard. Leave one of them out.",
+                code="four_bit_with_sharding",
             )
         if self.auto_find_batch_size and (self.fsdp or self.deepspeed):
             raise UserError(
                 "train.auto_find_batch_size tries a batch on a whole model, but fsdp and deepspeed shard it. Leave it "
-                "out, and set per_device_train_batch_size and gradient_accumulation_steps."
+                "out, and set per_device_train_batch_size and gradient_accumulation_steps.",
+                code="batch_search_with_sharding",
             )
         return self
 
@@ -303,7 +309,8 @@ class TrainConfig(Section):
         if self.torch_compile and self.gradient_checkpointing == "selective":
             raise UserError(
                 "torch_compile decides itself what to compute again, so gradient_checkpointing cannot be 'selective' "
-                "with it. Leave one of them out."
+                "with it. Leave one of them out.",
+                code="selective_checkpointing_with_compile",
             )
         return self
 
@@ -315,7 +322,7 @@ def check_figures_once(specs: tuple[EvaluationSpec, ...]) -> None:
         for length in spec.context_lengths:
             if (spec.name, length) in seen:
                 at = "" if length is None else f" at {length:,} tokens"
-                raise UserError(f"evaluate asks for {spec.name}{at} twice. Ask once.")
+                raise UserError(f"evaluate asks for {spec.name}{at} twice. Ask once.", code="duplicate_evaluation")
             seen.add((spec.name, length))
 
 
@@ -357,7 +364,8 @@ class RunConfig(Section):
             for key in ("echo_share", "target_growth"):
                 if getattr(self.train, key):
                     raise UserError(
-                        f"train.{key} is for windows with skips, but those of {self.positions} have none. Set it to 0."
+                        f"train.{key} is for windows with skips, but those of {self.positions} have none. Set it to 0.",
+                        code="windows_have_no_skips",
                     )
         return self
 
@@ -366,7 +374,8 @@ class RunConfig(Section):
         if self.train.auto_find_batch_size and isinstance(self.rope, Mixed):
             raise UserError(
                 "With rope 'mixed' the windows of a batch are of one kind, so another batch would draw other windows. "
-                "Leave train.auto_find_batch_size out."
+                "Leave train.auto_find_batch_size out.",
+                code="batch_search_with_mixed_rope",
             )
         return self
 
@@ -409,5 +418,7 @@ METHODS = ("interpolate", *(name_of(cls) for cls in SAMPLERS))
 def method_overrides(method: str) -> dict[str, Any]:
     """The configuration keys that `--method` stands for."""
     if method not in METHODS:
-        raise UserError(f"--method must be a known method, not {method!r}.{nearest(method, METHODS)}")
+        raise UserError(
+            f"--method must be a known method, not {method!r}.{nearest(method, METHODS)}", code="unknown_method"
+        )
     return {"train": {"max_steps": 0}} if method == "interpolate" else {"positions": {"name": method}}

@@ -66,7 +66,9 @@ def schema_of(kind: str) -> dict[str, Any]:
 
     kinds: dict[str, type[BaseModel]] = {"run": RunConfig, "evaluate": EvaluateConfig, "study": StudyConfig}
     if kind not in kinds:
-        raise UserError(f"There is a schema of {', '.join(kinds)}, not of {kind!r}.{nearest(kind, kinds)}")
+        raise UserError(
+            f"There is a schema of {', '.join(kinds)}, not of {kind!r}.{nearest(kind, kinds)}", code="unknown_choice"
+        )
     content = kinds[kind].model_json_schema()
     for name in ("DataConfig", "DocumentsConfig"):
         if (data := content["$defs"].get(name)) is not None:

@@ -35,13 +35,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"There is no file {path}. Check the name; skipwise config init prints one to begin with."
+            f"There is no file {path}. Check the name; skipwise config init prints one to begin with.",
+            code="file_not_found",
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from error
+        raise UserError(f"{path} cannot be read as YAML: {error}", code="unreadable_yaml") from error
     if not isinstance(value, dict):
         raise UserError(
-            f"{path} must hold a mapping of sections (model, lengths, data, ...), not {type(value).__name__}."
+            f"{path} must hold a mapping of sections (model, lengths, data, ...), not {type(value).__name__}.",
+            code="not_a_mapping",
         )
     return value
 
@@ -55,20 +57,24 @@ def read_deepspeed(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"train.deepspeed: {path} cannot be read as JSON: {error}") from error
+        raise UserError(f"train.deepspeed: {path} cannot be read as JSON: {error}", code="unreadable_json") from error
     if not isinstance(value, dict):
-        raise UserError(f"train.deepspeed: {path} must hold an object, not {type(value).__name__}.")
+        raise UserError(
+            f"train.deepspeed: {path} must hold an object, not {type(value).__name__}.", code="not_a_mapping"
+        )
     zero = value.get("zero_optimization")
     if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
         raise UserError(
             f"train.deepspeed: {path} must say zero_optimization.stage, 0 to 3, but zero_optimization is {zero!r}. "
-            "Begin with one of configs/engines/zero*.json."
+            "Begin with one of configs/engines/zero*.json.",
+            code="zero_stage_missing",
         )
     for key in ("bf16", "fp16", "torch_autocast"):
         if key in value:
             raise UserError(
                 f"train.deepspeed: {path} must leave {key} to Skipwise, which sets the dtype of products (model.dtype) "
-                "alike for every engine. Remove it."
+                "alike for every engine. Remove it.",
+                code="dtype_set_by_deepspeed",
             )
     return value
 
@@ -102,11 +108,16 @@ def parse_assignment(text: str) -> dict[str, Any]:
     """`a.b=v` -> `{"a": {"b": v}}`, with the value read as YAML."""
     key, separator, value = text.partition("=")
     if not separator or not key or not all(key.split(".")):
-        raise UserError(f"--set takes section.key=value, not {text!r}. Example: --set train.learning_rate=1e-5")
+        raise UserError(
+            f"--set takes section.key=value, not {text!r}. Example: --set train.learning_rate=1e-5",
+            code="malformed_assignment",
+        )
     try:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"--set {key}= takes a YAML value, but {value!r} is none: {error}") from error
+        raise UserError(
+            f"--set {key}= takes a YAML value, but {value!r} is none: {error}", code="unreadable_yaml"
+        ) from error
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return dict(nested)
@@ -163,8 +174,11 @@ def parse_section(cls: type[Parsed], values: Mapping[str, Any]) -> Parsed:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(dict(one), cls) for one in error.errors()]
-        raise UserError("The configuration is not valid:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+        lines, codes = zip(*(_explain(dict(one), cls) for one in error.errors()), strict=True)
+        code = codes[0] if len(set(codes)) == 1 else "several_mistakes"
+        raise UserError(
+            "The configuration is not valid:\n" + "\n".join(f"  - {line}" for line in lines), code=code
+        ) from None
 
 
 _TAGGED = {"positions": SAMPLERS, "rope": ROPE_SCALINGS, "evaluate": EVALUATIONS}
@@ -180,8 +194,8 @@ _HINTS = {
 }
 
 
-def _explain(error: dict[str, Any], cls: type[Section]) -> str:
-    """One line for one pydantic error: path, rule, value, nearest match."""
+def _explain(error: dict[str, Any], cls: type[Section]) -> tuple[str, str]:
+    """One line for one pydantic error (path, rule, value, nearest match), and its code."""
     location = [str(part) for part in error["loc"]]
     section = location[0] if location else ""
     tags = [name_of(choice) for choice in _TAGGED.get(section, ())]
@@ -191,18 +205,19 @@ def _explain(error: dict[str, Any], cls: type[Section]) -> str:
     match error["type"]:
         case "extra_forbidden" | "unexpected_keyword_argument":
             meant = _elsewhere(location, cls) or nearest(location[-1], _siblings(location, tags, cls))
-            return f"{path}: unknown key.{meant}"
+            return f"{path}: unknown key.{meant}", "unknown_key"
         case "missing" | "missing_argument":
-            return f"{path}: required, but not given.{f' {hint}' if hint else ''}"
+            return f"{path}: required, but not given.{f' {hint}' if hint else ''}", "missing_key"
         case "union_tag_invalid":
             tag = str(error["ctx"]["tag"])
-            return f"{path}.name: {tag!r} is not known.{nearest(tag, tags)}"
+            return f"{path}.name: {tag!r} is not known.{nearest(tag, tags)}", "unknown_choice"
         case "union_tag_not_found":
-            return f"{path}: needs a name.{nearest('', tags)}"
+            return f"{path}: needs a name.{nearest('', tags)}", "missing_key"
         case "value_error":
-            return f"{path}: {error['ctx']['error']}"
+            inner = error["ctx"]["error"]
+            return f"{path}: {inner}", getattr(inner, "code", "invalid_value")
         case _:
-            return f"{path}: {error['msg']}, but it is {value!r}."
+            return f"{path}: {error['msg']}, but it is {value!r}.", "wrong_type_or_range"
 
 
 def _elsewhere(location: list[str], cls: type[Section]) -> str:

@@ -125,7 +125,10 @@ def step_memory(shape: ModelShape, step: Step, devices: int = 1, zero: int = 0, 
         cpu: whether the device is one; what an accelerator's allocator holds beyond what is in use was not measured.
     """
     if zero not in ZERO_STAGES or devices < 1:
-        raise UserError(f"ZeRO has stages 0 to 3 on at least one device, not {zero} on {devices}. Set --zero 3.")
+        raise UserError(
+            f"ZeRO has stages 0 to 3 on at least one device, not {zero} on {devices}. Set --zero 3.",
+            code="zero_out_of_range",
+        )
     parameters = shape.parameters
     of_weights, of_gradients, of_optimizer = (devices if zero >= stage else 1 for stage in (3, 2, 1))
     matrices = shape.layers * shape.layer_weights

@@ -250,7 +250,9 @@ def sample_coverage(sampler: PositionSampler, lengths: Lengths, windows: int, se
     Samplers that look at sentences see a text in which each token begins one with probability 1 / `SENTENCE_TOKENS`.
     """
     if windows < 1:
-        raise UserError(f"Coverage is sampled over at least one window, not {windows}. Raise --windows.")
+        raise UserError(
+            f"Coverage is sampled over at least one window, not {windows}. Raise --windows.", code="count_below_one"
+        )
     tokens = max(sampler.tokens_used(lengths), sampler.tokens_needed(lengths))
     size = 2 * lengths.target
     seen, total, squares = (np.zeros(lengths.target) for _ in range(3))

@@ -5,7 +5,18 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in the input. The message says the rule, the value and the remedy."""
+    """A mistake in the input. The message says the rule, the value and the remedy.
+
+    Attributes:
+        code: a stable snake_case name of the rule that was broken, e.g. `target_not_above_window`. Messages may be
+            reworded; codes stay.
+    """
+
+    # Every raise site gives a code. The default is for torch's DataLoader, which rebuilds an exception of a worker
+    # process from its message alone.
+    def __init__(self, message: str, *, code: str = "user_error") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -40,7 +40,9 @@ def planned(model: str, target: str, train: str, sampler: str, chunks: int | Non
         UserError: for settings that cannot be right.
     """
     if steps is None or chunks is None:
-        raise UserError("Steps and chunks must be numbers, but one of them is empty. Fill it in.")
+        raise UserError(
+            "Steps and chunks must be numbers, but one of them is empty. Fill it in.", code="number_missing"
+        )
     positions: dict[str, Any] = {"name": sampler}
     if sampler == "pose":
         positions["chunks"] = int(chunks)
@@ -54,7 +56,10 @@ def planned(model: str, target: str, train: str, sampler: str, chunks: int | Non
     }
     config = parse_config(values)
     if config.lengths.target > LONGEST:
-        raise UserError(f"The page draws targets up to {LONGEST:,} tokens, not {config.lengths.target:,}. Lower it.")
+        raise UserError(
+            f"The page draws targets up to {LONGEST:,} tokens, not {config.lengths.target:,}. Lower it.",
+            code="target_too_long_to_draw",
+        )
     lengths = resolve_target(config, *read_windows(read_config(config.model.path)))
     return Run(sampler, RunDir(Path("not-there-yet")), config, lengths, [], [])
 
@@ -130,10 +135,13 @@ def ask(run: Run, text: str, question: str) -> tuple[str, str, str]:
     prompt = f"{text}{question}"
     try:
         if not text.strip():
-            raise UserError("There is no text to ask about. Paste one, or take the example.")
+            raise UserError("There is no text to ask about. Paste one, or take the example.", code="no_text_given")
         tokens = len(_loaded(after)[1](prompt)["input_ids"])
         if tokens > run.lengths.target:
-            raise UserError(f"The text has {tokens:,} tokens, but the target is {run.lengths.target:,}. Shorten it.")
+            raise UserError(
+                f"The text has {tokens:,} tokens, but the target is {run.lengths.target:,}. Shorten it.",
+                code="text_exceeds_target",
+            )
         said = f"{tokens:,} tokens; the first window has {run.lengths.original:,}, the target {run.lengths.target:,}."
         return said, answer(before, prompt), answer(after, prompt)
     except UserError as error:
@@ -234,7 +242,10 @@ def serve(run: Path | None, host: str, port: int | None, say: Callable[[str], No
     """
     asked = None if run is None else read_run(RunDir(run), run.name)
     if asked is not None and not asked.directory.model.is_dir():
-        raise UserError(f"explore asks the model of a run, and {run} has none yet. Finish it: extend with --resume.")
+        raise UserError(
+            f"explore asks the model of a run, and {run} has none yet. Finish it: extend with --resume.",
+            code="run_not_finished",
+        )
     page = build(asked)
     try:
         _, address, _ = page.launch(
@@ -247,7 +258,10 @@ def serve(run: Path | None, host: str, port: int | None, say: Callable[[str], No
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise UserError(f"The page cannot be served at {host}: {error}. Choose another --port or --host.") from error
+        raise UserError(
+            f"The page cannot be served at {host}: {error}. Choose another --port or --host.",
+            code="address_not_available",
+        ) from error
     if host not in LOOPBACK:
         say("Whoever reaches this machine can read names of its files and use its models: there is no password.")
     say(f"Open {address} (Ctrl-C ends it).")

@@ -110,7 +110,8 @@ def teacher_weight(config: RunConfig, lengths: Lengths) -> float:
     if wanted and not fits:
         raise UserError(
             f"train.kl_weight needs windows that the untouched model can read, but they have {window:,} tokens "
-            f"and its window {lengths.original:,}. Leave train.kl_weight out or set it to 0."
+            f"and its window {lengths.original:,}. Leave train.kl_weight out or set it to 0.",
+            code="kl_window_exceeds_original",
         )
     return float(fits) if wanted is None else wanted
 
@@ -314,13 +315,15 @@ def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench",
     if run.resolved.exists():
         if json.loads(run.data.read_text(encoding="utf-8")) != json.loads(json.dumps(bench.data_summary)):
             raise UserError(
-                f"{run.path} was started on other data (see {run.data}). Bring them back, or choose another --output."
+                f"{run.path} was started on other data (see {run.data}). Bring them back, or choose another --output.",
+                code="data_changed",
             )
         before = json.loads(run.plan.read_text(encoding="utf-8"))["windows_per_step"]
         if before != plan.windows_per_step:
             raise UserError(
                 f"{run.path} was started with {before} windows in a step, but these processes have "
-                f"{plan.windows_per_step}. Start as many processes as before, or choose another --output."
+                f"{plan.windows_per_step}. Start as many processes as before, or choose another --output.",
+                code="windows_per_step_changed",
             )
         return
     write_text(run.config, given)

@@ -21,11 +21,14 @@ class Lengths:
 
     def __post_init__(self) -> None:
         if min(self.original, self.train, self.target) < 1:
-            raise UserError(f"Lengths must be at least 1 token, but are {self}. Use positive lengths.")
+            raise UserError(
+                f"Lengths must be at least 1 token, but are {self}. Use positive lengths.", code="length_below_one"
+            )
         if self.train > self.target:
             raise UserError(
                 f"The train length must not exceed the target length, but {self.train:,} > {self.target:,}. "
-                "Lower the train length (--train-length) or raise the target (--target)."
+                "Lower the train length (--train-length) or raise the target (--target).",
+                code="train_length_above_target",
             )
 
     @property
@@ -50,7 +53,9 @@ def parse_length(value: object) -> object:
     except ValueError:
         tokens = -1.0
     if tokens < 1 or tokens != int(tokens):
-        raise UserError(f"A length is a whole number of tokens such as 32768 or 32k, not {value!r}.")
+        raise UserError(
+            f"A length is a whole number of tokens such as 32768 or 32k, not {value!r}.", code="malformed_length"
+        )
     return int(tokens)
 
 

@@ -48,7 +48,10 @@ def doctor(
     else:
         _show(found, pairs, model)
     if fix is not None and not any(finding.mended for finding in found.findings):
-        raise UserError(f"--fix repairs what is wrong, but it can mend nothing here. {fix} is not written.")
+        raise UserError(
+            f"--fix repairs what is wrong, but it can mend nothing here. {fix} is not written.",
+            code="nothing_to_repair",
+        )
     if fix is not None:
         mended_copy(directory, found, beside, fix)
         found = diagnose(read_config(str(fix)), read_beside(fix), first)
@@ -61,7 +64,8 @@ def doctor(
             if fix is not None
             else f"Something is wrong with {model}, as said above; --fix DIRECTORY writes a repaired copy."
             if any(finding.mended for finding in found.findings)
-            else f"Something is wrong with {model}, as said above, which --fix cannot mend."
+            else f"Something is wrong with {model}, as said above, which --fix cannot mend.",
+            code="model_has_faults",
         )
 
 
@@ -75,7 +79,9 @@ def convert(
     from skipwise.models.convert import CONVERSIONS
 
     if family not in CONVERSIONS:
-        raise UserError(f"There is no conversion of {family!r}.{nearest(family, CONVERSIONS)}")
+        raise UserError(
+            f"There is no conversion of {family!r}.{nearest(family, CONVERSIONS)}", code="unknown_conversion"
+        )
     with console.status(f"converting {source}"):
         CONVERSIONS[family](source, output)
     console.print(f"Written: {output}")
@@ -101,9 +107,13 @@ def export(
     directory = RunDir(run)
     if not all(file.is_file() for file in (directory.model / "config.json", directory.resolved, directory.rope)):
         if directory.resolved.is_file():
-            raise UserError(f"export takes a finished run, and {run} is not finished. Finish it with --resume.")
+            raise UserError(
+                f"export takes a finished run, and {run} is not finished. Finish it with --resume.",
+                code="run_not_finished",
+            )
         raise UserError(
-            f"export takes a run of skipwise extend, and {run} is none. Name the directory that was its --output."
+            f"export takes a run of skipwise extend, and {run} is none. Name the directory that was its --output.",
+            code="not_a_run",
         )
     config, rows = parse_config(read_yaml(directory.resolved)), directory.read_results()
     wanted = Export(

@@ -239,12 +239,14 @@ def resolve_target(config: Wanted, first: int, current: int) -> Lengths:
     if target <= current:
         raise UserError(
             f"The target must be above the model's window of {current:,} tokens, but it is {target:,}. "
-            f"Raise --target, for example to {2 * current:,}."
+            f"Raise --target, for example to {2 * current:,}.",
+            code="target_not_above_window",
         )
     if target <= original:
         raise UserError(
             f"The target must be above the original length, but {target:,} <= {original:,}. "
-            "Raise --target, or lower lengths.original."
+            "Raise --target, or lower lengths.original.",
+            code="target_not_above_original",
         )
     lengths = Lengths(original=original, train=config.lengths.train or original, target=target)
     config.positions.check(lengths)

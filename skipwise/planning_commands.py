@@ -44,16 +44,24 @@ def plan(
     )
 
     if measure and flops:
-        raise UserError(f"--measure finds the rate itself, so --flops {flops:g} cannot be kept. Leave one of them out.")
+        raise UserError(
+            f"--measure finds the rate itself, so --flops {flops:g} cannot be kept. Leave one of them out.",
+            code="flops_with_measure",
+        )
     if steps == 0:
-        raise UserError("--steps 0 trains nothing, which costs nothing. Plan at least one step.")
+        raise UserError(
+            "--steps 0 trains nothing, which costs nothing. Plan at least one step.", code="plan_without_training"
+        )
 
     flags: dict[str, Any] = {"lengths": {"target": target, "train": train_length}, "train": {"max_steps": steps}}
     values = values_from_flags(model, flags, method, set_)
     values.setdefault("data", "builtin:python")  # costs do not depend on it
     config = parse_config(values)
     if config.method == "interpolate":
-        raise UserError("The method interpolate trains nothing, so it costs nothing. Plan another --method.")
+        raise UserError(
+            "The method interpolate trains nothing, so it costs nothing. Plan another --method.",
+            code="plan_without_training",
+        )
     model_config = read_config(config.model.path, config.model.revision)
     lengths = resolve_target(config, *read_windows(model_config))
     shape = shape_of(model_config)
@@ -149,7 +157,9 @@ def search(
 
     kinds = get_args(Fitness)
     if fitness not in kinds:
-        raise UserError(f"--fitness is {' or '.join(kinds)}, not {fitness!r}.{nearest(fitness, kinds)}")
+        raise UserError(
+            f"--fitness is {' or '.join(kinds)}, not {fitness!r}.{nearest(fitness, kinds)}", code="unknown_choice"
+        )
     flags: dict[str, Any] = {
         "lengths": {"target": target},
         "data": {"sources": data or None},

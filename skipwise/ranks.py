@@ -52,7 +52,8 @@ def join_processes(device: "torch.device", deepspeed: bool = False) -> None:
     if not deepspeed and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise UserError(
             "DeepSpeed gets its configuration from train.deepspeed, but there is none, only Accelerate's. Set "
-            "train.deepspeed (see configs/engines), and launch with distributed_type MULTI_GPU, or with torchrun."
+            "train.deepspeed (see configs/engines), and launch with distributed_type MULTI_GPU, or with torchrun.",
+            code="deepspeed_configuration_missing",
         )
     if deepspeed:
         _join_with_deepspeed(device)
@@ -60,7 +61,8 @@ def join_processes(device: "torch.device", deepspeed: bool = False) -> None:
         if "MASTER_ADDR" not in os.environ:
             raise UserError(
                 f"WORLD_SIZE is {world_size()}, but MASTER_ADDR is not set. Start the command with torchrun "
-                "--nproc_per_node N -m skipwise, or without WORLD_SIZE."
+                "--nproc_per_node N -m skipwise, or without WORLD_SIZE.",
+                code="launcher_missing",
             )
         PartialState(cpu=device.type == "cpu", timeout=TIMEOUT)
     if world_size() > 1:
@@ -75,12 +77,14 @@ def _join_with_deepspeed(device: "torch.device") -> None:
         from deepspeed.comm import init_distributed
     except ImportError as error:
         raise UserError(
-            "train.deepspeed needs DeepSpeed. Install it with: pip install 'skipwise[deepspeed]'"
+            "train.deepspeed needs DeepSpeed. Install it with: pip install 'skipwise[deepspeed]'",
+            code="package_not_installed",
         ) from error
     if "RANK" not in os.environ:
         raise UserError(
             "train.deepspeed needs a launcher. Start the command as torchrun --nproc_per_node N -m skipwise, or as "
-            "deepspeed --num_gpus N --module skipwise."
+            "deepspeed --num_gpus N --module skipwise.",
+            code="launcher_missing",
         )
     backend = "gloo" if device.type == "cpu" else None  # its own for everything else
     init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=TIMEOUT, verbose=False)

@@ -21,7 +21,10 @@ def report(
     from skipwise.runs import RunDir
 
     if output is None and len(runs) > 1:
-        raise UserError("The report of several runs belongs to none of them. Say where it goes: --output FILE.html.")
+        raise UserError(
+            "The report of several runs belongs to none of them. Say where it goes: --output FILE.html.",
+            code="output_required",
+        )
     page = output or RunDir(runs[0]).report
     with console.status("drawing"):
         charts = write_report(runs, page)
@@ -40,6 +43,7 @@ def explore(
         from skipwise.explore import serve
     except ImportError as error:
         raise UserError(
-            "explore needs Gradio, which is not installed. Install it with: pip install 'skipwise[explore]'"
+            "explore needs Gradio, which is not installed. Install it with: pip install 'skipwise[explore]'",
+            code="package_not_installed",
         ) from error
     serve(run, host, port, console.print)

@@ -49,7 +49,7 @@ def new_directory(output: Path) -> Iterator[Path]:
         UserError: when something is in the way.
     """
     if output.exists():
-        raise UserError(f"A new directory is written, but {output} exists. Choose another.")
+        raise UserError(f"A new directory is written, but {output} exists. Choose another.", code="output_exists")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -69,7 +69,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             lines += [json.loads(line)] if line else []
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number} is damaged ({error}). Remove the line; it is measured again.") from error
+            raise UserError(
+                f"{path}:{number} is damaged ({error}). Remove the line; it is measured again.", code="damaged_line"
+            ) from error
     return lines
 
 
@@ -260,7 +262,8 @@ class RunDir:
         if self.resolved.exists():
             if not resume:
                 raise UserError(
-                    f"{self.path} holds a run already. Add --resume to go on with it, or choose another --output."
+                    f"{self.path} holds a run already. Add --resume to go on with it, or choose another --output.",
+                    code="run_exists",
                 )
             from skipwise.config_files import read_yaml
 
@@ -269,10 +272,14 @@ class RunDir:
                 more = len(changed) - MOST_DIFFERENCES
                 raise UserError(
                     f"{self.path} was started with another configuration: {'; '.join(changed[:MOST_DIFFERENCES])}"
-                    f"{f'; and {more} more' if more > 0 else ''}. Resume with the same one, or choose another --output."
+                    f"{f'; and {more} more' if more > 0 else ''}. Resume with the same one, or "
+                    "choose another --output.",
+                    code="configuration_changed",
                 )
         elif self.path.exists() and not self._only_begun():
-            raise UserError(f"{self.path} exists and is no Skipwise run. Choose another --output.")
+            raise UserError(
+                f"{self.path} exists and is no Skipwise run. Choose another --output.", code="output_kind_mismatch"
+            )
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -288,7 +295,8 @@ class RunDir:
                 yield
         except Timeout as error:
             raise UserError(
-                f"Another process is writing to {self.path}. Wait for it or stop it, or choose another --output."
+                f"Another process is writing to {self.path}. Wait for it or stop it, or choose another --output.",
+                code="locked_by_another_process",
             ) from error
 
     def _only_begun(self) -> bool:

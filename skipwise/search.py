@@ -67,7 +67,10 @@ def search_factors(config: RunConfig, search: Search, output: Path, console: Con
         UserError: for wrong input.
     """
     if not isinstance(config.rope, Mixed):
-        raise UserError(f"A search is for the scaling 'mixed', but rope is {config.rope.name!r}. Leave --rope out.")
+        raise UserError(
+            f"A search is for the scaling 'mixed', but rope is {config.rope.name!r}. Leave --rope out.",
+            code="search_needs_mixed_rope",
+        )
     from skipwise.extension import check_early, resolve_lengths
     from skipwise.models.load import load_config
     from skipwise.models.rope import read_rope
@@ -113,7 +116,10 @@ def _remembered(measure: Callable[[Factors], float], output: Path, setting: str)
     journal = output / "losses.jsonl"
     lines = read_lines(journal)
     if any(line["setting"] != setting for line in lines):
-        raise UserError(f"{output} holds another search, of other data or settings. Choose another --output.")
+        raise UserError(
+            f"{output} holds another search, of other data or settings. Choose another --output.",
+            code="configuration_changed",
+        )
     known = {tuple(line["factors"]): float(line["loss"]) for line in lines}
 
     def loss_of(factors: Factors) -> float:
@@ -142,7 +148,8 @@ def _documents(bench: "Workbench", search: Search, lengths: Lengths) -> list[Sco
     if not places:
         raise UserError(
             f"--fitness text needs documents of {lengths.target:,} tokens, but there is none. Give longer ones, or "
-            "use --fitness needles."
+            "use --fitness needles.",
+            code="documents_too_short",
         )
     scored = np.arange(lengths.target) >= lengths.target // 2
     order = np.random.default_rng(bench.config.seed).permutation(len(places))[: search.documents]

@@ -267,7 +267,8 @@ class Workbench:
         if count > MOST_EXAMPLES:
             raise UserError(
                 f"A run has at most {MOST_EXAMPLES:,} windows, since their order is drawn at its start, but {count:,} "
-                "are asked for. Lower train.max_steps or the batch."
+                "are asked for. Lower train.max_steps or the batch.",
+                code="too_many_windows",
             )
         share = self.config.data.retrieval_share
         retrieval = retrieval_documents(self.tokenizer, self.sources)
@@ -279,7 +280,8 @@ class Workbench:
         if not any(len(source.spans) for source in self.held_out_sources):
             raise UserError(
                 "eval_steps needs a held-out document as long as a training window, but there is none. "
-                "Raise data.held_out_share, lower the train length, or leave train.eval_steps out."
+                "Raise data.held_out_share, lower the train length, or leave train.eval_steps out.",
+                code="held_out_documents_too_short",
             )
         usable = [source for source in self.held_out_sources if len(source.spans)]
         # As at the end of the training: what counts is the target, also while it grows.
@@ -295,7 +297,8 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     if config.data.retrieval_share and config.method != "interpolate" and window_tokens(config.method, lengths) < 32:
         raise UserError(
             f"Retrieval documents need a training window of 32 tokens, but it has {lengths.train}. "
-            "Raise the train length, or set data.retrieval_share to 0."
+            "Raise the train length, or set data.retrieval_share to 0.",
+            code="window_too_short_for_retrieval",
         )
     _check_processes(config.train)
     join_processes(default_device(), deepspeed=bool(config.train.deepspeed))
@@ -359,13 +362,15 @@ def _check_processes(config: TrainConfig) -> None:
     if config.fsdp and world_size() == 1:
         raise UserError(
             "train.fsdp shards a model among processes, but there is one. Start the same command as torchrun "
-            "--nproc_per_node N -m skipwise, or leave train.fsdp out."
+            "--nproc_per_node N -m skipwise, or leave train.fsdp out.",
+            code="launcher_missing",
         )
     count = torch.accelerator.device_count()
     if world_size() == 1 and count > 1:
         raise UserError(
             f"A process takes one accelerator, but there are {count}. Start the same command as torchrun "
-            f"--nproc_per_node {count} -m skipwise, or set CUDA_VISIBLE_DEVICES=0."
+            f"--nproc_per_node {count} -m skipwise, or set CUDA_VISIBLE_DEVICES=0.",
+            code="more_devices_than_processes",
         )
 
 
@@ -399,7 +404,8 @@ def _check_long_enough(
             raise UserError(
                 f"Method {config.method!r} needs documents of at least {shortest:,} tokens, but the longest training "
                 f"document of {name} has {int(store.train.lengths.max(initial=0)):,}. Lower --train-length, give "
-                f"longer documents{'' if join else ', or set data.short_documents=join'}."
+                f"longer documents{'' if join else ', or set data.short_documents=join'}.",
+                code="documents_too_short",
             )
         store.summary["too_short"] = short
         if short:

@@ -114,10 +114,12 @@ def check_early(config: EvaluateConfig, run: RunDir) -> None:
     for source in config.data.sources:
         check_source(source)
     if run.path.is_file():
-        raise UserError(f"--output names a directory, but {run.path} is a file. Choose another --output.")
+        raise UserError(
+            f"--output names a directory, but {run.path} is a file. Choose another --output.", code="output_is_file"
+        )
     if run.path.exists() and any(run.path.iterdir()) and not run.models.exists():
         what = "a run of its own" if run.resolved.exists() else "no evaluation"
-        raise UserError(f"{run.path} exists and is {what}. Choose another --output.")
+        raise UserError(f"{run.path} exists and is {what}. Choose another --output.", code="output_kind_mismatch")
     for spec in config.evaluate or ():
         if isinstance(spec, QuestionAnswering | Summarization):
             check_source(SourceConfig(source=spec.source))
@@ -125,7 +127,9 @@ def check_early(config: EvaluateConfig, run: RunDir) -> None:
             model_location(spec.evaluator)
         package = {Harness: "lm_eval", Summarization: "rouge_score"}.get(type(spec))
         if package is not None and find_spec(package) is None:
-            raise UserError(f"{spec.name} needs the package {package}. Install skipwise[harness].")
+            raise UserError(
+                f"{spec.name} needs the package {package}. Install skipwise[harness].", code="package_not_installed"
+            )
 
 
 def _prepare(one: Compared, config: EvaluateConfig, console: Console) -> Prepared:
@@ -210,7 +214,8 @@ def _with_documents(
         if short:
             raise UserError(
                 f"{spec.name} was measured on documents of which {len(short)} have fewer than {reached[-1]:,} tokens, "
-                "and all lengths share their documents. Choose another --output for all lengths together."
+                "and all lengths share their documents. Choose another --output for all lengths together.",
+                code="shared_documents_too_short",
             )
         ids = held
     spec = replace(spec, context_lengths=tuple(reached), document_ids=ids)

@@ -44,7 +44,8 @@ def joined(run: RunDir, config: EvaluateConfig) -> EvaluateConfig:
             if getattr(old, section) != getattr(config, section):
                 raise UserError(
                     f"{run.path} was evaluated with other {section} settings (see {run.resolved}). "
-                    "Use the same one, or choose another --output."
+                    "Use the same one, or choose another --output.",
+                    code="configuration_changed",
                 )
     before = {key: settings for key, settings in _settings(old.evaluate or ()) if key in held}
     for key, settings in _settings(config.evaluate or ()):
@@ -53,7 +54,8 @@ def joined(run: RunDir, config: EvaluateConfig) -> EvaluateConfig:
             at = "" if key[1] is None else f" at {key[1]:,} tokens"
             changed = ", ".join(f"{name} {value}" for name, value in old_settings.items() if settings[name] != value)
             raise UserError(
-                f"{run.path} holds {key[0]}{at} with {changed}. Ask for the same, or choose another --output."
+                f"{run.path} holds {key[0]}{at} with {changed}. Ask for the same, or choose another --output.",
+                code="configuration_changed",
             )
     kept = _without(old.evaluate or (), set(figures(old.evaluate or ())) - set(before))
     return config.model_copy(update={"evaluate": (*kept, *_without(config.evaluate or (), set(before)))})
@@ -104,7 +106,8 @@ def same(
     for name, own in now.items():
         if name not in may_change and known.get(name, own) != own:
             raise UserError(
-                f"{run.path} holds figures of another {what} {name}: it has changed since. Choose another --output."
+                f"{run.path} holds figures of another {what} {name}: it has changed since. Choose another --output.",
+                code="content_changed",
             )
     return known | dict(now)
 
@@ -116,7 +119,8 @@ def check_names(run: RunDir, identities: Mapping[str, Any]) -> None:
         if owners.setdefault(own["short"], name) != name:
             raise UserError(
                 f"{run.path} already holds a model that is called {own['short']!r}: {owners[own['short']]}. "
-                f"Choose another --output for {name}."
+                f"Choose another --output for {name}.",
+                code="duplicate_model_name",
             )
 
 

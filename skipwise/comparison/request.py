@@ -58,7 +58,10 @@ def find_models(names: Sequence[str]) -> list[Compared]:
     shorts = [one.short for one in found]
     again = next((short for short in shorts if shorts.count(short) > 1), None)
     if again is not None:
-        raise UserError(f"Every model needs a name of its own, but two are called {again!r}. Rename one directory.")
+        raise UserError(
+            f"Every model needs a name of its own, but two are called {again!r}. Rename one directory.",
+            code="duplicate_model_name",
+        )
     return found
 
 
@@ -76,13 +79,18 @@ def _find_plain(name: str) -> Compared:
     last = Path(name.rpartition(":")[2]).name.removesuffix(".gguf")
     short = re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip(".") or "model"
     if run.models.is_file():
-        raise UserError(f"{name} is an evaluation, not a model. Name the models that it measured.")
+        raise UserError(
+            f"{name} is an evaluation, not a model. Name the models that it measured.", code="evaluation_not_model"
+        )
     if not run.resolved.is_file():
         within_run = RunDir(Path(name).parent).resolved.is_file() and Path(name).name == run.model.name
         model_location(name)
         return Compared(name, name, "extended" if within_run else "original", short)
     if not (run.model / "config.json").is_file():
-        raise UserError(f"{name} is a run that has written no model yet. Finish it with --resume, or name a model.")
+        raise UserError(
+            f"{name} is a run that has written no model yet. Finish it with --resume, or name a model.",
+            code="run_not_finished",
+        )
     return Compared(name, str(run.model), "extended", short)
 
 
@@ -128,10 +136,15 @@ def select_evaluations(
     """
     for name in only:
         if name not in NAMES:
-            raise UserError(f"--only takes an evaluation, not {name!r}.{nearest(name, NAMES)}")
+            raise UserError(
+                f"--only takes an evaluation, not {name!r}.{nearest(name, NAMES)}", code="unknown_evaluation"
+            )
     if values is None and not only:
         if lengths or settings:
-            raise UserError("Name the evaluations that --lengths or --set is for, with --only or in a --config.")
+            raise UserError(
+                "Name the evaluations that --lengths or --set is for, with --only or in a --config.",
+                code="evaluations_not_named",
+            )
         return None
     named = [expand_name(value) for value in values] if isinstance(values, list | tuple) else values or []
     if not isinstance(named, list) or not all(isinstance(value, Mapping) and "name" in value for value in named):
@@ -143,7 +156,10 @@ def select_evaluations(
     for name, key, value in settings:
         changed = [own for own in kept if own["name"] == name]
         if not changed:
-            raise UserError(f"--set {name}.{key} changes nothing, since {name} is not evaluated. Add --only {name}.")
+            raise UserError(
+                f"--set {name}.{key} changes nothing, since {name} is not evaluated. Add --only {name}.",
+                code="setting_without_effect",
+            )
         for own in changed:
             own[key] = value
     return kept

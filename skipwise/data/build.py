@@ -101,7 +101,8 @@ def _write(
             )
         if not any(part.lengths for part in parts.values()):
             raise UserError(
-                f"{source.source} holds no text. Give --data a source with text in field {source.text_field!r}."
+                f"{source.source} holds no text. Give --data a source with text in field {source.text_field!r}.",
+                code="source_has_no_text",
             )
         content = {"source": source.source, "identity": describe_source(source), "dtype": dtype.name}
         finished = {name: part.finish() for name, part in parts.items()}

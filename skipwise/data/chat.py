@@ -31,12 +31,13 @@ def conversation(messages: Sequence[dict[str, Any]], tokenizer: PreTrainedTokeni
     if tokenizer.chat_template is None or getattr(tokenizer, "backend_tokenizer", None) is None:
         raise UserError(
             "Conversations are written with the chat template of a fast tokenizer, but this one has none. Train on "
-            "text (data.text_field), or choose an instruct model."
+            "text (data.text_field), or choose an instruct model.",
+            code="no_chat_template",
         )
     try:
         text = str(tokenizer.apply_chat_template(list(messages), tokenize=False, date_string=DATE))
     except (TemplateError, TypeError, KeyError, ValueError, IndexError) as error:
-        raise MessagesError(f"the chat template does not take it ({error})") from error
+        raise MessagesError(f"the chat template does not take it ({error})", code="chat_template_failed") from error
     if begin_of_text(tokenizer):
         text = text.removeprefix(str(tokenizer.bos_token))
     answers, place = [], 0
@@ -44,7 +45,9 @@ def conversation(messages: Sequence[dict[str, Any]], tokenizer: PreTrainedTokeni
         said = message["content"].strip()
         begin = text.find(said, place)
         if begin < 0 and message["role"] == "assistant":
-            raise MessagesError("the chat template writes something else than the assistant says")
+            raise MessagesError(
+                "the chat template writes something else than the assistant says", code="chat_template_changes_answer"
+            )
         if begin < 0:  # a template may leave out or change what others say
             continue
         place = begin + len(said)

@@ -27,16 +27,20 @@ class MaskedWindowCollator:
 
     def __init__(self, windows: WindowCollator, tokenizer: PreTrainedTokenizerBase, share: float = 0.3) -> None:
         if not 0.0 < share < 1.0:
-            raise UserError(f"The share of masked tokens must be between 0 and 1, not {share}. Take 0.3.")
+            raise UserError(
+                f"The share of masked tokens must be between 0 and 1, not {share}. Take 0.3.", code="share_out_of_range"
+            )
         if tokenizer.mask_token_id is None:
             raise UserError(
                 "Masked windows need a mask token, but the tokenizer has none. Take that of the encoder, or give it "
-                "one: tokenizer.add_special_tokens({'mask_token': '[MASK]'})."
+                "one: tokenizer.add_special_tokens({'mask_token': '[MASK]'}).",
+                code="no_mask_token",
             )
         if windows.echo_share:
             raise UserError(
                 f"Echoes stand before a skip and an encoder sees both ways, so echo_share must be 0, not "
-                f"{windows.echo_share}. Leave it out."
+                f"{windows.echo_share}. Leave it out.",
+                code="echoes_with_encoder",
             )
         self.windows = windows
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))

@@ -25,5 +25,5 @@ def expand_preset(source: dict[str, Any]) -> dict[str, Any]:
         return source
     name = name.removeprefix(PREFIX)
     if name not in PRESETS:
-        raise UserError(f"There is no preset {name!r}.{nearest(name, PRESETS)}")
+        raise UserError(f"There is no preset {name!r}.{nearest(name, PRESETS)}", code="unknown_preset")
     return PRESETS[name] | {key: value for key, value in source.items() if key != "source"}

@@ -85,7 +85,8 @@ class ReadReport:
                 f"{self.malformed} of {self.records} are:\n"
                 + "\n".join(f"  - {example}" for example in self.examples)
                 + "\nMend them, name the right field (data.text_field, data.messages_field), or raise "
-                "data.max_malformed_share."
+                "data.max_malformed_share.",
+                code="too_many_malformed_records",
             )
 
 
@@ -108,25 +109,29 @@ def check_source(config: SourceConfig) -> None:
     if config.messages_field is not None and not records:
         raise UserError(
             f"messages_field is for records ({', '.join(RECORD_SUFFIXES)}, hub datasets), but {name} is text. Set it "
-            "for the sources that have one alone."
+            "for the sources that have one alone.",
+            code="not_a_record_source",
         )
     if name.startswith("builtin:"):
         if name != builtin.PYTHON:
-            raise UserError(f"There is no built-in source {name!r}.{nearest(name, [builtin.PYTHON])}")
+            raise UserError(
+                f"There is no built-in source {name!r}.{nearest(name, [builtin.PYTHON])}", code="unknown_builtin_source"
+            )
         return
     path = Path(name).expanduser()
     if not path.exists():
         if _is_hub_name(name):
             return
         raise UserError(
-            f"A source (--data) must be a file, directory, hub dataset or {builtin.PYTHON}, but {name} does not exist."
+            f"A source (--data) must be a file, directory, hub dataset or {builtin.PYTHON}, but {name} does not exist.",
+            code="data_not_found",
         )
     files = files_of(path)
     kinds = ", ".join((*TEXT_SUFFIXES, *RECORD_SUFFIXES))
     if not files or (path.is_file() and not suffix_of(path)):
-        raise UserError(f"{name} holds no file of a kind that can be read ({kinds}).")
+        raise UserError(f"{name} holds no file of a kind that can be read ({kinds}).", code="data_format_not_supported")
     if not any(file.stat().st_size for file in files):
-        raise UserError(f"{name} is empty. Give --data a source with text in it.")
+        raise UserError(f"{name} is empty. Give --data a source with text in it.", code="source_has_no_text")
 
 
 def is_hub_dataset(config: SourceConfig) -> bool:
@@ -165,7 +170,10 @@ def read_records(config: SourceConfig, report: ReadReport) -> Iterator[Record]:
     check_source(config)
     path = Path(config.source).expanduser()
     if config.source == builtin.PYTHON or (path.is_file() and suffix_of(path) not in RECORD_SUFFIXES):
-        raise UserError(f"{config.source} has no records. Give one of {', '.join(RECORD_SUFFIXES)}, or a hub dataset.")
+        raise UserError(
+            f"{config.source} has no records. Give one of {', '.join(RECORD_SUFFIXES)}, or a hub dataset.",
+            code="not_a_record_source",
+        )
     if path.exists():
         for file in files_of(path):
             if suffix_of(file) in RECORD_SUFFIXES:
@@ -202,7 +210,7 @@ def _read_file(path: Path, only: str | None, report: ReadReport) -> Iterator[Rec
         else:
             yield from _read_jsonl(path, report)
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}", code="unreadable_data") from error
 
 
 def _read_text(path: Path, report: ReadReport) -> Iterator[RawDocument]:
@@ -216,7 +224,7 @@ def _read_text(path: Path, report: ReadReport) -> Iterator[RawDocument]:
     except UnicodeDecodeError as error:
         report.reject(str(path), f"not UTF-8 ({error.reason})")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}", code="unreadable_data") from error
 
 
 def _read_jsonl(path: Path, report: ReadReport) -> Iterator[Record]:
@@ -252,11 +260,12 @@ def _read_parquet(path: Path, only: str | None, report: ReadReport) -> Iterator[
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is no readable Parquet file: {error}") from error
+        raise UserError(f"{path} is no readable Parquet file: {error}", code="unreadable_data") from error
     if only is not None and only not in file.schema_arrow.names:
         raise UserError(
             f"{path} has no column {only!r}. Set data.text_field (or messages_field) to one of "
-            f"{file.schema_arrow.names}."
+            f"{file.schema_arrow.names}.",
+            code="column_not_found",
         )
     row = 0
     for batch in file.iter_batches(batch_size=256, columns=None if only is None else [only]):
@@ -287,7 +296,8 @@ def _read_hub(config: SourceConfig, report: ReadReport) -> Iterator[Record]:
             raise
         raise UserError(
             f"{config.source!r} is neither a path on this machine nor a hub dataset that could be opened "
-            f"(split {config.split!r}): {error}"
+            f"(split {config.split!r}): {error}",
+            code="hub_dataset_unavailable",
         ) from error
 
 

@@ -207,7 +207,8 @@ class WindowCollator:
         if isinstance(self.sampler, LongRecipe) and self.sentences is None:
             raise UserError(
                 "longrecipe skips between sentences, which WindowCollator must know, but sentences is None. "
-                "Give it sentences=skipwise.sentences_of(tokenizer)."
+                "Give it sentences=skipwise.sentences_of(tokenizer).",
+                code="sentences_missing",
             )
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -244,7 +245,8 @@ class WindowCollator:
         if len(tokens) < needed:
             raise UserError(
                 f"{sampler.name} needs documents of at least {needed:,} tokens, but one has {len(tokens):,}. "
-                "Filter them out, or lower the train length."
+                "Filter them out, or lower the train length.",
+                code="documents_too_short",
             )
         answers = feature.get("answers")
         if answers is not None:  # skips between turns, where the sampler looks for sentences

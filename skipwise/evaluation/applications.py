@@ -49,7 +49,9 @@ def rouge(prediction: str, reference: str) -> dict[str, float]:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
-        raise UserError("summarization needs the package rouge-score. Install skipwise[harness].") from error
+        raise UserError(
+            "summarization needs the package rouge-score. Install skipwise[harness].", code="package_not_installed"
+        ) from error
     scores = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(reference, prediction)
     return {name: float(score.fmeasure) for name, score in scores.items()}
 
@@ -67,7 +69,8 @@ def fitted_context(encode: Encode, template: str, answer: str, context: str, roo
     if size(0) > room:
         raise UserError(
             f"A prompt needs {size(0):,} tokens without any context, but beside max_new_tokens there is room for "
-            f"{max(0, room):,}. Lower max_new_tokens, or evaluate longer contexts."
+            f"{max(0, room):,}. Lower max_new_tokens, or evaluate longer contexts.",
+            code="context_too_short",
         )
     if len(encode(template.format(context=context), answer)) <= room:
         return template.format(context=context)
@@ -168,13 +171,14 @@ def _records(spec: QuestionAnswering | Summarization, fields: tuple[str, ...]) -
         if missing or not isinstance(record, dict):
             raise UserError(
                 f"{spec.name} needs the fields {', '.join(fields)} in every record, but {where} lacks "
-                f"{', '.join(missing)}. Name them with context_field, answers_field, ..."
+                f"{', '.join(missing)}. Name them with context_field, answers_field, ...",
+                code="record_field_missing",
             )
         found = True
         yield number, record
     report.check()
     if not found:
-        raise UserError(f"{spec.source} holds no records for {spec.name}.")
+        raise UserError(f"{spec.source} holds no records for {spec.name}.", code="source_has_no_records")
 
 
 def _references(answers: object) -> list[str]:

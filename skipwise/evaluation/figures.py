@@ -37,7 +37,10 @@ def perplexity_figures(examples: Sequence[Example]) -> list[Figure]:
     size = np.array([example["bytes"] for example in examples], dtype=np.float64)
     mean = float(nll.sum() / tokens.sum())
     if not mean < MOST_NATS:  # NaN included
-        raise UserError(f"The mean loss is {mean:.4g} nats per token, which is no perplexity: the model is broken.")
+        raise UserError(
+            f"The mean loss is {mean:.4g} nats per token, which is no perplexity: the model is broken.",
+            code="loss_too_large",
+        )
     count = {"num_samples": int(tokens.sum())}
     figures = [{"metric": "perplexity", **_resampled(nll, tokens, _exp), **count}]
     if size.sum():

@@ -36,11 +36,13 @@ def _measure(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError("harness needs lm-evaluation-harness. Install skipwise[harness].") from error
+        raise UserError(
+            "harness needs lm-evaluation-harness. Install skipwise[harness].", code="package_not_installed"
+        ) from error
     manager = TaskManager(include_path=spec.include_path)
     name, shots = parse_task(text)
     if name not in manager.all_tasks:
-        raise UserError(f"harness.tasks: {name!r} is not known.{nearest(name, manager.all_tasks)}")
+        raise UserError(f"harness.tasks: {name!r} is not known.{nearest(name, manager.all_tasks)}", code="unknown_task")
     results = _explained(
         text,
         lm_eval.simple_evaluate,
@@ -69,7 +71,8 @@ def _explained(task: str, run: Callable[..., Any], **keywords: Any) -> Any:
     try:
         return run(**keywords)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"harness task {task} cannot be run: {str(error).splitlines()[0]}") from error
+        code = error.code if isinstance(error, UserError) else "harness_task_failed"
+        raise UserError(f"harness task {task} cannot be run: {str(error).splitlines()[0]}", code=code) from error
 
 
 def _samples(text: str, samples: dict[str, list[dict[str, Any]]]) -> Iterator[Example]:

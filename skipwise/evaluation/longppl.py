@@ -50,7 +50,8 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> TextTokens:
     if not tokenizer.is_fast:
         raise UserError(
             "longppl needs a tokenizer that knows the characters of its tokens (a fast one), but this one does not. "
-            "Leave longppl out."
+            "Leave longppl out.",
+            code="fast_tokenizer_needed",
         )
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     ids, spans = np.array(encoded["input_ids"]), np.array(encoded["offset_mapping"]).reshape(-1, 2)
@@ -135,7 +136,8 @@ def _measure(
         if short_digest(text[: line["end"]]) != line["text"]:
             raise UserError(
                 f"longppl compares models on the same text, but document {line['document']} reads differently with the "
-                "tokenizer of this model. Compare models that keep the text as it is."
+                "tokenizer of this model. Compare models that keep the text as it is.",
+                code="tokenizer_changes_text",
             )
         tokens = tokens_of(subject.tokenizer, text[: line["end"]])
         scored = within(tokens.spans, line["keys"])
@@ -168,7 +170,8 @@ def _key_lines(
     if window is not None and length > window:
         raise UserError(
             f"The evaluator of longppl must be able to read the context, but {length:,} tokens are more than the "
-            f"{window:,} of {spec.evaluator}. Name an evaluator with a longer window, or lower context_lengths."
+            f"{window:,} of {spec.evaluator}. Name an evaluator with a longer window, or lower context_lengths.",
+            code="evaluator_window_too_short",
         )
     for number, document in enumerate(documents):
         setting.say(
@@ -180,7 +183,8 @@ def _key_lines(
             found.append({"document": document.id, "end": end, "text": short_digest(text[:end]), "keys": keys})
     if not found:
         raise UserError(
-            f"longppl at {length:,} tokens needs a document that long for the tokenizer of {spec.evaluator}."
+            f"longppl at {length:,} tokens needs a document that long for the tokenizer of {spec.evaluator}.",
+            code="documents_too_short",
         )
     setting.shared.write(name, found)
     return found
@@ -193,5 +197,8 @@ def _text(subject: Subject, document: HeldOutDocument) -> str:
 def longppl_figures(examples: Sequence[Example]) -> list[Figure]:
     """As for perplexity, over key tokens; no bits per byte."""
     if not examples:
-        raise UserError("the evaluator found no token that needs the long context. Use longer or other documents.")
+        raise UserError(
+            "the evaluator found no token that needs the long context. Use longer or other documents.",
+            code="no_key_tokens",
+        )
     return perplexity_figures(examples)

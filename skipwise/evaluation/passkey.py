@@ -92,7 +92,8 @@ def filler_units(encode: Encode, context_length: int, keys: int = 1) -> int:
     if size(0) > context_length:
         raise UserError(
             f"A passkey prompt needs at least {size(0)} tokens with this tokenizer, but the context length is "
-            f"{context_length}. Evaluate longer contexts."
+            f"{context_length}. Evaluate longer contexts.",
+            code="context_too_short",
         )
     return largest_fitting(size, context_length)
 
@@ -119,7 +120,8 @@ def make_trials(encode: Encode, context_length: int, trials: int, seed: int, key
         if units == 0:
             raise UserError(
                 f"A passkey prompt needs {surplus} tokens more than the context length of {context_length} with this "
-                "tokenizer. Evaluate longer contexts."
+                "tokenizer. Evaluate longer contexts.",
+                code="context_too_short",
             )
         units -= 1
 
@@ -155,7 +157,8 @@ def check_representable(tokenizer: PreTrainedTokenizerBase, encode: Encode) -> N
     if written.count(key) < 3:
         raise UserError(
             "A passkey prompt must survive the tokenizer, but this one loses words or digits of it: "
-            f"it reads {written[-60:]!r}. Evaluate with the tokenizer that belongs to the model."
+            f"it reads {written[-60:]!r}. Evaluate with the tokenizer that belongs to the model.",
+            code="tokenizer_changes_text",
         )
 
 

@@ -153,7 +153,8 @@ def check_one_pass(model: PreTrainedModel, lengths: int) -> None:
     if rope_type is not None and lengths > 1:
         raise UserError(
             f"truncated_perplexity takes all lengths from one pass, but the {rope_type!r} RoPE of this model "
-            "depends on the length of its input. Ask for one length at a time, or use perplexity."
+            "depends on the length of its input. Ask for one length at a time, or use perplexity.",
+            code="length_dependent_rope",
         )
 
 

@@ -23,7 +23,10 @@ def encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encode:
         UserError: when a chat is asked for and the tokenizer has no template for it.
     """
     if chat and not tokenizer.chat_template:
-        raise UserError("chat needs a tokenizer with a chat template, but this one has none. Leave chat out.")
+        raise UserError(
+            "chat needs a tokenizer with a chat template, but this one has none. Leave chat out.",
+            code="no_chat_template",
+        )
 
     def encode(prompt: str, answer: str = "") -> list[int]:
         """See `Encode`."""

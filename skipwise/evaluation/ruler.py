@@ -291,10 +291,16 @@ def make_prompt(task: RulerTask, index: int, encode: Encode, length: int, seed: 
         return len(encode(prompt.text, prompt.answer)) + own.max_new_tokens
 
     if size(1) > length:
-        raise UserError(f"ruler task {task} needs at least {size(1):,} tokens with this tokenizer, not {length:,}.")
+        raise UserError(
+            f"ruler task {task} needs at least {size(1):,} tokens with this tokenizer, not {length:,}.",
+            code="context_too_short",
+        )
     prompt = make(largest_fitting(size, length))
     if not prompt.expected:
-        raise UserError(f"ruler task {task} needs more room than {length:,} tokens for its answer to be certain.")
+        raise UserError(
+            f"ruler task {task} needs more room than {length:,} tokens for its answer to be certain.",
+            code="context_too_short",
+        )
     return prompt
 
 
@@ -305,7 +311,8 @@ def check_representable(tokenizer: PreTrainedTokenizerBase, encode: Encode, prom
     if lost:
         raise UserError(
             f"A prompt must survive the tokenizer, but this one loses {lost[0]!r}. "
-            "Evaluate with the tokenizer that belongs to the model."
+            "Evaluate with the tokenizer that belongs to the model.",
+            code="tokenizer_changes_text",
         )
 
 
@@ -341,7 +348,9 @@ def _read_sentences(subject: Subject, setting: Setting) -> Iterator[str]:
                     found = True
                     yield sentence.strip()
         if not found:
-            raise UserError("ruler needs text for its haystacks, but there are no documents. Give --data.")
+            raise UserError(
+                "ruler needs text for its haystacks, but there are no documents. Give --data.", code="no_documents"
+            )
 
 
 def ruler_units(subject: Subject, spec: Ruler, setting: Setting) -> Iterator[Unit]:
@@ -398,5 +407,7 @@ def ruler_figures(examples: Sequence[Example], tasks: Sequence[str]) -> list[Fig
     by_task = {task: [example for example in examples if example["task"] == task] for task in tasks}
     rows = [{"evaluation": f"ruler/{task}", **score_figure("score", own)} for task, own in by_task.items() if own]
     if not rows:
-        raise UserError("no task of ruler fits into this context length. Evaluate longer contexts.")
+        raise UserError(
+            "no task of ruler fits into this context length. Evaluate longer contexts.", code="context_too_short"
+        )
     return [score_figure("score", examples), *rows] if len(rows) == len(tasks) else rows

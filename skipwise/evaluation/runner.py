@@ -150,7 +150,8 @@ def _check_positions(subject: Subject, lengths: Sequence[int | None]) -> None:
     if has_learned_positions(subject.model.config) and longest > (subject.window or longest):
         raise UserError(
             f"{subject.name} has an embedding for each of its {subject.window:,} positions, and none beyond. "
-            "Evaluate shorter contexts."
+            "Evaluate shorter contexts.",
+            code="beyond_learned_positions",
         )
 
 

@@ -24,14 +24,15 @@ def _check_lengths(context_lengths: tuple[int, ...]) -> None:
     if not context_lengths or min(context_lengths) < 2 or len(set(context_lengths)) < len(context_lengths):
         raise UserError(
             f"context_lengths must be different lengths of at least 2 tokens, not {list(context_lengths)}. "
-            "Give for example [4096, 32768]."
+            "Give for example [4096, 32768].",
+            code="wrong_context_lengths",
         )
 
 
 def _check_at_least_one(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
-            raise UserError(f"{name} must be at least 1, not {count}.")
+            raise UserError(f"{name} must be at least 1, not {count}.", code="count_below_one")
 
 
 @section
@@ -77,7 +78,8 @@ class Perplexity:
         if self.max_document_tokens is not None and self.max_document_tokens < max(self.context_lengths):
             raise UserError(
                 f"max_document_tokens must not be below the context lengths, but {self.max_document_tokens:,} < "
-                f"{max(self.context_lengths):,}. Raise it, or leave it out."
+                f"{max(self.context_lengths):,}. Raise it, or leave it out.",
+                code="document_limit_below_context",
             )
 
 
@@ -141,7 +143,8 @@ class LongPPL:
         if self.short_context >= min(self.context_lengths):
             raise UserError(
                 f"short_context must be below the context lengths, but {self.short_context:,} >= "
-                f"{min(self.context_lengths):,}. Lower it, for example to {max(1, min(self.context_lengths) // 4):,}."
+                f"{min(self.context_lengths):,}. Lower it, for example to {max(1, min(self.context_lengths) // 4):,}.",
+                code="short_context_too_long",
             )
 
 
@@ -175,7 +178,8 @@ class Passkey:
         if self.keys_per_prompt > MOST_KEYS or self.trials % self.keys_per_prompt:
             raise UserError(
                 f"passkey.keys_per_prompt must be at most {MOST_KEYS} and divide trials, but is {self.keys_per_prompt} "
-                f"with {self.trials} trials."
+                f"with {self.trials} trials.",
+                code="wrong_keys_per_prompt",
             )
 
 
@@ -218,7 +222,7 @@ class Ruler:
         _check_lengths(self.context_lengths)
         _check_at_least_one(samples=self.samples, tasks=len(self.tasks))
         if len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"ruler takes each task once, not {list(self.tasks)}.")
+            raise UserError(f"ruler takes each task once, not {list(self.tasks)}.", code="duplicate_task")
 
 
 @section
@@ -288,7 +292,10 @@ def parse_task(text: str) -> tuple[str, int | None]:
     """
     name, _, shots = text.partition(":")
     if not name or (shots and not shots.isdigit()):
-        raise UserError(f"A task of the harness is a name or name:number-of-examples, not {text!r}. Give boolq:0.")
+        raise UserError(
+            f"A task of the harness is a name or name:number-of-examples, not {text!r}. Give boolq:0.",
+            code="malformed_task",
+        )
     return name, int(shots) if shots else None
 
 

@@ -63,9 +63,11 @@ def _check_written(path: Path, model: PreTrainedModel, lengths: Lengths) -> None
         if not same_table(read, table, lengths):
             raise UserError(
                 f"The written config must give back the rotary table of the model, but that of {config.model_type!r} "
-                "does not: this family keeps its RoPE in another form. Choose another --rope."
+                "does not: this family keeps its RoPE in another form. Choose another --rope.",
+                code="config_loses_rope",
             )
     if config.max_position_embeddings != lengths.target:
         raise UserError(
-            f"The written config must have a window of {lengths.target:,}, but has {config.max_position_embeddings:,}."
+            f"The written config must have a window of {lengths.target:,}, but has {config.max_position_embeddings:,}.",
+            code="written_window_differs",
         )

@@ -41,7 +41,8 @@ def find_converter(given: Path | None) -> Path:
                 return file
     raise UserError(
         f"--gguf needs llama.cpp's {CONVERTER}. Clone https://github.com/ggml-org/llama.cpp (or unpack the source "
-        "distribution of llama-cpp-python), and name its directory with --converter or in LLAMA_CPP."
+        "distribution of llama-cpp-python), and name its directory with --converter or in LLAMA_CPP.",
+        code="converter_not_found",
     )
 
 
@@ -58,7 +59,7 @@ def convert(model: Path, output: Path, outtype: str, converter: Path) -> None:
         remedy = (
             " Install what it needs: pip install 'skipwise[gguf]'" if last.startswith("ModuleNotFoundError") else ""
         )
-        raise UserError(f"llama.cpp's converter does not take this model: {last}.{remedy}")
+        raise UserError(f"llama.cpp's converter does not take this model: {last}.{remedy}", code="converter_failed")
 
 
 def write_gguf(model: Path, output: Path, outtype: str, converter: Path, meant: Reading) -> None:
@@ -77,7 +78,8 @@ def write_gguf(model: Path, output: Path, outtype: str, converter: Path, meant: 
     if not np.array_equal(meant.short, meant.long):
         raise UserError(
             "llama.cpp keeps one list of frequencies for all texts, but this model has two (rope: mixed). Serve it "
-            "with transformers, or extend it with another --rope."
+            "with transformers, or extend it with another --rope.",
+            code="gguf_needs_one_table",
         )
     rope = far_table(stock_config(json.loads((model / "config.json").read_text(encoding="utf-8")))["rope_parameters"])
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
@@ -119,12 +121,16 @@ def complete(file: Path, meant: Reading, rope: Mapping[str, Any]) -> None:
     if abs(share - 1) > PARITY and meant.near_theta is not None:
         raise UserError(
             "llama.cpp has one attention factor for all layers, which would also scale those that see the last tokens "
-            "only. Extend this model with YaRN's own attention factor."
+            "only. Extend this model with YaRN's own attention factor.",
+            code="gguf_needs_one_attention_factor",
         )
     _rewrite(file, {**changes, "rope.scaling.attn_factor": share}, factors)
     wrong = difference(read_gguf(file), meant)
     if wrong is not None:
-        raise UserError(f"llama.cpp would compute something else with this file: {wrong}. Choose another --rope.")
+        raise UserError(
+            f"llama.cpp would compute something else with this file: {wrong}. Choose another --rope.",
+            code="reader_differs_from_training",
+        )
 
 
 def _factors(architecture: str, meant: Reading, theta: float) -> NDArray[np.float32]:
@@ -132,7 +138,8 @@ def _factors(architecture: str, meant: Reading, theta: float) -> NDArray[np.floa
     if architecture not in WITH_FACTORS:
         raise UserError(
             f"llama.cpp takes no factors per dimension for {architecture!r}, which {meant.rope_type!r} needs. Extend "
-            "the model with --rope yarn, linear or ntk."
+            "the model with --rope yarn, linear or ntk.",
+            code="gguf_factors_not_supported",
         )
     factors: NDArray[np.float32] = (base_frequencies(2 * meant.long.size, theta) / meant.long).astype(np.float32)
     return factors

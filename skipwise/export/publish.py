@@ -113,7 +113,7 @@ def _check_choices(wanted: Export) -> None:
     choices += [("--without", name, CONFIG_READERS) for name in wanted.without]
     for option, value, known in choices:
         if value is not None and value not in known:
-            raise UserError(f"{option} cannot be {value!r}.{nearest(value, known)}")
+            raise UserError(f"{option} cannot be {value!r}.{nearest(value, known)}", code="unknown_choice")
 
 
 def _what(name: str, config: dict[str, Any], meant: Reading) -> str | None:
@@ -176,14 +176,16 @@ def check_readers(config: dict[str, Any], trained: dict[str, Any], readers: Sequ
     if not same or not abs(trained["attention_factor"] - meant.attention_factor) <= ROUNDED:
         raise UserError(
             "The config.json of the run says another RoPE than the model was trained with: it was changed. Bring "
-            "it back, or train again."
+            "it back, or train again.",
+            code="rope_changed_after_training",
         )
     for name in readers:
         wrong = _what(name, config, meant)
         if wrong is not None:
             raise UserError(
                 f"{name} would compute something else than was trained: {wrong}. Extend the model with another --rope, "
-                f"or leave this reader out (--without '{name}'), which the card then says."
+                f"or leave this reader out (--without '{name}'), which the card then says.",
+                code="reader_differs_from_training",
             )
     return meant
 
@@ -234,7 +236,8 @@ def push_to_hub(directory: Path, repository: str, private: bool) -> str:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"The hub does not take {repository}: {first}. Everything is in {directory}. After hf auth login: hf "
-            f"upload {repository} {directory}"
+            f"upload {repository} {directory}",
+            code="hub_upload_failed",
         ) from error
     return str(made)
 

@@ -68,17 +68,27 @@ def check_aid(config: PreTrainedConfig, aid: Aid) -> None:
     """Raise `UserError` for a model that an aid is not for, by its config."""
     info, config = read_rope(config), text_config(config)
     if far_table(config.rope_parameters) is not config.rope_parameters:
-        raise UserError(f"The aid {aid.name} needs one rotary table for all layers; {config.model_type!r} has several.")
+        raise UserError(
+            f"The aid {aid.name} needs one rotary table for all layers; {config.model_type!r} has several.",
+            code="aid_needs_single_table",
+        )
     if length_dependent(config) is not None or (aid.name == "dynamic-ntk" and info.rope_type != "default"):
         raise UserError(
             f"The aid {aid.name} would change a RoPE of type {info.rope_type!r}, which has its own way beyond the "
-            "window. Leave it out for this model."
+            "window. Leave it out for this model.",
+            code="aid_conflicts_with_rope",
         )
     near = windowed_layers(config, info.current)
     if aid.name != "dynamic-ntk" and (near is not None or getattr(config, "attn_logit_softcapping", None)):
-        raise UserError(f"The aid {aid.name} needs plain attention in all layers, which {config.model_type!r} has not.")
+        raise UserError(
+            f"The aid {aid.name} needs plain attention in all layers, which {config.model_type!r} has not.",
+            code="aid_needs_plain_attention",
+        )
     if aid.name == "sinks" and (aid.number or 0) > info.current - SINKS:
-        raise UserError(f"sinks:N is at most the window less {SINKS}, {info.current - SINKS:,}, not {aid.number:,}.")
+        raise UserError(
+            f"sinks:N is at most the window less {SINKS}, {info.current - SINKS:,}, not {aid.number:,}.",
+            code="sinks_exceed_window",
+        )
 
 
 def use_aid(model: PreTrainedModel, aid: Aid) -> None:
@@ -94,7 +104,10 @@ def use_aid(model: PreTrainedModel, aid: Aid) -> None:
     window = read_rope(model.config).current
     tables = [module for module in model.modules() if is_rotary_table(module)]
     if not tables or not model._can_set_attn_implementation():
-        raise UserError(f"The aid {aid.name} is not for {model.config.model_type!r}, whose attention cannot be set.")
+        raise UserError(
+            f"The aid {aid.name} is not for {model.config.model_type!r}, whose attention cannot be set.",
+            code="attention_cannot_be_set",
+        )
     frequencies = torch.from_numpy(table_of(tables[0], window, None)[0]).float()
     _check_rotation(model, frequencies)
     # Others may have other frequencies under the same number.
@@ -136,7 +149,8 @@ def _check_rotation(model: PreTrainedModel, frequencies: torch.Tensor) -> None:
         if float((moved - there).norm()) > 0.05 * float(there.norm()):
             raise UserError(
                 f"The aids move keys by rotating the first dimensions of a head in halves; {model.config.model_type!r} "
-                "has layers that do something else. Choose another model."
+                "has layers that do something else. Choose another model.",
+                code="aid_needs_half_rotation",
             )
 
 
@@ -144,7 +158,10 @@ def _no_mask(**keywords: Any) -> None:
     """transformers' mask interface: what is later is hidden by the attention itself."""
     mask = keywords.get("attention_mask")
     if mask is not None and not bool(mask.bool().all()):
-        raise UserError("Models with an aid read one text at a time, without padding. Set the batch size to 1.")
+        raise UserError(
+            "Models with an aid read one text at a time, without padding. Set the batch size to 1.",
+            code="aid_needs_single_text",
+        )
 
 
 def _use_dynamic_ntk(model: PreTrainedModel) -> None:

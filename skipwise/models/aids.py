@@ -44,9 +44,10 @@ def split_aid(model: str) -> tuple[str, Aid | None]:
     if name not in AIDS:
         if nearest(name, AIDS).startswith(" Known"):  # part of a name, more likely
             return model, None
-        raise UserError(f"There is no aid {name!r} (of {model}).{nearest(name, AIDS)}")
+        raise UserError(f"There is no aid {name!r} (of {model}).{nearest(name, AIDS)}", code="unknown_aid")
     if colon and (not number.isdecimal() or not 1 <= int(number) <= MOST or name == "dynamic-ntk"):
         raise UserError(
-            f"{model}: behind + stands NAME or NAME:NUMBER, the number from 1 to {MOST:,}. {name}: {AIDS[name]}."
+            f"{model}: behind + stands NAME or NAME:NUMBER, the number from 1 to {MOST:,}. {name}: {AIDS[name]}.",
+            code="malformed_aid",
         )
     return path, Aid(name, int(number) if number else None)

@@ -52,7 +52,9 @@ def convert_gptj(source: Path, output: Path) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"The tokenizer in {source} cannot be read: {str(error).splitlines()[0]}") from error
+            raise UserError(
+                f"The tokenizer in {source} cannot be read: {str(error).splitlines()[0]}", code="unreadable_tokenizer"
+            ) from error
         tables = ("attn.bias", "attn.masked_bias", "embed_positions")  # that older files hold, computed from the config
         own = {name: weight for name, weight in weights.items() if not name.endswith(tables)}
         original = _filled(GPTJForCausalLM, GPTJConfig(**config), own)
@@ -149,7 +151,9 @@ def convert_baichuan(source: Path, output: Path) -> None:
     """
     config = _config_of(source, "baichuan")
     if "max_position_embeddings" not in config:
-        raise UserError(f"{source} has ALiBi, as Baichuan of 13B does: there is no RoPE to scale. Choose one of 7B.")
+        raise UserError(
+            f"{source} has ALiBi, as Baichuan of 13B does: there is no RoPE to scale. Choose one of 7B.", code="no_rope"
+        )
     with new_directory(output) as directory:
         weights = llama_weights(_safetensors(source), normalised="z_loss_weight" in config)
         _write(_filled(LlamaForCausalLM, llama_config(config), weights), directory)
@@ -194,10 +198,16 @@ CONVERSIONS = {"gptj": convert_gptj, "baichuan": convert_baichuan}
 
 def _config_of(source: Path, kind: str) -> dict[str, Any]:
     if not source.is_dir():
-        raise UserError(f"convert reads a directory, and {source} is none. Download the model and name that.")
+        raise UserError(
+            f"convert reads a directory, and {source} is none. Download the model and name that.",
+            code="not_a_directory",
+        )
     config = read_config(str(source))
     if config.get("model_type") != kind:
-        raise UserError(f"convert {kind} needs a {kind} model, but {source} is a {config.get('model_type')!r}.")
+        raise UserError(
+            f"convert {kind} needs a {kind} model, but {source} is a {config.get('model_type')!r}.",
+            code="wrong_model_type",
+        )
     return config
 
 
@@ -212,12 +222,13 @@ def _safetensors(source: Path) -> Weights:
     if not files:
         raise UserError(
             f"{source} has no safetensors, and other formats can run code when they are opened. Convert its weights "
-            "first, e.g. with the space safetensors/convert of the Hugging Face hub."
+            "first, e.g. with the space safetensors/convert of the Hugging Face hub.",
+            code="no_safetensors",
         )
     try:
         return {name: weight for file in files for name, weight in load_file(file).items()}
     except SafetensorError as error:
-        raise UserError(f"The weights in {source} cannot be read: {error}") from error
+        raise UserError(f"The weights in {source} cannot be read: {error}", code="unreadable_weights") from error
 
 
 def _filled(kind: type[PreTrainedModel], config: Any, weights: Weights) -> PreTrainedModel:
@@ -227,11 +238,12 @@ def _filled(kind: type[PreTrainedModel], config: Any, weights: Weights) -> PreTr
     try:
         left = model.load_state_dict(weights, strict=False, assign=True)
     except RuntimeError as error:  # of shapes
-        raise UserError(f"The weights do not fit the config: {error}") from error
+        raise UserError(f"The weights do not fit the config: {error}", code="weights_do_not_fit") from error
     missing = [name for name in left.missing_keys if not (config.tie_word_embeddings and name == "lm_head.weight")]
     if missing or left.unexpected_keys:
         raise UserError(
-            f"The weights are not those of this family: {', '.join([*missing, *left.unexpected_keys][:4])} do not fit."
+            f"The weights are not those of this family: {', '.join([*missing, *left.unexpected_keys][:4])} do not fit.",
+            code="weights_do_not_fit",
         )
     return model
 
@@ -248,7 +260,10 @@ def _check_same(original: PreTrainedModel, converted: PreTrainedModel) -> None:
     before, after = (model(ids).logits.float() for model in models)
     tolerance = SAME if original.dtype == torch.float32 else 0.05
     if float((before - after).abs().max()) > tolerance * float(before.abs().max()):
-        raise UserError("The converted model computes something else than the original, so nothing is written.")
+        raise UserError(
+            "The converted model computes something else than the original, so nothing is written.",
+            code="conversion_differs",
+        )
 
 
 def _write(model: PreTrainedModel, directory: Path) -> None:

@@ -92,7 +92,7 @@ def diagnose(
     inner = config.get("text_config") or config
     refused = why_refused(str(inner.get("model_type")), bool(inner.get("alibi")))
     if refused:
-        raise UserError(refused)
+        raise UserError(refused, code="family_not_supported")
     stock = stock_config(config)
     kind = str(stock["model_type"])
     transformers_5(config)  # has RoPE, and one that can be computed
@@ -260,7 +260,10 @@ def mended_copy(directory: Path, diagnosis: Diagnosis, others: Mapping[str, Mapp
         UserError: when there is no directory to copy, or one is in the way.
     """
     if not directory.is_dir():
-        raise UserError(f"--fix copies a directory, and {directory} is none. Download the model and name that.")
+        raise UserError(
+            f"--fix copies a directory, and {directory} is none. Download the model and name that.",
+            code="not_a_directory",
+        )
     with new_directory(output) as temporary:
         shutil.copytree(directory, temporary, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
         for name, content in mended_files(diagnosis, others).items():
@@ -305,7 +308,9 @@ def read_beside(directory: Path) -> dict[str, dict[str, Any]]:
             try:
                 content = json.loads((directory / name).read_text(encoding="utf-8"))
             except ValueError as error:
-                raise UserError(f"{directory / name} cannot be read as JSON: {error}") from error
+                raise UserError(
+                    f"{directory / name} cannot be read as JSON: {error}", code="unreadable_json"
+                ) from error
             if isinstance(content, dict):
                 found[name] = content
     return found

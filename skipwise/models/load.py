@@ -93,11 +93,15 @@ def load_model(
 
 def _check_four_bits(config: ModelConfig) -> None:
     if not is_bitsandbytes_available():
-        raise UserError("train.lora.load_in_4bit needs bitsandbytes. Install it with: pip install 'skipwise[peft]'")
+        raise UserError(
+            "train.lora.load_in_4bit needs bitsandbytes. Install it with: pip install 'skipwise[peft]'",
+            code="package_not_installed",
+        )
     if model_location(config.path).endswith(".gguf"):
         raise UserError(
             "train.lora.load_in_4bit takes a directory or hub id with safetensors, not a .gguf file. Load the file "
-            "with transformers, save it with save_pretrained, and give that directory."
+            "with transformers, save it with save_pretrained, and give that directory.",
+            code="four_bit_needs_safetensors",
         )
 
 
@@ -121,7 +125,8 @@ def _explained(config: ModelConfig, load: Callable[[], T]) -> T:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"{config.path!r} must be a model directory{_here(config.path)}, hub id or .gguf file, but cannot be loaded"
-            f": {first_line}"
+            f": {first_line}",
+            code="model_not_loadable",
         ) from error
 
 
@@ -149,7 +154,8 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     if len(tokenizer) > rows:
         raise UserError(
             f"Tokenizer and model must share a vocabulary, but the tokenizer has {len(tokenizer):,} tokens and the "
-            f"model {rows:,} embeddings. Load the tokenizer that came with the model."
+            f"model {rows:,} embeddings. Load the tokenizer that came with the model.",
+            code="vocabulary_mismatch",
         )
 
 

@@ -19,17 +19,21 @@ def model_location(path: str) -> str:
     """
     if path.startswith("builtin:"):
         if path not in _EMBEDDED:
-            raise UserError(f"There is no built-in model {path!r}.{nearest(path, _EMBEDDED)}")
+            raise UserError(
+                f"There is no built-in model {path!r}.{nearest(path, _EMBEDDED)}", code="unknown_builtin_model"
+            )
         return str(_EMBEDDED[path])
     local = Path(path).expanduser() if path.startswith("~/") else Path(path)
     if _looks_local(path) and not local.exists():
         raise UserError(
-            f"The model must be a directory, a hub id or a .gguf file, but {path} does not exist.{_beside(local)}"
+            f"The model must be a directory, a hub id or a .gguf file, but {path} does not exist.{_beside(local)}",
+            code="model_not_found",
         )
     if local.is_dir() and not (local / "config.json").is_file():
         inside = f", {path}/model" if (local / "model" / "config.json").is_file() else ""
         raise UserError(
-            f"A model directory holds a config.json, but {path} does not. Name the directory that does{inside}."
+            f"A model directory holds a config.json, but {path} does not. Name the directory that does{inside}.",
+            code="model_config_missing",
         )
     return str(local) if local.exists() else path
 

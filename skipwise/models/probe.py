@@ -69,12 +69,14 @@ def probe_attention(
                 "Tokens after a position skip must attend to those before it, but a change before the skip changed "
                 "nothing after it: the model was given a jump in position_ids and took it for a new packed sequence. "
                 "Pass an explicit all-ones attention_mask (skipwise.WindowCollator does), or choose another "
-                f"attn_implementation than {model.config._attn_implementation!r}."
+                f"attn_implementation than {model.config._attn_implementation!r}.",
+                code="skip_blocks_attention",
             )
         if float((behind(ids, smaller) - base).abs().amax()) < MIN_CHANGE:
             raise UserError(
                 f"Logits must depend on the size of a skip, but {smaller:,} and {largest:,} gave the same: the model "
-                "ignores position_ids. Choose a stock RoPE model that uses them."
+                "ignores position_ids. Choose a stock RoPE model that uses them.",
+                code="positions_ignored",
             )
 
 
@@ -110,7 +112,8 @@ def probe_score_mask(model: PreTrainedModel, dtype: torch.dtype = torch.float32)
             return
     raise UserError(
         "train.echo_share needs attention that takes a mask of scores (sdpa or eager), but the model's "
-        f"({model.config._attn_implementation!r}) does not. Set model.attn_implementation=sdpa, or train.echo_share=0."
+        f"({model.config._attn_implementation!r}) does not. Set model.attn_implementation=sdpa, or train.echo_share=0.",
+        code="score_mask_not_supported",
     )
 
 

@@ -83,7 +83,7 @@ def transformers_4(config: Mapping[str, Any]) -> Reading:
     defaults = default_theta(config)
     new = far_table(stock["rope_parameters"])
     if names.get("rope_scaling", "") is None and _type(new) != "default":
-        raise UnreadableError("this family has no rope_scaling there")
+        raise UnreadableError("this family has no rope_scaling there", code="reader_lacks_scaling")
     rope = {
         "rope_theta": given.get(names.get("rope_theta") or "rope_theta", far_table(defaults).get("rope_theta")),
         "partial_rotary_factor": new.get("partial_rotary_factor"),
@@ -111,22 +111,26 @@ def vllm(config: Mapping[str, Any]) -> Reading:
     read, family = _reading(stock), family_of(stock["model_type"])
     rope, window = far_table(stock["rope_parameters"]), int(stock["max_position_embeddings"])
     if family.vllm == "none":
-        raise UnreadableError("it has no such model")
+        raise UnreadableError("it has no such model", code="reader_lacks_model")
     if stock["model_type"].startswith("deepseek_v") and read.rope_type != "default":
         own = yarn_attention_factor(float(rope.get("factor") or 1.0))
         if read.rope_type != "yarn" or (not rope.get("mscale") and abs(read.attention_factor - own) > PARITY):
-            raise UnreadableError("for this family it knows YaRN with its own attention factor only")
+            raise UnreadableError(
+                "for this family it knows YaRN with its own attention factor only", code="reader_needs_own_factor"
+            )
     if read.rope_type == "longrope":
         first = int(rope["original_max_position_embeddings"])
         window_now = int(stock.get("original_max_position_embeddings") or window)
         if family.vllm == "transformers":
             return replace(read, window=window_now)
         if family.vllm == "pairs":
-            raise UnreadableError("its longrope rotates halves, and this family neighbours")
+            raise UnreadableError(
+                "its longrope rotates halves, and this family neighbours", code="reader_rotates_neighbours"
+            )
         default = math.sqrt(1 + math.log(window / first) / math.log(first)) if window > first else 1.0
         long, short = (float(rope.get(f"{which}_mscale", default)) for which in ("long", "short"))
         if not abs(long - short) <= PARITY:
-            raise UnreadableError(f"two attention factors, {short:.4f} and {long:.4f}")
+            raise UnreadableError(f"two attention factors, {short:.4f} and {long:.4f}", code="reader_needs_one_factor")
         return replace(read, short=read.long, attention_factor=long, window=window_now)
     if read.rope_type in ("linear", "dynamic", "default") and "gemma3" not in stock["model_type"]:
         window = int(window * float(rope.get("factor") or 1.0))
@@ -143,7 +147,7 @@ def llama_cpp(config: Mapping[str, Any]) -> Reading:
     rope, window = far_table(stock["rope_parameters"]), int(stock["max_position_embeddings"])
     size = 2 * read.long.size
     if family.llama_cpp == "none":
-        raise UnreadableError("its converter has no such model")
+        raise UnreadableError("its converter has no such model", code="reader_lacks_model")
     if family.llama_cpp == "nothing":
         plain = base_frequencies(size, PLAIN_THETA)
         return replace(read, rope_type="default", theta=PLAIN_THETA, short=plain, long=plain, attention_factor=1.0)
@@ -188,11 +192,11 @@ def _reading(stock: Mapping[str, Any]) -> Reading:
     """Frequencies and attention factor that all of them compute from the same dictionary."""
     tables = stock.get("rope_parameters")
     if not tables or stock.get("max_position_embeddings") is None:
-        raise UserError(f"Models of type {stock.get('model_type')!r} have no RoPE to look at.")
+        raise UserError(f"Models of type {stock.get('model_type')!r} have no RoPE to look at.", code="no_rope")
     rope, window = far_table(tables), int(stock["max_position_embeddings"])
     kind = _type(rope)
     if kind not in _FREQUENCIES:
-        raise UnreadableError(f"the rope type {kind!r} is not known")
+        raise UnreadableError(f"the rope type {kind!r} is not known", code="unknown_rope_type")
     try:
         theta = float(rope["rope_theta"])
         head_dim = stock.get("head_dim") or stock["hidden_size"] // stock["num_attention_heads"]
@@ -200,9 +204,9 @@ def _reading(stock: Mapping[str, Any]) -> Reading:
         with np.errstate(all="ignore"):
             short, long, factor = _FREQUENCIES[kind](plain, rope, theta, _first(stock, rope), window)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UnreadableError(f"{type(error).__name__}: {error}") from error
+        raise UnreadableError(f"{type(error).__name__}: {error}", code="malformed_rope") from error
     if not (np.isfinite([*short, *long, factor]).all() and min(*short, *long) > 0):
-        raise UnreadableError("its frequencies are no numbers above 0")
+        raise UnreadableError("its frequencies are no numbers above 0", code="frequencies_not_positive")
     near = (tables.get(WINDOWED) or {}).get("rope_theta") if rope is not tables else None
     return Reading(kind, theta, short, long, factor, window, None if near is None else float(near))
 

@@ -38,7 +38,8 @@ def recompute_activations(model: PreTrainedModel, mode: Literal["all", "selectiv
     if mode == "selective" and "value" in inspect.signature(model._set_gradient_checkpointing).parameters:
         raise UserError(
             f"train.gradient_checkpointing=selective needs transformers' own checkpointing, but {type(model).__name__} "
-            "brings an older one. Set it to true or false."
+            "brings an older one. Set it to true or false.",
+            code="selective_checkpointing_not_supported",
         )
     keywords: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":

@@ -57,22 +57,27 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
     kind = f"{type(config).__name__} (model type {config.model_type!r})"
     refused = why_refused(config.model_type, bool(getattr(config, "alibi", False)))
     if refused:
-        raise UserError(f"Skipwise extends models with rotary position embeddings (RoPE). {refused}")
+        raise UserError(
+            f"Skipwise extends models with rotary position embeddings (RoPE). {refused}", code="family_not_supported"
+        )
     if not parameters or not hasattr(config, "max_position_embeddings"):
         raise UserError(
             f"Skipwise extends models with rotary position embeddings (RoPE), but {kind} has none. "
-            "Choose a RoPE model such as Llama, Qwen, Mistral or SmolLM."
+            "Choose a RoPE model such as Llama, Qwen, Mistral or SmolLM.",
+            code="no_rope",
         )
     parameters = far_table(parameters)
     if "rope_theta" not in parameters:
         raise UserError(
             f"{kind} keeps several rotary tables ({', '.join(parameters)}), none of them for layers that see all of "
-            "the text. Choose a model that has such layers."
+            "the text. Choose a model that has such layers.",
+            code="no_table_for_full_attention",
         )
     if parameters.get("mscale_all_dim"):
         raise UserError(
             f"{kind} was extended before and scales all of its attention with that (mscale_all_dim), which a new "
-            "scaling would have to replace in the weights' place. Choose a model that was not."
+            "scaling would have to replace in the weights' place. Choose a model that was not.",
+            code="attention_scaled_before",
         )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     original, current = windows_of(parameters, int(config.max_position_embeddings))
@@ -133,7 +138,8 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
             raise
         raise UserError(
             f"{config.model_type!r} does not take {scaling.name!r} ({type(error).__name__}: {error}). Choose another "
-            "--rope, or a model of the Llama kind."
+            "--rope, or a model of the Llama kind.",
+            code="scaling_not_supported",
         ) from error
     for name, module in fresh.items():
         model.set_submodule(name, module)
@@ -216,7 +222,8 @@ def live_rope(model: PreTrainedModel, lengths: Lengths) -> dict[str, Any]:
     if table is None:
         raise UserError(
             f"Skipwise changes the rotary tables of a model, but {model.config.model_type!r} has none, though its "
-            "config speaks of RoPE. Choose a model of the Llama kind."
+            "config speaks of RoPE. Choose a model of the Llama kind.",
+            code="no_rotary_table",
         )
     short, long = (table_of(table, length, _far(table)) for length in (lengths.original, lengths.target))
     near = table_of(table, lengths.target, WINDOWED)[0].tolist() if WINDOWED in _kinds(table) else None
@@ -273,5 +280,6 @@ def _check_tables(
     if not tables or not same:
         raise UserError(
             f"The rotary table of a model must follow its config, but that of {model_type!r} does not take "
-            f"{scaling.name!r} from it. Choose another --rope, or a model of the Llama kind."
+            f"{scaling.name!r} from it. Choose another --rope, or a model of the Llama kind.",
+            code="scaling_not_supported",
         )

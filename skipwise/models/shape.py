@@ -80,12 +80,14 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     if missing:
         raise UserError(
             f"Costs are known for models in the layout of Llama, but the config.json of this one ({kind!r}) has no "
-            f"{', '.join(missing)}. Plan another model; extend may take it, without knowing the cost."
+            f"{', '.join(missing)}. Plan another model; extend may take it, without knowing the cost.",
+            code="model_sizes_missing",
         )
     if any(config.get(key) for key in EXPERTS):
         raise UserError(
             "Costs are known for dense models, but this is a mixture of experts. Plan a dense model; extend may take "
-            "it, without knowing the cost."
+            "it, without knowing the cost.",
+            code="mixture_of_experts",
         )
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
@@ -103,7 +105,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
             f"Costs are known for models whose layers are alike, but the sizes of {kind!r} are no whole numbers. "
-            "Plan another model."
+            "Plan another model.",
+            code="malformed_model_sizes",
         ) from error
 
 
@@ -149,7 +152,10 @@ def read_windows(config: Mapping[str, Any]) -> tuple[int, int]:
     """
     config = config.get("text_config") or config
     if config.get("max_position_embeddings") is None:
-        raise UserError("The config.json says no window (max_position_embeddings). Choose another model.")
+        raise UserError(
+            "The config.json says no window (max_position_embeddings). Choose another model.",
+            code="model_window_missing",
+        )
     rope = dict(far_table(config.get("rope_parameters") or config.get("rope_scaling") or {}))
     rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     if "original_max_position_embeddings" in config:
@@ -165,7 +171,10 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     """
     location = model_location(path)
     if location.endswith(".gguf"):
-        raise UserError(f"A plan is made from a config.json, but {path} is a single file. Name a model directory.")
+        raise UserError(
+            f"A plan is made from a config.json, but {path} is a single file. Name a model directory.",
+            code="plan_needs_config",
+        )
     file = Path(location) / "config.json"
     if not Path(location).is_dir():
         from huggingface_hub import hf_hub_download
@@ -177,12 +186,13 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
             said = str(error).splitlines()[0]
             raise UserError(
                 f"There is no directory {path} here, and the hub does not give its config either: {said} "
-                "Check the name; HF_HUB_OFFLINE=1 takes what was downloaded before."
+                "Check the name; HF_HUB_OFFLINE=1 takes what was downloaded before.",
+                code="model_not_found",
             ) from error
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON: {error}") from error
+        raise UserError(f"{file} cannot be read as JSON: {error}", code="unreadable_json") from error
     if not isinstance(config, dict):
-        raise UserError(f"{file} must hold a mapping, not {type(config).__name__}.")
+        raise UserError(f"{file} must hold a mapping, not {type(config).__name__}.", code="not_a_mapping")
     return config

@@ -24,13 +24,17 @@ def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        raise UserError(f"The config.json is of model type {kind!r}, which transformers does not know.")
+        raise UserError(
+            f"The config.json is of model type {kind!r}, which transformers does not know.", code="unknown_model_type"
+        )
     try:  # with a copy, in which classes change what they like
         built = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
         completed: dict[str, Any] = built.get_text_config().to_dict()
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"The config.json is not one that transformers takes for {kind!r}: {first}") from error
+        raise UserError(
+            f"The config.json is not one that transformers takes for {kind!r}: {first}", code="malformed_model_config"
+        ) from error
     return completed
 
 

@@ -71,7 +71,8 @@ def windowed_layers(config: PreTrainedConfig, target: int) -> Layers | None:
     if others:
         raise UserError(
             f"Layers must see all of the text or its last tokens, but {config.model_type!r} has {', '.join(others)}, "
-            "for which there is no mask by distance. Choose a model with full or sliding attention."
+            "for which there is no mask by distance. Choose a model with full or sliding attention.",
+            code="layer_type_not_supported",
         )
     windowed = sum(kind == WINDOWED for kind in kinds)
     if not windowed or window is None or window >= target:
@@ -85,7 +86,8 @@ def check_takes_masks(model: PreTrainedModel) -> None:
     if implementation not in TAKES_MASKS:
         raise UserError(
             f"Windowed layers must be masked by distance, which {implementation!r} attention does not take. Set "
-            "model.attn_implementation=sdpa (or eager)."
+            "model.attn_implementation=sdpa (or eager).",
+            code="distance_mask_not_supported",
         )
 
 
@@ -128,7 +130,8 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
     if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "lm_head"):
         raise UserError(
             "The halves of an encoder-decoder have masks of their own, but masks_for got the whole model. Give it "
-            "model.model.encoder and model.model.decoder, each with its own position_ids."
+            "model.model.encoder and model.model.decoder, each with its own position_ids.",
+            code="encoder_decoder_not_split",
         )
     given = inputs["attention_mask"]
     layers = windowed_layers(model.config, text_config(model.config).max_position_embeddings)
@@ -213,11 +216,14 @@ def probe_windows(model: PreTrainedModel, layers: Layers, dtype: torch.dtype = t
             taken = float((behind(ids, ones) - masked).abs().max()) > LEAST_CHANGE
             blind = float((behind(other, masks) - masked).abs().max()) < LEAST_CHANGE
     except (TypeError, ValueError, AttributeError) as error:  # of a forward pass that expects something else
-        raise UserError(f"{type(model).__name__} takes no mask for its windowed layers: {error}") from error
+        raise UserError(
+            f"{type(model).__name__} takes no mask for its windowed layers: {error}", code="distance_mask_not_supported"
+        ) from error
     finally:
         model.train(mode)
     if not taken or (layers.windowed == layers.total and not blind):
         raise UserError(
             f"Windowed layers must be masked by distance, but {type(model).__name__} takes no mask for them. Choose a "
-            "model with full attention in every layer."
+            "model with full attention in every layer.",
+            code="distance_mask_not_supported",
         )

@@ -36,7 +36,8 @@ class CREAM:
         if self.edge < 1 or not self.spread > 0:
             raise UserError(
                 f"CREAM needs an edge of at least 1 token and a spread above 0, not {self.edge} and {self.spread}. "
-                "The defaults are 32 and 0.3."
+                "The defaults are 32 and 0.3.",
+                code="cream_parameters_out_of_range",
             )
 
     def check(self, lengths: Lengths) -> None:
@@ -44,7 +45,8 @@ class CREAM:
         if lengths.train < 3 * self.edge:
             raise UserError(
                 f"CREAM's head, middle and tail need a train length of at least 3 x edge = {3 * self.edge} tokens, but "
-                f"it is {lengths.train}. Raise the train length (--train-length) or lower positions.edge."
+                f"it is {lengths.train}. Raise the train length (--train-length) or lower positions.edge.",
+                code="train_length_too_short",
             )
 
     def tokens_needed(self, lengths: Lengths) -> int:

@@ -38,7 +38,10 @@ class Matched:
     def check(self, lengths: Lengths) -> None:
         """Raise `UserError` when there is nothing to cut."""
         if lengths.train < 2:
-            raise UserError(f"Two chunks need a train length of at least 2 tokens, not {lengths.train}. Raise it.")
+            raise UserError(
+                f"Two chunks need a train length of at least 2 tokens, not {lengths.train}. Raise it.",
+                code="train_length_too_short",
+            )
 
     def tokens_needed(self, lengths: Lengths) -> int:
         """Lw: the text runs on."""

@@ -51,15 +51,20 @@ class PoSE:
 
     def __post_init__(self) -> None:
         if self.chunks < 1:
-            raise UserError(f"PoSE needs at least one chunk, not {self.chunks}. Set positions.chunks to 2.")
+            raise UserError(
+                f"PoSE needs at least one chunk, not {self.chunks}. Set positions.chunks to 2.", code="count_below_one"
+            )
         for key, known in (("content", CONTENT_MODES), ("first_chunk", FIRST_CHUNKS), ("skips", SKIPS)):
             if getattr(self, key) not in known:
-                raise UserError(f"PoSE's {key} is one of {', '.join(known)}, not {getattr(self, key)!r}.")
+                raise UserError(
+                    f"PoSE's {key} is one of {', '.join(known)}, not {getattr(self, key)!r}.", code="unknown_choice"
+                )
         for key, choice, other in (("first_chunk", "half", "any"), ("skips", "ends", "sorted")):
             if getattr(self, key) == choice and self.chunks != 2:
                 raise UserError(
                     f"{key} {choice!r} is defined for two chunks, not {self.chunks}. "
-                    f"Set positions.chunks to 2 or positions.{key} to {other!r}."
+                    f"Set positions.chunks to 2 or positions.{key} to {other!r}.",
+                    code="two_chunks_needed",
                 )
 
     def check(self, lengths: Lengths) -> None:
@@ -67,7 +72,8 @@ class PoSE:
         if lengths.train < self.chunks:
             raise UserError(
                 f"A window must hold at least one token per chunk, but the train length is {lengths.train} for "
-                f"{self.chunks} chunks. Raise the train length (--train-length) or lower positions.chunks."
+                f"{self.chunks} chunks. Raise the train length (--train-length) or lower positions.chunks.",
+                code="train_length_too_short",
             )
 
     def tokens_needed(self, lengths: Lengths) -> int:

@@ -65,16 +65,19 @@ def read_run(directory: RunDir, name: str) -> Run:
     if directory.models.is_file():
         raise UserError(
             f"A report is of runs of skipwise extend, but {directory.path} is of skipwise evaluate. Its table is "
-            f"in {directory.table}."
+            f"in {directory.table}.",
+            code="evaluation_not_run",
         )
     if not directory.path.is_dir():
         raise UserError(
-            f"There is no run {directory.path}. Name the directory that was the --output of skipwise extend."
+            f"There is no run {directory.path}. Name the directory that was the --output of skipwise extend.",
+            code="run_not_found",
         )
     if not directory.resolved.is_file():
         raise UserError(
             f"{directory.path} is no run of skipwise extend: it has no {directory.resolved.name}. Name the directory "
-            "that was its --output."
+            "that was its --output.",
+            code="not_a_run",
         )
     config = parse_config(read_yaml(directory.resolved))
     original, train = config.lengths.original, config.lengths.train

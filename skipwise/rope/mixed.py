@@ -38,7 +38,10 @@ class Mixed:
     def __post_init__(self) -> None:
         check_betas(self.beta_fast, self.beta_slow)
         if self.long_factors is not None and not all(factor > 0 for factor in self.long_factors):
-            raise UserError(f"rope.long_factors must be above 0, not {min(self.long_factors)}. 1 keeps a frequency.")
+            raise UserError(
+                f"rope.long_factors must be above 0, not {min(self.long_factors)}. 1 keeps a frequency.",
+                code="factor_not_positive",
+            )
 
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """Those of the target: theta_j over the factor of its dimension, and 1."""
@@ -61,6 +64,7 @@ class Mixed:
         if len(self.long_factors) != rotary_dim // 2:
             raise UserError(
                 f"rope.long_factors needs one factor for each of the {rotary_dim // 2} pairs of dimensions, but has "
-                f"{len(self.long_factors)}. Search them for this model (skipwise search), or leave them out."
+                f"{len(self.long_factors)}. Search them for this model (skipwise search), or leave them out.",
+                code="wrong_number_of_factors",
             )
         return np.array(self.long_factors, dtype=np.float64)

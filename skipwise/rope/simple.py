@@ -58,7 +58,10 @@ class NTK:
     @staticmethod
     def _theta(rotary_dim: int, theta: float, lengths: Lengths) -> float:
         if rotary_dim <= 2:
-            raise UserError(f"NTK scaling needs a rotary dimension above 2, not {rotary_dim}. Use --rope linear.")
+            raise UserError(
+                f"NTK scaling needs a rotary dimension above 2, not {rotary_dim}. Use --rope linear.",
+                code="rotary_dimension_too_small",
+            )
         return float(theta * lengths.factor ** (rotary_dim / (rotary_dim - 2)))
 
 
@@ -75,7 +78,9 @@ class AdjustedBase:
 
     def __post_init__(self) -> None:
         if not self.theta > 1:
-            raise UserError(f"rope.theta must be above 1, not {self.theta}. A common choice is 500000.")
+            raise UserError(
+                f"rope.theta must be above 1, not {self.theta}. A common choice is 500000.", code="theta_too_small"
+            )
 
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """Plain frequencies of the given theta, and 1; the pretraining theta is ignored by design."""

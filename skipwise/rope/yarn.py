@@ -44,7 +44,8 @@ def check_betas(beta_fast: float, beta_slow: float) -> None:
     """Raise `UserError` for a ramp that does not run from fast to slow."""
     if not beta_fast > beta_slow > 0:
         raise UserError(
-            f"YaRN needs beta_fast > beta_slow > 0, but they are {beta_fast} and {beta_slow}. The paper uses 32 and 1."
+            f"YaRN needs beta_fast > beta_slow > 0, but they are {beta_fast} and {beta_slow}. The paper uses 32 and 1.",
+            code="betas_out_of_order",
         )
 
 
@@ -67,7 +68,8 @@ class YaRN:
         check_betas(self.beta_fast, self.beta_slow)
         if self.attention_factor is not None and not self.attention_factor > 0:
             raise UserError(
-                f"YaRN's attention_factor must be above 0, not {self.attention_factor}. Leave it out for the paper's."
+                f"YaRN's attention_factor must be above 0, not {self.attention_factor}. Leave it out for the paper's.",
+                code="factor_not_positive",
             )
 
     def _attention_factor(self, lengths: Lengths) -> float:

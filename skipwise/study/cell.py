@@ -96,7 +96,8 @@ def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
     if not same:
         raise UserError(
             f"{file} was made with another configuration than the study has now. Bring that back, remove the file "
-            "to measure it again, or choose another --output."
+            "to measure it again, or choose another --output.",
+            code="configuration_changed",
         )
     losses = [(step, loss) for step, loss in content["losses"]]
     trained = float(content["seconds"].get("train", 0.0))
@@ -150,7 +151,10 @@ def run_cell(study: StudyConfig, cell: Cell, directory: StudyDir, console: Conso
             if not study.keep_models:
                 shutil.rmtree(work, ignore_errors=True)
     except Timeout as error:
-        raise UserError(f"Another process is running {cell.name}. Wait for it, or run another cell.") from error
+        raise UserError(
+            f"Another process is running {cell.name}. Wait for it, or run another cell.",
+            code="locked_by_another_process",
+        ) from error
 
 
 def _measured(cell: Cell, work: Path, console: Console) -> dict[str, Any]:

@@ -76,16 +76,22 @@ class StudyConfig(Section):
     def _nothing_is_set_twice(self) -> "StudyConfig":
         for key in NOT_IN_BASE:
             if key in self.base:
-                raise UserError(f"base: {key} is set by the study, for all runs. Leave it out.")
+                raise UserError(
+                    f"base: {key} is set by the study, for all runs. Leave it out.", code="key_set_by_study"
+                )
         for name, values in self.methods.items():
             for key in (*NOT_IN_METHODS, *(["rope"] if self.scalings else [])):
                 # No steps at all is the method `interpolate`, which may have a scaling of its own.
                 untrained = key == "train.max_steps" and isinstance(values, dict) and values.get("train") == UNTRAINED
                 if isinstance(values, dict) and _has(values, key) and not untrained:
-                    raise UserError(f"methods.{name}: {key} is the same for all methods of a study. Leave it out.")
+                    raise UserError(
+                        f"methods.{name}: {key} is the same for all methods of a study. Leave it out.",
+                        code="key_same_for_methods",
+                    )
         if self.reference not in self.methods:
             raise UserError(
-                f"reference: no method is called {self.reference!r}.{nearest(self.reference, self.methods)}"
+                f"reference: no method is called {self.reference!r}.{nearest(self.reference, self.methods)}",
+                code="unknown_method",
             )
         return self
 
@@ -95,14 +101,18 @@ class StudyConfig(Section):
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise UserError(
                     f"domains: a name begins with a letter or digit and has only these and . _ -, not {name!r}. "
-                    "Rename it."
+                    "Rename it.",
+                    code="malformed_domain_name",
                 )
             if not domain.evaluate:
-                raise UserError(f"domains.{name}: says not what to measure. Give it evaluate.")
+                raise UserError(
+                    f"domains.{name}: says not what to measure. Give it evaluate.", code="domain_without_evaluation"
+                )
             if any(isinstance(spec, Harness) for spec in domain.evaluate):
                 raise UserError(
                     f"domains.{name}: harness has no context length to be compared at. Leave it out, keep the models "
-                    "(keep_models: true), and measure them with skipwise evaluate."
+                    "(keep_models: true), and measure them with skipwise evaluate.",
+                    code="harness_in_study",
                 )
         return self
 
@@ -112,12 +122,20 @@ class StudyConfig(Section):
             return self
         for name in self.development.domains:
             if name not in self.domains:
-                raise UserError(f"development: no domain is called {name!r}.{nearest(name, self.domains)}")
+                raise UserError(
+                    f"development: no domain is called {name!r}.{nearest(name, self.domains)}", code="unknown_domain"
+                )
         if set(self.domains) == set(self.development.domains):
-            raise UserError(f"domains: {name} is for development, so nothing is reported. Add another domain.")
+            raise UserError(
+                f"domains: {name} is for development, so nothing is reported. Add another domain.",
+                code="no_reported_domain",
+            )
         both = sorted(set(self.seeds) & set(self.development.seeds))
         if both:
-            raise UserError(f"seeds and development.seeds must differ, but both have {both}. Change one of them.")
+            raise UserError(
+                f"seeds and development.seeds must differ, but both have {both}. Change one of them.",
+                code="seeds_overlap",
+            )
         return self
 
 
@@ -172,7 +190,8 @@ def parse_study(path: Path) -> StudyConfig:
     if again is not None:
         raise UserError(
             f"Every cell needs a name of its own, but two are called {again!r}. Rename a method, or leave out a seed "
-            "or rate that is there twice."
+            "or rate that is there twice.",
+            code="duplicate_cell_name",
         )
     for cell in cells:
         _check_held_out(cell)
@@ -192,7 +211,8 @@ def _check_held_out(cell: Cell) -> None:
             raise UserError(
                 f"domains.{name}: {', '.join(both)} is trained on, all but a share of {data.held_out_share}, and this "
                 f"measures a share of {domain.data.held_out_share}. Set data.held_out_share to {data.held_out_share} "
-                "there."
+                "there.",
+                code="held_out_share_differs",
             )
 
 
@@ -205,7 +225,8 @@ def _check_development_figure(study: StudyConfig) -> None:
         if not any(spec.name == evaluation and length in spec.context_lengths for spec in specs):
             raise UserError(
                 f"development: {evaluation} at {length:,} tokens decides, but domains.{name} does not measure it. Add "
-                "it there, or set development.evaluation and development.context_length."
+                "it there, or set development.evaluation and development.context_length.",
+                code="development_not_measured",
             )
 
 
@@ -313,7 +334,8 @@ def _cell(
         if steps < 1:
             raise UserError(
                 f"methods.{method}: one step has more tokens than all of the budget. Raise train.max_steps of base, or "
-                "leave 'tokens' out of equal."
+                "leave 'tokens' out of equal.",
+                code="budget_below_one_step",
             )
         train |= {"max_steps": steps, "warmup_steps": round(base.train.warmup_steps * share)}
     trained = config.train.model_copy(update=train)
@@ -333,7 +355,8 @@ def _overrides(study: StudyConfig, method: str, scaling: str | None) -> tuple[di
             given = method_overrides(given)
         except UserError as error:
             raise UserError(
-                f"methods.{method}: {str(error).replace('--method must be', f'must be {UNTOUCHED} or')}"
+                f"methods.{method}: {str(error).replace('--method must be', f'must be {UNTOUCHED} or')}",
+                code=error.code,
             ) from error
     return given, None if scaling is None else study.scalings[scaling]
 
@@ -343,4 +366,4 @@ def _run(study: StudyConfig, name: str, values: Mapping[str, Any], rope: Any) ->
         merged = merge(study.base, values)
         return parse_config(merged if rope is None else {**merged, "rope": rope})
     except UserError as error:
-        raise UserError(f"{'base' if name == 'base' else f'methods.{name}'}: {error}") from error
+        raise UserError(f"{'base' if name == 'base' else f'methods.{name}'}: {error}", code=error.code) from error

@@ -95,7 +95,7 @@ def open_study(file: Path, output: Path) -> Study:
     # Other processes of the same study may have begun; their temporary files are hidden.
     strange = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
     if (output.exists() and not output.is_dir()) or (strange and not directory.config.exists()):
-        raise UserError(f"{output} exists and is no study. Choose another --output.")
+        raise UserError(f"{output} exists and is no study. Choose another --output.", code="output_kind_mismatch")
     return Study(file, config, lengths_of(config), directory)
 
 
@@ -125,7 +125,8 @@ def run_one(study: Study, name: str, console: Console) -> None:
     if cell is None:
         raise UserError(
             f"There is no cell {name!r} to be run now. --print-commands lists them; what is reported of a method comes "
-            "after its development."
+            "after its development.",
+            code="unknown_cell",
         )
     write_text(study.directory.config, study.file.read_text(encoding="utf-8"))
     run_cell(study.config, cell, study.directory, console)
@@ -209,7 +210,8 @@ def _run_all(study: Study, cells: list[Cell], jobs: int, console: Console) -> No
         last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["nothing was logged"]
         raise UserError(
             f"{len(failed)} of {len(cells)} cells failed ({', '.join(failed)}); the others are finished. The log of "
-            f"the first, {log}, ends: {last[0]}"
+            f"the first, {log}, ends: {last[0]}",
+            code="cells_failed",
         )
 
 

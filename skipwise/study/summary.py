@@ -78,7 +78,8 @@ def choose_rates(development: Development, finished: Sequence[tuple[Cell, Finish
         whole = {rate: value for rate, value in values.items() if value is not None}
         if not whole:
             raise UserError(
-                f"No learning rate of {arm.name} gave {figure} in development. See its cells, and try lower ones."
+                f"No learning rate of {arm.name} gave {figure} in development. See its cells, and try lower ones.",
+                code="no_development_figure",
             )
         loss = any("nll" in own.units[name].get(figure, ()) for _, own in arm.cells for name in development.domains)
         tried = [(rate, _exp(value) if loss else value) for rate, value in whole.items()]
@@ -169,7 +170,8 @@ def _check_same_documents(finished: Sequence[tuple[Cell, Finished]]) -> None:
             if known != documents:
                 raise UserError(
                     f"All cells must be measured on the same documents, but those of {domain} were others for {name} "
-                    f"than for {cell.name}. Bring the data back, and remove the files of the cells that are wrong."
+                    f"than for {cell.name}. Bring the data back, and remove the files of the cells that are wrong.",
+                    code="documents_differ",
                 )
 
 

@@ -13,7 +13,9 @@ from skipwise.errors import UserError, nearest
 def check_adapters(model: PreTrainedModel, config: LoRAConfig) -> None:
     """Raise `UserError` without peft, or where the named modules are not there."""
     if not is_peft_available():
-        raise UserError("train.lora needs peft. Install it with: pip install 'skipwise[peft]'")
+        raise UserError(
+            "train.lora needs peft. Install it with: pip install 'skipwise[peft]'", code="package_not_installed"
+        )
     if isinstance(config.target_modules, str):
         return
     there = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -21,7 +23,8 @@ def check_adapters(model: PreTrainedModel, config: LoRAConfig) -> None:
     if missing:
         raise UserError(
             f"train.lora.target_modules must name linear layers of {type(model).__name__}, which has no "
-            f"{', '.join(missing)}.{nearest(missing[0], sorted(there))}"
+            f"{', '.join(missing)}.{nearest(missing[0], sorted(there))}",
+            code="target_module_not_found",
         )
 
 

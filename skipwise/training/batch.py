@@ -43,7 +43,8 @@ def with_fitting_batch(config: TrainConfig, try_step: Callable[[int], None], dev
     if not fits:
         raise UserError(
             "Not even one window fits into the memory of a device. Lower --train-length, set "
-            "train.gradient_checkpointing or train.lora, or shard the model (train.fsdp, train.deepspeed)."
+            "train.gradient_checkpointing or train.lora, or shard the model (train.fsdp, train.deepspeed).",
+            code="out_of_memory",
         )
     return config.model_copy(
         update={

@@ -23,7 +23,8 @@ def check_trackers(names: Sequence[Tracker]) -> None:
         if spec is None or spec.origin is None:  # a directory of that name, as W&B leaves one
             raise UserError(
                 f"train.report_to names {name}, which is not installed. Leave it out, or install it with: pip install "
-                f"{name}"
+                f"{name}",
+                code="package_not_installed",
             )
 
 

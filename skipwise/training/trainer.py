@@ -144,7 +144,8 @@ class WindowTrainer(Trainer):
             free = shutil.disk_usage(checkpoints).free
             raise UserError(
                 f"{name} cannot be written to {checkpoints} ({format_bytes(free)} free): {error}. Earlier ones are as "
-                "they were. Make room, and the same command with --resume goes on."
+                "they were. Make room, and the same command with --resume goes on.",
+                code="checkpoint_not_written",
             ) from error
         finally:
             self._aside = None
@@ -173,7 +174,8 @@ class WindowTrainer(Trainer):
         return UserError(
             f"In step {self.state.global_step + 1} {what}; nothing of it is saved. "
             f"The windows were {windows or 'not numbered'}. Start again with a lower train.learning_rate or more "
-            "train.warmup_steps, or leave these documents out."
+            "train.warmup_steps, or leave these documents out.",
+            code="training_diverged",
         )
 
     def compute_loss_context_manager(self) -> "ExitStack[bool | None]":
@@ -258,7 +260,8 @@ def check_loss(model: PreTrainedModel) -> None:
     if abs(float(ours) - float(stock)) > LOSS_TOLERANCE * float(stock):
         raise UserError(
             f"The output layer must be one linear layer, but {model.config.model_type!r} makes something else of it "
-            f"(loss {float(stock):.4f} by its logits, {float(ours):.4f} by its output layer). Choose another model."
+            f"(loss {float(stock):.4f} by its logits, {float(ours):.4f} by its output layer). Choose another model.",
+            code="output_layer_not_linear",
         )
 
 
@@ -309,7 +312,9 @@ def training_arguments(
             label_names=["labels"],
         )
     except ValueError as error:
-        raise UserError(f"The engine does not take its configuration: {error}") from error
+        raise UserError(
+            f"The engine does not take its configuration: {error}", code="engine_rejects_configuration"
+        ) from error
 
 
 def train(
