@@ -216,8 +216,9 @@ def _explain(error: dict[str, Any], cls: type[Section]) -> tuple[str, str]:
         case "value_error":
             inner = error["ctx"]["error"]
             return f"{path}: {inner}", getattr(inner, "code", "invalid_value")
-        case _:
-            return f"{path}: {error['msg']}, but it is {value!r}.", "wrong_type_or_range"
+        case kind:
+            code = "unknown_choice" if kind == "literal_error" else "wrong_type_or_range"
+            return f"{path}: {error['msg']}, but it is {value!r}.", code
 
 
 def _elsewhere(location: list[str], cls: type[Section]) -> str:

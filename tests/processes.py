@@ -4,6 +4,7 @@ An interpreter that imports torch and transformers takes seconds; a fork takes n
 one: it has its own group, can be killed, and is killed when the test ends.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+CLONE_NEWNET = 0x40000000  # from Linux's sched.h
 # A test that waits for longer has found a process that hangs.
 PATIENCE = 300.0
 _forks = multiprocessing.get_context("forkserver")
@@ -141,6 +143,15 @@ def ranks(count: int, run: Callable[[list[str]], None], arguments: list[str], ou
             )
             for rank in range(count)
         ]
+
+
+def in_namespace(arguments: list[str]) -> None:
+    """`command` in the network of another host; the first argument is the name of its namespace."""
+    name, *others = arguments
+    with Path("/run/netns", name).open() as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {name}")
+    command(others)
 
 
 def free_port() -> int:

@@ -2,9 +2,9 @@
 
     python -m tests.reliability docs/results/reliability.json --kills 20 --inputs 500
 
-Kills: a run of the embedded model is killed at random moments and started again with --resume until it is finished; its
-weights must be those of a run that nothing happened to. Inputs: broken configurations and data files; each must end
-with exit code 0 or 2, at most one message, and no run that is half there.
+Kills: a run of the embedded model kills itself at random writes and is started again with --resume until it is
+finished; its weights must be those of a run that nothing happened to. Inputs: broken configurations and data files;
+each must end with exit code 0 or 2, at most one message, and no run that is half there.
 """
 
 import argparse
@@ -16,10 +16,9 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -33,6 +32,7 @@ from rich.console import Console
 from skipwise import cli
 from skipwise.environment import describe_environment
 from skipwise.runs import write_json
+from tests.processes import command, started
 
 KILLED: dict[str, Any] = {
     "model": {"path": "builtin:tiny"},
@@ -53,36 +53,25 @@ KILLED: dict[str, Any] = {
 
 
 def kills(count: int, directory: Path, seed: int, config: dict[str, Any] = KILLED) -> dict[str, Any]:
-    """Kill one run `count` times; where it was each time, and whether it came to the same end."""
+    """Kill one run `count` times; where it was each time, and whether it came to the same end.
+
+    A run kills itself before a random one of its writes, or a moment later. So where it dies depends on what it does,
+    and not on how fast the machine is.
+    """
     file = directory / "killed.yaml"
     file.write_text(yaml.safe_dump(config))
     undisturbed, disturbed = directory / "undisturbed", directory / "disturbed"
-    _start(file, undisturbed).communicate()
-    # By what is done and not by the time it takes, which other work on the machine changes.
-    whole = _lines(undisturbed)
+    _run(file, undisturbed)
+    writes = int((directory / "undisturbed.writes").read_text())
     rng, hits = random.Random(seed), Counter[str]()
-    while hits.total() < count:
-        process = _start(file, disturbed)
-        assert process.stdout is not None
-        process.stdout.readline()  # before it speaks there is nothing to lose
-        enough = whole * (hits.total() + rng.uniform(0.0, 0.9)) / count
-        at_checkpoint = rng.random() < 0.3  # while one is written, if one is
-        while process.poll() is None and _lines(disturbed) < enough:
-            if at_checkpoint and any(_files(disturbed / "checkpoints" / "unfinished")):
-                break
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0.0, 0.1))  # somewhere between two lines
-        if process.poll() is not None:
-            break
-        where = _where(disturbed)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        hits[where] += 1
-        print(f"kill {hits.total()}: {where}", flush=True)
-    last = _start(file, disturbed)
-    output = last.communicate()[0]
-    if last.returncode:
-        raise SystemExit(f"the last start ended with {last.returncode}:\n{output}")
+    for _ in range(count):
+        # A resumed run writes less than a whole one; in the mean all kills together take nine tenths of it.
+        number = max(1, round(writes * rng.uniform(0.0, 1.8) / count))
+        if not _run(file, disturbed, number, rng.choice((0.0, 0.0, 0.02, 0.1))):
+            break  # it had finished
+        hits[_where(disturbed)] += 1
+        print(f"kill {hits.total()}: {_where(disturbed)}", flush=True)
+    _run(file, disturbed)
     hashes = [_hash(one / "model" / "model.safetensors") for one in (undisturbed, disturbed)]
     rows = [_figures(one) for one in (undisturbed, disturbed)]
     return {
@@ -94,24 +83,45 @@ def kills(count: int, directory: Path, seed: int, config: dict[str, Any] = KILLE
     }
 
 
-def _start(file: Path, output: Path) -> subprocess.Popen[str]:
-    """A run in a process group of its own."""
-    command = [sys.executable, "-m", "skipwise", "extend", str(file), "--output", str(output)]
-    resume = ["--resume"] if output.exists() else []
-    return subprocess.Popen(
-        [*command, *resume], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def _run(file: Path, output: Path, number: int = 0, later: float = 0.0) -> bool:
+    """A run, begun or resumed; whether it was killed.
+
+    Args:
+        number: of the write before which it is killed; 0 for none.
+        later: seconds after that.
+    """
+    own = [str(number), str(later), str(output)]
+    arguments = ["extend", str(file), "--output", str(output), *(["--resume"] if output.exists() else [])]
+    with started(_killing_itself, own + arguments, output.with_suffix(".printed")) as process:
+        code = process.wait()
+    if code not in (0, -signal.SIGKILL):
+        raise SystemExit(f"a run ended with {code}:\n{process.printed[-4000:]}")
+    return code != 0
 
 
-def _lines(run: Path) -> int:
-    """What a run has written so far: rows, steps and examples."""
-    return sum(file.read_bytes().count(b"\n") for file in _files(run) if file.suffix == ".jsonl")
+def _killing_itself(arguments: list[str]) -> None:
+    """`skipwise` in a process that dies at a write; without dying it notes how often it writes below the directory."""
+    number, later, output = int(arguments[0]), float(arguments[1]), arguments[2]
+    writes = 0
 
+    def watch(event: str, values: tuple[Any, ...]) -> None:
+        nonlocal writes
+        if event not in ("open", "os.rename") or output not in str(values[0]):
+            return
+        if event == "open" and not values[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        writes += 1
+        if writes == number:
+            if later:
+                threading.Timer(later, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-def _files(directory: Path) -> Iterator[Path]:
-    """Below a directory that is being written; pathlib's globs raise where something goes away meanwhile."""
-    for at, _, names in os.walk(directory):
-        yield from (Path(at) / name for name in names)
+    sys.addaudithook(watch)
+    try:
+        command(arguments[3:])
+    finally:
+        Path(output).with_suffix(".writes").write_text(str(writes))
 
 
 def _where(run: Path) -> str:
@@ -315,8 +325,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         found = inputs(arguments.inputs, Path(directory), arguments.seed)
         found |= kills(arguments.kills, Path(directory), arguments.seed)
-    command = " ".join(["python -m tests.reliability", *sys.argv[1:]])
-    write_json(arguments.output, {**found, "command": command, "environment": describe_environment()})
+    given = " ".join(["python -m tests.reliability", *sys.argv[1:]])
+    write_json(arguments.output, {**found, "command": given, "environment": describe_environment()})
     print(json.dumps(found, indent=2))
     raise SystemExit(bool(found["wrong"] or not found["same_final_hash"]))
 

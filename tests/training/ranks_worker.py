@@ -1,7 +1,4 @@
-"""One process of a training that `test_ranks.py` starts: writes which windows it drew, and weights at the end.
-
-torchrun --nproc_per_node N tests/training/ranks_worker.py OUTPUT BATCH [--stop STEP] [--engine ENGINE] [--dtype DTYPE]
-"""
+"""One process of a training that `test_ranks.py` starts: writes which windows it drew, and weights at the end."""
 
 import argparse
 import atexit
@@ -37,15 +34,15 @@ class SignalOne(TrainerCallback):
         self.stop.stopped |= last and state.global_step == self.step
 
 
-def main() -> None:
-    """Train."""
+def run(arguments: list[str]) -> None:
+    """Train: OUTPUT BATCH [--stop STEP] [--engine ENGINE] [--dtype DTYPE]."""
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("batch", type=int)
     parser.add_argument("--stop", type=int)
     parser.add_argument("--engine", default="ddp")
     parser.add_argument("--dtype", default="float32")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     out: Path = given.output
     atexit.register((out / f"left-{rank()}").touch)  # as trackers do, to send what they still have
     dtype: torch.dtype = getattr(torch, given.dtype)
@@ -69,14 +66,14 @@ def main() -> None:
     model = pico_llama()
     signals = StopOnSignal()
     callbacks = [TrainLog(out / "train.jsonl", 1), *([SignalOne(signals, given.stop)] if given.stop else []), signals]
-    arguments = training_arguments(config, out / "checkpoints", seed=0, dtype=dtype, device=CPU)
+    settings = training_arguments(config, out / "checkpoints", seed=0, dtype=dtype, device=CPU)
     if given.engine == "fsdp":
         # Accelerate shards on accelerators only; it must take this CPU for one.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     said: list[str] = []
     trained = train(
         model=model,
-        arguments=arguments,
+        arguments=settings,
         dataset=examples(STEPS * WINDOWS),
         collator=collate,
         eval_dataset=None,
@@ -90,7 +87,3 @@ def main() -> None:
     if rank() == 0 and trained.finished:
         torch.save(trained.weights or model.state_dict(), out / "weights.pt")
     leave_processes(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,9 @@
 """Several processes of one training, with gloo on a CPU, as torchrun starts them."""
 
+import contextlib
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,37 +15,45 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from skipwise.models.locate import model_location
+from tests.commands import error_code
+from tests.processes import PATIENCE, ROOT, command, free_port, ranks
+from tests.training import ranks_worker
 
-ROOT = Path(__file__).parents[2]
-WORKER = ROOT / "tests" / "training" / "ranks_worker.py"
 ENGINES = ROOT / "configs" / "engines"
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def launch(ranks: int, *command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A command of Python under torchrun, or alone."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.run(
-        [sys.executable, *launcher, *command], capture_output=True, text=True, env=environment, check=False, timeout=500
-    )
-
-
-def own_words(done: subprocess.CompletedProcess[str]) -> str:
-    """What the processes said themselves: torchrun's account of it comes after, and is long."""
-    return done.stderr.partition("elastic/multiprocessing/api.py")[0][-4000:]
-
-
-def work(directory: Path, ranks: int, *options: str) -> Path:
+def work(directory: Path, count: int, *options: str) -> Path:
+    """A training in so many processes, 4 windows a step in all."""
     directory.mkdir(exist_ok=True)
-    done = launch(ranks, str(WORKER), str(directory), str(4 // ranks), *options)
-    assert done.returncode == 0, own_words(done)
+    with ranks(
+        count, ranks_worker.run, [str(directory), str(4 // count), *options], directory / "printed"
+    ) as all_ranks:
+        assert [one.wait() for one in all_ranks] == [0] * count, "\n".join(one.printed[-4000:] for one in all_ranks)
     return directory
+
+
+def extend(count: int, *arguments: object) -> tuple[list[int], list[str]]:
+    """`skipwise extend` in so many processes: exit codes, and what they printed."""
+    output = Path(str(arguments[-1])).with_suffix(".printed")
+    output.unlink(missing_ok=True)
+    with ranks(count, command, ["extend", *map(str, arguments)], output) as all_ranks:
+        codes = [one.wait() for one in all_ranks]
+        return codes, [one.printed for one in all_ranks]
+
+
+def launched(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A launcher as its user starts it; all that it starts ends with it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+    try:
+        printed = process.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess(process.args, process.returncode, *printed)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def report(directory: Path, rank: int) -> Any:
@@ -154,6 +163,7 @@ def extension(directory: Path, **train: Any) -> Path:
     return file
 
 
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ACCELERATE = ["accelerate.commands.launch", "--config_file", str(ENGINES / "fsdp2.yaml"), "--num_processes", "2"]
 DEEPSPEED = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank"]
 
@@ -161,21 +171,21 @@ DEEPSPEED = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local
 @pytest.mark.parametrize(
     ("launcher", "port", "module", "engine", "says"),
     [
+        (TORCHRUN, "--master_port", "-m", None, "DDP on 2 processes"),
         (ACCELERATE, "--main_process_port", "-m", None, "DDP on 2 processes (FSDP was asked for"),
         (DEEPSPEED, "--master_port", "--module", "zero3.json", "DeepSpeed ZeRO-3 on 2 processes"),
     ],
-    ids=["accelerate", "deepspeed"],
+    ids=["torchrun", "accelerate", "deepspeed"],
 )
-def test_a_whole_run_under_other_launchers(
+def test_a_whole_run_under_a_launcher(
     tmp_path: Path, launcher: list[str], port: str, module: str, engine: str | None, says: str
 ) -> None:
-    """The model that is written is a plain one, whatever trained it. (A CPU has no FSDP, which is said aloud.)"""
+    """The model that is written is a plain one, whatever trained it. (A CPU has no FSDP, and the run says so.)"""
     if engine:
         pytest.importorskip("deepspeed")
     file = extension(tmp_path, deepspeed=str(ENGINES / engine) if engine else None)
     output = tmp_path / "run"
-    started = [*launcher, port, str(free_port()), module, "skipwise", "extend", str(file), "--output", str(output)]
-    done = launch(1, "-m", *started)
+    done = launched(*launcher, port, str(free_port()), module, "skipwise", "extend", str(file), "--output", str(output))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert f"training on cpu: {says}" in " ".join(done.stdout.split())
     before = AutoModelForCausalLM.from_pretrained(model_location("builtin:tiny")).state_dict()
@@ -193,23 +203,25 @@ def test_adapters_on_a_sharded_model(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     zero3 = str(ENGINES / "zero3.json")
     file, output = extension(tmp_path, lora={"r": 4}, learning_rate=1e-3, deepspeed=zero3), tmp_path / "run"
-    done = launch(2, "-m", "skipwise", "extend", str(file), "--output", str(output))
-    assert done.returncode == 0, done.stderr[-2000:]
+    codes, printed = extend(2, file, "--output", output)
+    assert codes == [0, 0], printed
     before = AutoModelForCausalLM.from_pretrained(model_location("builtin:tiny")).state_dict()
     after = AutoModelForCausalLM.from_pretrained(output / "model").state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if "_proj" in name}
 
 
-def test_a_whole_run_under_torchrun(tmp_path: Path) -> None:
-    """One plan, one log, one model, and the other process's errors are told apart."""
+def test_a_whole_run_in_two_processes(tmp_path: Path) -> None:
+    """One plan, one log, one model; where a run is already, one process says so and none trains."""
     file = extension(tmp_path)
     output = tmp_path / "run"
-    done = launch(2, "-m", "skipwise", "extend", str(file), "--output", str(output))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("Plan") == 1
+    codes, printed = extend(2, file, "--output", output)
+    assert codes == [0, 0], printed
+    assert [said.count("context window") for said in printed] == [1, 0]
     assert len(losses(output)) == 2
     assert json.loads((output / "plan.json").read_text())["train_tokens"] == 2 * 2 * 256
-    again = launch(2, "-m", "skipwise", "extend", str(file), "--output", str(output))
-    assert again.returncode != 0
-    assert again.stderr.count("holds a run already") == 1
+    again = ["extend", str(file), "--output", str(output)]
+    with ranks(2, command, again, tmp_path / "again") as (first, second):
+        assert first.wait() == 2  # a launcher then ends the other
+        assert error_code(first.printed) == "run_exists"
+        assert "Error:" not in second.printed

@@ -5,17 +5,21 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from tests.training.test_ranks import ROOT, extension
+from tests.processes import PATIENCE, Started, in_namespace, started
+from tests.training.test_ranks import extension
 
-HOSTS = (("skipwise-a", "skipa", "10.77.0.1"), ("skipwise-b", "skipb", "10.77.0.2"))
-PORT = "29731"
+# Name, end of the cable, address. Names are of this process alone: others may run the same test.
+HOSTS = (
+    (f"skipwise-a-{os.getpid()}", f"ska{os.getpid()}", "10.77.0.1"),
+    (f"skipwise-b-{os.getpid()}", f"skb{os.getpid()}", "10.77.0.2"),
+)
 
 
 def ip(*words: str) -> subprocess.CompletedProcess[str]:
@@ -59,19 +63,12 @@ def kill_host(name: str) -> None:
             os.kill(int(number), 9)
 
 
-def start(rank: int, *arguments: str) -> subprocess.Popen[str]:
-    """One host's part of a run, as its user would start it there."""
+def start(rank: int, output: Path, *arguments: str) -> AbstractContextManager[Started]:
+    """One host's part of a run, with the variables that torchrun sets there."""
     name, cable, _ = HOSTS[rank]
-    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank), "--nproc_per_node", "1"]
-    meeting = ["--master_addr", HOSTS[0][2], "--master_port", PORT]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": cable}
-    return subprocess.Popen(
-        ["ip", "netns", "exec", name, sys.executable, *torchrun, *meeting, "-m", "skipwise", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
+    meeting = {"MASTER_ADDR": HOSTS[0][2], "MASTER_PORT": "29731", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    own = {"RANK": str(rank), "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": cable}
+    return started(in_namespace, [name, *arguments], output, meeting | own)
 
 
 def steps_logged(run: Path) -> list[int]:
@@ -84,23 +81,20 @@ def test_a_host_dies_and_the_run_goes_on(tmp_path: Path, hosts: None) -> None:
     config = extension(tmp_path, max_steps=40, save_steps=4)
     run = tmp_path / "run"
     command = ["extend", str(config), "--output", str(run)]
-    both = [start(rank, *command) for rank in (0, 1)]
-    deadline = time.monotonic() + 240
-    while not list(run.glob("checkpoints/checkpoint-*")):
-        assert time.monotonic() < deadline
-        for one in both:
-            assert one.poll() is None, one.communicate()[0]
-        time.sleep(0.05)
-    kill_host(HOSTS[1][0])
-    said = both[0].communicate(timeout=120)[0]
-    both[1].communicate()
-    assert both[0].returncode != 0
-    assert "another process of this run, or its host, is gone" in " ".join(said.split())
-    assert "skipwise/cli.py" not in said  # there is a traceback, but of torchrun's
+    with start(0, tmp_path / "first", *command) as first, start(1, tmp_path / "second", *command) as second:
+        deadline = time.monotonic() + PATIENCE
+        while not list(run.glob("checkpoints/checkpoint-*")):
+            assert time.monotonic() < deadline
+            assert first.running and second.running, first.printed + second.printed
+            time.sleep(0.05)
+        kill_host(HOSTS[1][0])
+        assert first.wait() == 75
+        assert "another process of this run, or its host, is gone" in " ".join(first.printed.split())
+        assert "Traceback" not in first.printed
     left = {path.name for path in (run / "checkpoints").iterdir() if path.name.startswith("checkpoint-")}
     assert left
-    again = [start(rank, *command, "--resume") for rank in (0, 1)]
-    outputs = [one.communicate(timeout=300)[0] for one in again]
-    assert [one.returncode for one in again] == [0, 0], outputs
+    command.append("--resume")
+    with start(0, tmp_path / "first", *command) as first, start(1, tmp_path / "second", *command) as second:
+        assert [first.wait(), second.wait()] == [0, 0], first.printed + second.printed
     assert steps_logged(run) == list(range(1, 41))
     assert (run / "model" / "model.safetensors").exists()
