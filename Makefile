@@ -118,14 +118,16 @@ check-serving: $(SMOLLM2)
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py
 
-# Each test process computes with one thread; more would only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
+# One process a core, each with one thread: more threads would only wait for each other.
+PYTEST := $(BIN)/pytest --numprocesses logical --dist worksteal
+FAST := skipwise tests/positions tests/rope tests/test_cli.py tests/test_config.py tests/test_config_commands.py \
+    tests/test_costs.py tests/test_coverage.py tests/test_errors.py tests/test_layering.py
 
 test: .venv/development
 	$(PYTEST)
 
 test-fast: .venv/development
-	$(PYTEST) -m fast
+	$(PYTEST) $(FAST)
 
 lint: .venv/development
 	$(BIN)/ruff format --check .

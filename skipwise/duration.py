@@ -102,9 +102,11 @@ def measure_evaluation(model: PreTrainedModel, specs: Sequence[EvaluationSpec], 
         specs: evaluations.
         dtype: of matrix products.
     """
-    longest = max((length for spec in specs for length in getattr(spec, "context_lengths", ())), default=0)
-    if not longest or any(tokens_read(spec) is None for spec in specs):
-        return None if specs else 0.0
+    if any(tokens_read(spec) is None for spec in specs):
+        return None
+    longest = max((length for spec in specs for length in spec.context_lengths or ()), default=0)
+    if not longest:
+        return 0.0
     length = max(2, min(longest, TRIAL_TOKENS))
     measured = {}
     for tokens in (length // 2, length):
@@ -139,7 +141,7 @@ def evaluation_seconds(specs: Sequence[EvaluationSpec], measured: Mapping[int, f
     for spec in specs:
         # Prompts with one key are sorted by its place, and each is read from where it differs from the one before.
         share = 0.5 if isinstance(spec, Passkey) and spec.keys_per_prompt == 1 else 1.0
-        for length in getattr(spec, "context_lengths", ()):
+        for length in spec.context_lengths or ():
             at_length: dict[str, Any] = {"context_lengths": (length,)}
             tokens = tokens_read(replace(spec, **at_length)) or 0
             total += share * tokens * (base + growth * length)

@@ -145,6 +145,30 @@ def ranks(count: int, run: Callable[[list[str]], None], arguments: list[str], ou
         ]
 
 
+class Fork:
+    """A forked command with the methods of `subprocess.Popen` that a study uses."""
+
+    def __init__(self, arguments: list[str], output: Path) -> None:
+        self.started = started(command, arguments, output)
+        self.one = self.started.__enter__()
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        return None if self.one.running else self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        if self.returncode is None:
+            self.returncode = self.one.wait()
+            self.started.__exit__(None, None, None)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """As `os.kill`."""
+        self.one.signal(number)
+
+
 def in_namespace(arguments: list[str]) -> None:
     """`command` in the network of another host; the first argument is the name of its namespace."""
     name, *others = arguments

@@ -89,7 +89,7 @@ def test_wrong_input_is_one_message(
 def test_wrong_models_are_refused(config_file: Path, tmp_path: Path) -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=258, n_positions=64))
     small = pico_llama(vocab_size=100)
-    for name, model, code in (("gpt2", gpt2, "no_rope"), ("vocabulary", small, "vocabulary_mismatch")):
+    for name, model, code in (("gpt2", gpt2, "family_not_supported"), ("vocabulary", small, "vocabulary_mismatch")):
         model.save_pretrained(tmp_path / name)
         byte_tokenizer().save_pretrained(tmp_path / name)
         flags = ["--set", f"model.path={tmp_path / name}", "--output", tmp_path / "run"]

@@ -6,32 +6,42 @@ from pathlib import Path
 import pytest
 
 from skipwise import demo
-from skipwise.cli import app, run
-from skipwise.config_files import merge, read_yaml, to_yaml
-from skipwise.config_files import parse_config as parse
+from skipwise.config_files import merge, parse_config, read_yaml, to_yaml
+from tests.commands import error_code, skipwise
 
 
-def test_the_demo_runs_and_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a demo of two steps goes."""
     evaluate = [{"name": "passkey", "context_lengths": [256, 512], "trials": 2}]
     small = {"lengths": {"target": 512}, "train": {"max_steps": 2, "per_device_train_batch_size": 1}}
     values = merge(read_yaml(demo.DEMO), {**small, "evaluate": evaluate})
-    (tmp_path / "demo.yaml").write_text(to_yaml(parse(values)))
+    (tmp_path / "demo.yaml").write_text(to_yaml(parse_config(values)))
     monkeypatch.setattr(demo, "DEMO", tmp_path / "demo.yaml")
-    output = tmp_path / "runs" / "demo"
+    return tmp_path / "runs" / "demo"
 
-    def call(*more: str) -> int:
-        return run(lambda: app(["demo", "--output", str(output), *more], standalone_mode=False))
 
-    assert call("--resume") == 0  # as `make demo` does
-    said = capsys.readouterr().out
-    assert "Nothing to resume" not in said and "twice" in said
-    stages = {json.loads(line)["stage"] for line in (output / "results.jsonl").read_text().splitlines()}
-    assert stages == {"original", "interpolated", "extended"}
-    assert "plain" in (output / "table.md").read_text()
-    assert (output / "report.html").is_file() and (output / "plain" / "model" / "config.json").is_file()
-    assert call() == 2  # there is a run
+def stages(run: Path) -> set[str]:
+    return {json.loads(line)["stage"] for line in (run / "results.jsonl").read_text().splitlines()}
+
+
+def test_the_demo_runs_and_resumes(output: Path) -> None:
+    said = skipwise("demo", "--output", output, "--resume")  # as `make demo` does
+    assert "Nothing to resume" not in said
+    assert stages(output) == {"original", "extended"}
+    assert not (output / "plain").exists()
+    assert (output / "report.html").is_file()
+    assert error_code(skipwise("demo", "--output", output, code=2)) == "run_exists"
     weights = (output / "model" / "model.safetensors").read_bytes()
-    assert call("--resume") == 0
+    skipwise("demo", "--output", output, "--resume")
     assert (output / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_controls_are_added_to_a_demo_that_is_there(output: Path) -> None:
+    skipwise("demo", "--output", output)
+    weights = (output / "model" / "model.safetensors").read_bytes()
+    skipwise("demo", "--output", output, "--resume", "--controls")
+    assert (output / "model" / "model.safetensors").read_bytes() == weights
+    assert stages(output / "interpolate") == {"interpolated"} and stages(output / "plain") == {"extended"}
+    header = (output / "table.md").read_text().splitlines()[0]
+    assert [name.strip() for name in header.split("|")][3:-1] == ["original", "interpolate", "plain", "pose"]

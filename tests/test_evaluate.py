@@ -19,7 +19,7 @@ from skipwise.config import EvaluateConfig, SourceConfig
 from skipwise.config_files import parse_evaluate_config
 from skipwise.data.presets import PRESETS
 from skipwise.models.aids import Aid
-from tests.commands import rows_of, skipwise
+from tests.commands import error_code, rows_of, skipwise
 from tests.conftest import byte_tokenizer, pico_llama
 
 PASSKEY = {"name": "passkey", "context_lengths": [400], "trials": 3}
@@ -102,7 +102,7 @@ def test_an_aid_that_a_model_cannot_have_is_refused_before_anything_is_measured(
     byte_tokenizer().save_pretrained(tmp_path / "windowed")
     models = [two_models[0], f"{tmp_path / 'windowed'}+sinks"]
     output = skipwise("evaluate", *models, "--config", settings, "--output", tmp_path / "out", code=2)
-    assert "needs plain attention in all layers" in " ".join(output.split())
+    assert error_code(output) == "aid_needs_plain_attention"
     assert not (tmp_path / "out").exists()
 
 
@@ -149,19 +149,20 @@ def test_what_was_measured_in_another_way_is_not_mixed(
     arguments = ["evaluate", two_models[0], "--config", settings, "--output", out]
     skipwise(*arguments)
     before = (out / "results.jsonl").read_bytes(), (out / "resolved.yaml").read_bytes()
-    assert "holds passkey at 400 tokens with trials 3" in skipwise(*arguments, "--set", "passkey.trials=4", code=2)
-    assert "other seed settings" in skipwise(*arguments, "--seed", "1", code=2)
+    trials = skipwise(*arguments, "--set", "passkey.trials=4", code=2)
+    assert error_code(trials) == "configuration_changed" and "trials 3" in trials
+    seed = skipwise(*arguments, "--seed", "1", code=2)
+    assert error_code(seed) == "configuration_changed" and "seed" in seed
     longest = max(len(json.loads(line)["text"]) for line in text_file.read_text().splitlines())
     longer = skipwise(*arguments, "--only", "perplexity", "--lengths", f"32,{longest}", code=2)
-    assert "all lengths share their documents" in longer
+    assert error_code(longer) == "shared_documents_too_short"
     shutil.copytree(two_models[1], two_models[0], dirs_exist_ok=True)
-    assert "it has changed since" in skipwise(*arguments, code=2)
+    assert error_code(skipwise(*arguments, code=2)) == "content_changed"
     shutil.copytree(two_models[0], tmp_path / "elsewhere/first")
-    assert "already holds a model that is called 'first'" in skipwise(
-        "evaluate", tmp_path / "elsewhere/first", "--config", settings, "--output", out, code=2
-    )
+    other = skipwise("evaluate", tmp_path / "elsewhere/first", "--config", settings, "--output", out, code=2)
+    assert error_code(other) == "duplicate_model_name"
     assert before == ((out / "results.jsonl").read_bytes(), (out / "resolved.yaml").read_bytes())
-    assert "exists and is no evaluation" in skipwise("evaluate", two_models[1], "--output", tmp_path, code=2)
+    assert error_code(skipwise("evaluate", two_models[1], "--output", tmp_path, code=2)) == "output_kind_mismatch"
 
 
 def test_a_run_is_its_model_with_its_settings(config_file: Path, tmp_path: Path) -> None:
@@ -179,9 +180,9 @@ def test_a_run_is_its_model_with_its_settings(config_file: Path, tmp_path: Path)
     assert set(values) == {64, 256}
     assert values == pytest.approx(own, rel=1e-6)  # the same held-out documents
     assert {row.stage for row in rows} == {"extended"}
-    assert "run of its own" in skipwise("evaluate", run, "--output", run, code=2)
+    assert error_code(skipwise("evaluate", run, "--output", run, code=2)) == "output_kind_mismatch"
     shutil.rmtree(run / "model")
-    assert "has written no model yet" in skipwise("evaluate", run, code=2)
+    assert error_code(skipwise("evaluate", run, code=2)) == "run_not_finished"
 
 
 def test_the_embedded_model(tmp_path: Path) -> None:
@@ -211,30 +212,33 @@ def test_the_embedded_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code"),
     [
-        (["--only", "paskey"], "Did you mean 'passkey'?"),
-        (["--lengths", "4k"], "Name the evaluations"),
-        (["--only", "longppl", "--lengths", "8k"], "evaluate.0.evaluator: required"),
-        (["--only", "passkey", "--lengths", "many"], "A length is a whole number of tokens"),
-        (["--only", "passkey"], "Give --lengths"),
-        (["--set", "sed=1"], "sed: unknown key. Did you mean 'seed'?"),
-        (["--only", "passkey", "--lengths", "400", "--set", "passkey.trails=1"], "Did you mean 'trials'?"),
-        (["--data", "preset:pg18"], "There is no preset 'pg18'. Did you mean 'pg19'?"),
-        (["--output", __file__], "is a file"),
-        (["--data", "nothing.jsonl"], "nothing.jsonl does not exist"),
-        (["--only", "passkey", "--lengths", "400", "--set", "perplexity.stride=9"], "perplexity is not evaluated"),
-        (["--only", "passkey", "--lengths", "400", "--chat"], "tokenizer with a chat template"),
+        (["--only", "paskey"], "unknown_evaluation"),
+        (["--lengths", "4k"], "evaluations_not_named"),
+        (["--only", "longppl", "--lengths", "8k"], "missing_key"),
+        (["--only", "passkey", "--lengths", "many"], "malformed_length"),
+        (["--only", "passkey"], "missing_key"),
+        (["--set", "sed=1"], "unknown_key"),
+        (["--only", "passkey", "--lengths", "400", "--set", "passkey.trails=1"], "unknown_key"),
+        (["--data", "preset:pg18"], "unknown_preset"),
+        (["--output", __file__], "output_is_file"),
+        (["--data", "nothing.jsonl"], "data_not_found"),
+        (["--only", "passkey", "--lengths", "400", "--set", "perplexity.stride=9"], "setting_without_effect"),
+        (["--only", "passkey", "--lengths", "400", "--chat"], "no_chat_template"),
         (
             ["--only", "question_answering", "--lengths", "400", "--set", "question_answering.source=no.jsonl"],
-            "no.jsonl does not exist",
+            "data_not_found",
         ),
-        (["--only", "longppl", "--lengths", "8k", "--set", "longppl.evaluator=builtin:tinny"], "no built-in model"),
+        (
+            ["--only", "longppl", "--lengths", "8k", "--set", "longppl.evaluator=builtin:tinny"],
+            "unknown_builtin_model",
+        ),
     ],
 )
-def test_wrong_input_writes_nothing(arguments: list[str], message: str, pico_directory: Path, tmp_path: Path) -> None:
+def test_wrong_input_writes_nothing(arguments: list[str], code: str, pico_directory: Path, tmp_path: Path) -> None:
     output = skipwise("evaluate", pico_directory, "--output", tmp_path / "out", *arguments, code=2)
-    assert message in output
+    assert error_code(output) == code
     assert not (tmp_path / "out").exists()
 
 
@@ -250,7 +254,7 @@ def test_changed_texts_are_not_mixed(two_models: list[Path], settings: Path, tex
     skipwise("evaluate", two_models[0], "--config", settings, "--output", out, "--only", "perplexity")
     text_file.write_text("".join(json.dumps({"text": f"other {i} " * 200}) + "\n" for i in range(12)))
     output = skipwise("evaluate", two_models[1], "--config", settings, "--output", out, code=2)
-    assert "another content of" in output
+    assert error_code(output) == "content_changed"
 
 
 def test_a_mistake_can_be_mended(pico_directory: Path, tmp_path: Path) -> None:
@@ -259,7 +263,7 @@ def test_a_mistake_can_be_mended(pico_directory: Path, tmp_path: Path) -> None:
     records.write_text(json.dumps({"context": "a", "question": "b", "answers": ["c"]}) + "\n")
     arguments = ["evaluate", pico_directory, "--output", tmp_path / "out", "--only", "question_answering",
                  "--lengths", "400", "--set", f"question_answering.source={records}"]  # fmt: skip
-    assert "lacks input" in " ".join(skipwise(*arguments, code=2).split())  # nothing else was to be measured
+    assert error_code(skipwise(*arguments, code=2)) == "nothing_measured"  # nothing else was asked for
     records.write_text(json.dumps({"context": "a", "question": "b", "answers": ["d"]}) + "\n")
     assert "failed" not in skipwise(*arguments, "--set", "question_answering.question_field=question")
 

@@ -96,7 +96,9 @@ def test_an_interrupted_run_saves_and_resumes(
     monkeypatch.undo()
     assert "--resume" in output
     assert not (parts / "model").exists()
-    assert [path.name for path in (parts / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]  # of the step after the signal
+    assert [path.name for path in (parts / "checkpoints").glob("checkpoint-*")] == [
+        "checkpoint-2"
+    ]  # of the step after the signal
     skipwise("extend", config_file, "--output", parts, *options, "--resume")
     files = [path / "model" / "model.safetensors" for path in (whole, parts)]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from skipwise.config_files import parse_config
-from tests.commands import skipwise
+from tests.commands import error_code, skipwise
 
 
 def test_a_search_goes_on_and_its_result_is_a_configuration(
@@ -20,7 +20,7 @@ def test_a_search_goes_on_and_its_result_is_a_configuration(
     (output / "losses.jsonl").open("a").write('{"factors": [1.0')  # a process that died
     lines = [json.loads(line) for line in (output / "losses.jsonl").read_text().splitlines()[:-1]]
     refused = skipwise(*flags, "--generations", 1, "--fitness", "text", code=2)
-    assert "holds another search" in refused
+    assert error_code(refused) == "configuration_changed"
     # As if it had known nothing of the last of them.
     kept = lines[:-1]
     (output / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -37,5 +37,5 @@ def test_a_search_goes_on_and_its_result_is_a_configuration(
 
 def test_what_is_refused(pico_directory: Path, text_file: Path, tmp_path: Path) -> None:
     flags = ("search", pico_directory, "--target", 4096, "--data", text_file, "--output", tmp_path / "search")
-    assert "Did you mean 'needles'" in skipwise(*flags, "--fitness", "needle", code=2)
-    assert "needs documents of 4,096 tokens" in skipwise(*flags, "--fitness", "text", code=2)
+    assert error_code(skipwise(*flags, "--fitness", "needle", code=2)) == "unknown_choice"
+    assert error_code(skipwise(*flags, "--fitness", "text", code=2)) == "documents_too_short"

@@ -2,15 +2,14 @@
 
 import json
 import logging
-import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
@@ -19,7 +18,9 @@ from skipwise.errors import UserError
 from skipwise.models.load import load_model, load_tokenizer
 from skipwise.models.locate import model_location
 from skipwise.terminal import OneLine
+from tests.commands import error_code
 from tests.conftest import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
+from tests.processes import command, started
 
 # Names in the GGUF format for those of transformers.
 _NAMES = {
@@ -107,15 +108,21 @@ def test_a_run_that_is_not_there_is_not_looked_for_on_a_hub(tmp_path: Path, monk
     assert model_location("somebody/tiny-4k") == "somebody/tiny-4k"
 
 
+def ask_a_hub_that_is_away(arguments: list[str]) -> None:
+    """A command whose hub has nobody at its address, and does not wait between its tries."""
+    constants.HF_HUB_OFFLINE, constants.ENDPOINT = False, "http://127.0.0.1:9"
+    time.sleep = lambda seconds: print(f"pause of {seconds:g} s")
+    command(arguments)
+
+
 def test_a_hub_that_is_away_is_said_once(tmp_path: Path) -> None:
-    """It said two lines for each of six tries. Through the command, whose client finds nobody at the address."""
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-m", "skipwise", "doctor", "somebody/nothing"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.count("The hub does not answer") == 1 and "Retrying" not in done.stderr
-    assert "There is no directory somebody/nothing here" in done.stderr
+    """It said two lines for each of six tries."""
+    with started(ask_a_hub_that_is_away, ["doctor", "somebody/nothing"], tmp_path / "printed") as process:
+        assert process.wait() == 2
+        printed = process.printed
+    assert printed.count("pause of") > 1
+    assert printed.count("The hub does not answer") == 1 and "Retrying" not in printed
+    assert error_code(printed) == "model_not_found"
 
 
 def test_what_a_hub_answers_is_shown() -> None:

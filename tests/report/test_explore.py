@@ -3,8 +3,7 @@
 import re
 import shutil
 import socket
-import subprocess
-import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from skipwise import UserError
 from skipwise.models.locate import model_location
 from skipwise.report.run import read_run
 from skipwise.runs import RunDir
+from tests.processes import PATIENCE, command, free_port, started
 from tests.report.test_page import made_run
 
 explore = pytest.importorskip("skipwise.explore")
@@ -100,28 +100,16 @@ def test_both_models_answer(page: Page) -> None:
     expect(page.get_by_text(re.compile(r"7\d\d tokens; the first window has 256, the target 1,024"))).to_be_visible()
 
 
-def test_the_command_serves_this_machine_alone() -> None:
-    """Started as a user would, at a free port; other addresses of the machine do not answer."""
-    command = [sys.executable, "-m", "skipwise", "explore", "--port", str(free_port())]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert process.stdout is not None
-        said = next((line for line in process.stdout if line.startswith("Open ")), "")
-        address = re.search(r"http://127\.0\.0\.1:(\d+)", said)
-        assert address, said
-        with urllib.request.urlopen(address[0], timeout=60) as answer:
+def test_the_command_serves_this_machine_alone(tmp_path: Path) -> None:
+    """At a free port; other addresses of the machine do not answer."""
+    with started(command, ["explore", "--port", str(free_port())], tmp_path / "printed") as server:
+        while (address := re.search(r"Open http://127\.0\.0\.1:(\d+)\b.*\n", server.printed)) is None:
+            assert server.running, server.printed
+            time.sleep(0.05)
+        with urllib.request.urlopen(f"http://127.0.0.1:{address[1]}", timeout=PATIENCE) as answer:
             assert b"Skipwise" in answer.read()
         with socket.socket() as knock:  # this machine as well, but not what it listens at
             assert knock.connect_ex(("127.0.0.2", int(address[1]))) != 0
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def test_what_is_missing_or_too_much_is_said() -> None:

@@ -4,8 +4,6 @@ import json
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,11 @@ from filelock import FileLock
 from rich.console import Console
 
 from skipwise import UserError
-from skipwise.study.run import check_sources, open_study, run_one, write_summary
-from tests.commands import skipwise
+from skipwise.study import run as study_run
+from skipwise.study.config import Cell
+from skipwise.study.run import Study, check_sources, open_study, run_one, write_summary
+from tests.commands import error_code, skipwise
+from tests.processes import Fork, command, started
 
 
 @pytest.fixture
@@ -46,6 +47,19 @@ def study_file(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def forked_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are processes still, but with nothing left to import."""
+
+    def start(study: Study, cell: Cell, *_: int) -> Fork:
+        log = study.directory.log(cell.name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return Fork(study_run.command_of(study, cell), log)
+
+    monkeypatch.setattr(study_run, "_start", start)
+
+
+@pytest.mark.usefixtures("forked_cells")
 def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     """Development first, then the rest with what it chose; a cell is one command; a finished one is not run again."""
     output = tmp_path / "out"
@@ -54,7 +68,7 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     assert not output.exists()
     elsewhere = tmp_path / "elsewhere.yaml"  # what it costs and what is to be run needs no texts
     elsewhere.write_text(study_file.read_text().replace("text.jsonl", "nowhere.jsonl"))
-    assert "nowhere.jsonl does not exist" in skipwise("study", elsewhere, "--output", output, code=2)
+    assert error_code(skipwise("study", elsewhere, "--output", output, code=2)) == "data_not_found"
     for option in ("--dry-run", "--print-commands"):
         skipwise("study", elsewhere, "--output", output, option)
     commands = skipwise("study", study_file, "--output", output, "--print-commands").splitlines()
@@ -97,6 +111,7 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     assert "2.0 h" in next(line for line in costs if "reported: pose" in line)
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_aids_are_methods(study_file: Path, tmp_path: Path) -> None:
     """The untouched model as it is, and reading with an aid: no training, and other figures."""
     values = yaml.safe_load(study_file.read_text())
@@ -160,6 +175,7 @@ def test_what_is_refused(study_file: Path, tmp_path: Path) -> None:
         write_summary(open_study(study_file, tmp_path / "out"))
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_a_failed_cell_does_not_stop_the_others(study_file: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(study_file.read_text())
     values["development"] = None
@@ -211,12 +227,10 @@ def test_a_signal_stops_the_cells_too(study_file: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(study_file.read_text())
     values["base"]["train"]["max_steps"] = 5000
     study_file.write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "skipwise", "study", str(study_file), "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    work = tmp_path / "out" / "work"
-    while not list(work.glob("*/run/train.jsonl")) and process.poll() is None:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
-    assert process.returncode == 130, output
+    work, words = tmp_path / "out" / "work", ["study", str(study_file), "--output", str(tmp_path / "out")]
+    with started(command, [*words, "--jobs", "2"], tmp_path / "said") as study:
+        while not list(work.glob("*/run/train.jsonl")) and study.running:
+            time.sleep(0.05)
+        study.signal(signal.SIGTERM)
+        assert study.wait() == 130, study.printed
     assert list(work.glob("*/run/checkpoints/checkpoint-*/trainer_state.json"))

@@ -1,0 +1,60 @@
+"""How long a run takes: arithmetic on measured seconds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from skipwise.duration import TimeLeft, evaluation_seconds, measure_evaluation, measure_training
+from skipwise.evaluation.specs import Harness, Passkey, Perplexity
+from tests.commands import skipwise
+
+
+def test_time_left_follows_the_pace_of_what_is_finished() -> None:
+    left = TimeLeft({"evaluate original": 10.0, "train": 60.0, "evaluate extended": 10.0})
+    assert left.seconds() == 80.0
+    left.finish("evaluate original", 5.0)  # twice as fast as expected
+    assert left.seconds() == pytest.approx(35.0)
+    left.finish("train", 75.0)  # 80 seconds for 70 by now
+    assert left.seconds() == pytest.approx(10.0 * 80 / 70)
+    left.finish("evaluate extended", 10.0)
+    assert left.seconds() is None
+    assert TimeLeft({}).seconds() is None
+
+
+def test_evaluation_takes_what_its_texts_take() -> None:
+    """Reading n tokens takes 0.001 n + 0.0001 n^2 seconds."""
+    measured = {n: 1e-3 * n + 1e-4 * n * n for n in (50, 100)}
+    perplexity = Perplexity(context_lengths=(400,), stride=400, documents=3, max_document_tokens=400)
+    of_a_text = 1e-3 * 400 + 1e-4 * 400**2
+    assert evaluation_seconds([perplexity], measured) == pytest.approx(3 * of_a_text)
+    # Of passkey prompts with one key each reads on from where it differs from the one before: half of it in the mean.
+    passkey = Passkey(context_lengths=(100, 400), trials=10)
+    assert evaluation_seconds([passkey], measured) == pytest.approx(5 * (measured[100] + of_a_text))
+    many = Passkey(context_lengths=(400,), trials=10, keys_per_prompt=5)
+    assert evaluation_seconds([many], measured) == pytest.approx(2 * of_a_text)
+    # Noise that makes the longer text the faster one is no reason for less than nothing at long ones.
+    assert evaluation_seconds([passkey], {50: 1.0, 100: 1.0}) == pytest.approx(5 * (1.0 + 4.0))
+
+
+def test_what_is_not_known_is_not_guessed(llama: PreTrainedModel) -> None:
+    harness = Harness(tasks=("piqa",))
+    passkey = Passkey(context_lengths=(64,), trials=2)
+    assert measure_evaluation(llama, [harness, passkey], torch.float32) is None
+    assert measure_evaluation(llama, [], torch.float32) == 0.0
+    assert (measure_evaluation(llama, [passkey], torch.float32) or 0.0) > 0.0
+
+
+def test_a_trial_step_leaves_the_model_as_it_is(llama: PreTrainedModel) -> None:
+    before = {name: weight.clone() for name, weight in llama.state_dict().items()}
+    one = measure_training(llama, window=32, windows=4, dtype=torch.float32, kl_weight=1.0, echoes=True)
+    assert one is not None and one > 0
+    assert all(torch.equal(weight, before[name]) for name, weight in llama.state_dict().items())
+    assert all(weight.grad is None for weight in llama.parameters())
+
+
+def test_a_run_says_how_much_time_is_left_and_a_resumed_one_does_not(config_file: Path, tmp_path: Path) -> None:
+    flags = ["extend", config_file, "--output", tmp_path / "run", "--set", "evaluate=[]", "--steps", 1]
+    assert "left in all" in skipwise(*flags)
+    assert "left in all" not in skipwise(*flags, "--resume")
