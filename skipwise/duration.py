@@ -104,7 +104,7 @@ def measure_evaluation(model: PreTrainedModel, specs: Sequence[EvaluationSpec], 
     """
     if any(tokens_read(spec) is None for spec in specs):
         return None
-    longest = max((length for spec in specs for length in spec.context_lengths or ()), default=0)
+    longest = max((length for spec in specs for length in spec.context_lengths if length is not None), default=0)
     if not longest:
         return 0.0
     length = max(2, min(longest, TRIAL_TOKENS))
@@ -141,7 +141,7 @@ def evaluation_seconds(specs: Sequence[EvaluationSpec], measured: Mapping[int, f
     for spec in specs:
         # Prompts with one key are sorted by its place, and each is read from where it differs from the one before.
         share = 0.5 if isinstance(spec, Passkey) and spec.keys_per_prompt == 1 else 1.0
-        for length in spec.context_lengths or ():
+        for length in filter(None, spec.context_lengths):
             at_length: dict[str, Any] = {"context_lengths": (length,)}
             tokens = tokens_read(replace(spec, **at_length)) or 0
             total += share * tokens * (base + growth * length)

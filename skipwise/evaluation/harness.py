@@ -1,14 +1,17 @@
 """Tasks of lm-evaluation-harness (the extra `skipwise[harness]`) in our rows."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 from skipwise.errors import UserError, nearest
 from skipwise.evaluation.figures import Example, Figure
 from skipwise.evaluation.intervals import Z
 from skipwise.evaluation.specs import Harness, parse_task
 from skipwise.evaluation.unit import Key, Setting, Subject, Unit
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 
 def harness_units(subject: Subject, spec: Harness, setting: Setting) -> Iterator[Unit]:
@@ -34,12 +37,11 @@ def _measure(
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
             "harness needs lm-evaluation-harness. Install skipwise[harness].", code="package_not_installed"
         ) from error
-    manager = TaskManager(include_path=spec.include_path)
+    manager = task_manager(spec.include_path)
     name, shots = parse_task(text)
     if name not in manager.all_tasks:
         raise UserError(f"harness.tasks: {name!r} is not known.{nearest(name, manager.all_tasks)}", code="unknown_task")
@@ -62,6 +64,14 @@ def _measure(
     assert results is not None, "only ranks above 0 get nothing"
     yield from (sample for sample in _samples(text, results["samples"]) if (None, sample["example"]) not in done)
     yield {"context_length": None, "example": text, "task": text, "figures": _figures(text, results)}
+
+
+@cache
+def task_manager(include_path: str | None) -> "TaskManager":
+    """The harness's index of its thousands of tasks, and of those in another directory; it takes seconds to make."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)
 
 
 def _explained(task: str, run: Callable[..., Any], **keywords: Any) -> Any:

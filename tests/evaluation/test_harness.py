@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from skipwise import UserError
-from skipwise.evaluation.harness import harness_units
+from skipwise.evaluation.harness import harness_units, task_manager
 from skipwise.evaluation.runner import evaluate
 from skipwise.evaluation.specs import SHORT_TASKS, Harness, parse_task
 from skipwise.evaluation.unit import Setting, Subject
@@ -17,13 +17,15 @@ from skipwise.runs import ExampleLog
 QUESTIONS = [("The sky is", "blue", "loud"), ("Grass is", "green", "seven"), ("Snow is", "white", "angry")]
 
 
-@pytest.fixture
-def tasks(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A directory with a task; the index of all tasks is made once for it."""
+    place = tmp_path_factory.mktemp("harness")
     records = [{"question": q, "choices": [right, wrong], "label": 0} for q, right, wrong in QUESTIONS]
-    data = tmp_path / "colours.jsonl"
+    data = place / "colours.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks/colours.yaml").write_text(
+    (place / "tasks").mkdir()
+    (place / "tasks/colours.yaml").write_text(
         f"""
 task: skipwise_colours
 dataset_path: json
@@ -36,7 +38,7 @@ doc_to_target: label
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
     )
-    return str(tmp_path / "tasks")
+    return str(place / "tasks")
 
 
 @torch.no_grad()
@@ -96,15 +98,13 @@ def test_unknown_tasks(subject: Subject, make_setting: Callable[..., Setting], t
         next(unit.measure(set(), unit.context_lengths))
 
 
-def test_the_default_is_the_suite_of_the_paper() -> None:
+def test_the_default_is_the_suite_of_the_paper(tasks: str) -> None:
     """Table 3: zero-shot BoolQ, PIQA, WinoGrande, TruthfulQA; 25-shot ARC-Challenge, 10-shot HellaSwag."""
-    from lm_eval.tasks import TaskManager
-
     parsed = dict(map(parse_task, SHORT_TASKS))
     assert parsed.pop("arc_challenge") == 25
     assert parsed.pop("hellaswag") == 10
     assert parsed == dict.fromkeys(["boolq", "piqa", "winogrande", "truthfulqa_mc2"], 0)
-    assert {parse_task(text)[0] for text in SHORT_TASKS} <= set(TaskManager().all_tasks)
+    assert {parse_task(text)[0] for text in SHORT_TASKS} <= set(task_manager(tasks).all_tasks)
     for wrong in ("boolq:many", ":5"):
         with pytest.raises(UserError, match="name:number"):
             Harness(tasks=(wrong,))
