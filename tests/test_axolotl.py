@@ -161,7 +161,6 @@ def test_a_configuration_that_cannot_work_is_refused_before_anything_is_loaded(
         SkipwisePlugin().register(configuration(**changes))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [None, "lora"])
 def test_axolotl_trains_the_example_with_skips(
     adapter: str | None, tmp_path: Path, largest_positions: list[int], monkeypatch: pytest.MonkeyPatch

@@ -36,19 +36,17 @@ def test_the_wheel_works_on_its_own(built: Path, tmp_path: Path) -> None:
     assert {"skipwise/py.typed", "skipwise/demo.yaml"} <= set(names)
     assert not [one for one in names if one.startswith(("tests", "docs"))]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    script = "import skipwise, skipwise.cli as cli; print(skipwise.__file__); raise SystemExit(cli.run(cli.app))"
-
-    def run(*arguments: str) -> str:
-        command = [sys.executable, "-c", script, *arguments]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert str(tmp_path / "site") in run("list")
+    script = (
+        "import sys, skipwise.cli as cli; print(cli.__file__)\n"
+        "sys.exit(cli.run(lambda: cli.app(['list'])) or cli.run(cli.app))"
+    )
     tiny = ["extend", "builtin:tiny", "--target", "512", "--data", "builtin:python", "--steps", "0", "--output", "one"]
-    run(*tiny, "--set", "evaluate=[]")
+    done = subprocess.run(
+        [sys.executable, "-c", script, *tiny, "--set", "evaluate=[]"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(str(tmp_path / "site"))
     assert (tmp_path / "one" / "report.html").is_file() and (tmp_path / "one/model/model.safetensors").is_file()
 
 
