@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -22,39 +23,35 @@ from skipwise.training.trainer import Teacher
 TRIAL_TOKENS = 4096
 # The first pass of a process also prepares kernels, so a quick one is repeated.
 QUICK = 3.0
+# How the names of evaluations begin among the parts of a run.
+EVALUATION = "evaluate"
 
 
 @dataclass
 class TimeLeft:
-    """The time left of a run, from the time expected for each part and the time that finished parts took.
+    """The time left of a run.
 
     Attributes:
-        expected: seconds for each part that is not done, in order; empty where they are not known.
-        expected_done: seconds expected for the parts that are finished.
-        taken: seconds that those took.
+        expected: seconds for each part that is not finished, in order; empty where they are not known.
     """
 
     expected: dict[str, float]
-    expected_done: float = field(default=0.0, init=False)
-    taken: float = field(default=0.0, init=False)
 
     def finish(self, part: str, seconds: float) -> None:
-        """Note that a part took so many seconds."""
-        self.expected_done += self.expected.pop(part, 0.0)
-        self.taken += seconds
+        """Note that a part took so many seconds. All evaluations of a run do the same work, and take as long."""
+        if self.expected.pop(part, None) is not None and part.startswith(EVALUATION):
+            others = [other for other in self.expected if other.startswith(EVALUATION)]
+            self.expected.update(dict.fromkeys(others, seconds))
 
     def seconds(self) -> float | None:
         """Seconds left of the parts that are not finished; None where nothing is known.
 
-        >>> left = TimeLeft({"train": 60.0, "evaluate": 30.0})
-        >>> left.finish("train", 120.0)
+        >>> left = TimeLeft({"evaluate original": 20.0, "train": 60.0, "evaluate extended": 20.0})
+        >>> left.finish("evaluate original", 30.0)
         >>> left.seconds()
-        60.0
+        90.0
         """
-        if not self.expected:
-            return None
-        pace = self.taken / self.expected_done if self.expected_done else 1.0
-        return pace * sum(self.expected.values())
+        return sum(self.expected.values()) if self.expected else None
 
 
 def format_seconds(seconds: float) -> str:
@@ -96,7 +93,7 @@ def measure_training(
 
 
 def measure_evaluation(model: PreTrainedModel, specs: Sequence[EvaluationSpec], dtype: torch.dtype) -> float | None:
-    """Seconds to evaluate one stage, from two texts that the model reads; None where the amount to read is not known.
+    """Seconds to evaluate one stage, from texts that the model reads; None where the amount to read is not known.
 
     Args:
         specs: evaluations.
@@ -104,16 +101,16 @@ def measure_evaluation(model: PreTrainedModel, specs: Sequence[EvaluationSpec], 
     """
     if any(tokens_read(spec) is None for spec in specs):
         return None
-    longest = max((length for spec in specs for length in spec.context_lengths if length is not None), default=0)
-    if not longest:
+    lengths = [length for spec in specs for length in spec.context_lengths if length is not None]
+    if not lengths:
         return 0.0
-    length = max(2, min(longest, TRIAL_TOKENS))
+    longest = max(2, min(max(lengths), TRIAL_TOKENS))
     measured = {}
-    for tokens in (length // 2, length):
-        seconds = _seconds(partial(_read, model, tokens, dtype), model.device)
+    for tokens in sorted({max(2, min(lengths)), longest // 2, longest} - {1}):
+        seconds = _seconds(partial(_read, model, min(tokens, longest), dtype), model.device)
         if seconds is None:
             return None
-        measured[tokens] = seconds
+        measured[min(tokens, longest)] = seconds
     return evaluation_seconds(specs, measured)
 
 
@@ -127,25 +124,40 @@ def _read(model: PreTrainedModel, tokens: int, dtype: torch.dtype) -> None:
 def evaluation_seconds(specs: Sequence[EvaluationSpec], measured: Mapping[int, float]) -> float:
     """Seconds to evaluate one stage.
 
-    Reading n tokens takes a n + b n^2 seconds: the second term is attention. a and b come from two texts.
-
     Args:
         specs: evaluations with context lengths, for which `tokens_read` is known.
-        measured: seconds to read a text, by its length in tokens; two lengths above 0, or one.
+        measured: seconds to read a text, by its length in tokens.
     """
-    (shorter, fast), (longer, slow) = min(measured.items()), max(measured.items())
-    growth = (slow / longer - fast / shorter) / (longer - shorter) if longer > shorter else 0.0
-    growth = max(0.0, growth)
-    base = slow / longer - growth * longer
     total = 0.0
     for spec in specs:
         # Prompts with one key are sorted by its place, and each is read from where it differs from the one before.
         share = 0.5 if isinstance(spec, Passkey) and spec.keys_per_prompt == 1 else 1.0
         for length in filter(None, spec.context_lengths):
             at_length: dict[str, Any] = {"context_lengths": (length,)}
-            tokens = tokens_read(replace(spec, **at_length)) or 0
-            total += share * tokens * (base + growth * length)
+            texts = (tokens_read(replace(spec, **at_length)) or 0) / length
+            total += share * texts * reading_seconds(length, measured)
     return total
+
+
+def reading_seconds(length: int, measured: Mapping[int, float]) -> float:
+    """Seconds to read a text, from those of others: linear between them, and beyond them as a n + b n^2.
+
+    The second term is attention.
+
+    Args:
+        length: of the text, in tokens.
+        measured: seconds by length, at least one.
+
+    >>> round(reading_seconds(15, {10: 1.0, 20: 4.0}), 6), round(reading_seconds(40, {10: 1.0, 20: 4.0}), 6)
+    (2.5, 16.0)
+    """
+    lengths = sorted(measured)
+    last = lengths[-1]
+    if length <= last or len(lengths) == 1:
+        return float(np.interp(length, lengths, [measured[n] for n in lengths])) * max(1.0, length / last)
+    before = lengths[-2]
+    growth = max(0.0, (measured[last] / last - measured[before] / before) / (last - before))
+    return length * (measured[last] / last + growth * (length - last))
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float | None:

@@ -243,11 +243,14 @@ def _measure_and_train(
     from skipwise.duration import TimeLeft, format_seconds
 
     parts, time_left = parts_of(config), TimeLeft(expected)
+    whole = time_left.seconds()
+    if whole is not None:
+        console.print(f"This run takes {format_seconds(whole)} on this machine.", highlight=False)
 
     @contextmanager
     def part(name: str) -> Iterator[None]:
         seconds = time_left.seconds()
-        left = "" if seconds is None else f" ({format_seconds(seconds)} left in all)"
+        left = "" if seconds is None else f", {format_seconds(seconds)} left"
         console.print(f"part {parts.index(name) + 1} of {len(parts)}: {name}{left}", style="bold")
         started = time.monotonic()
         with timed(run, name):

@@ -20,7 +20,7 @@ from skipwise.data.sentences import sentences_of
 from skipwise.data.store import Documents, TokenStore
 from skipwise.data.tokenised import open_sources
 from skipwise.data.windows import Source, TrainingExamples, WindowCollator, cut_spans, with_answers
-from skipwise.duration import measure_evaluation, measure_training
+from skipwise.duration import EVALUATION, measure_evaluation, measure_training
 from skipwise.errors import UserError
 from skipwise.evaluation.runner import evaluate
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Perplexity, Stage, TruncatedPerplexity
@@ -128,7 +128,7 @@ class Workbench:
         config, seconds = self.config.train, dict.fromkeys(parts, 0.0)
         if world_size() > 1 or config.lora or config.fsdp or config.deepspeed:
             return {}  # only a wrapped model would tell
-        evaluated = [part for part in parts if part.startswith("evaluate")]
+        evaluated = [part for part in parts if part.startswith(EVALUATION)]
         if evaluated:
             one = measure_evaluation(self.model, self.config.evaluate or (), self.dtype)
             if one is None:

@@ -6,36 +6,43 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from skipwise.duration import TimeLeft, evaluation_seconds, measure_evaluation, measure_training
+from skipwise.duration import TimeLeft, evaluation_seconds, measure_evaluation, measure_training, reading_seconds
 from skipwise.evaluation.specs import Harness, Passkey, Perplexity
 from tests.commands import skipwise
 
 
-def test_time_left_follows_the_pace_of_what_is_finished() -> None:
+def test_evaluations_take_as_long_as_the_first_and_training_as_expected() -> None:
     left = TimeLeft({"evaluate original": 10.0, "train": 60.0, "evaluate extended": 10.0})
     assert left.seconds() == 80.0
-    left.finish("evaluate original", 5.0)  # twice as fast as expected
-    assert left.seconds() == pytest.approx(35.0)
-    left.finish("train", 75.0)  # 80 seconds for 70 by now
-    assert left.seconds() == pytest.approx(10.0 * 80 / 70)
-    left.finish("evaluate extended", 10.0)
+    left.finish("evaluate original", 15.0)
+    assert left.seconds() == 75.0
+    left.finish("train", 90.0)
+    assert left.seconds() == 15.0
+    left.finish("evaluate extended", 15.0)
     assert left.seconds() is None
     assert TimeLeft({}).seconds() is None
 
 
-def test_evaluation_takes_what_its_texts_take() -> None:
-    """Reading n tokens takes 0.001 n + 0.0001 n^2 seconds."""
+def test_reading_beyond_what_was_measured_grows_with_attention() -> None:
+    """A text of n tokens takes 0.001 n + 0.0001 n^2 seconds."""
     measured = {n: 1e-3 * n + 1e-4 * n * n for n in (50, 100)}
+    assert reading_seconds(400, measured) == pytest.approx(1e-3 * 400 + 1e-4 * 400**2)
+    assert reading_seconds(75, measured) == pytest.approx((measured[50] + measured[100]) / 2)
+    assert reading_seconds(20, measured) == measured[50]  # a text takes some time however short it is
+    # Noise that makes the longer text the faster one is no reason for less than nothing at long ones.
+    assert reading_seconds(400, {50: 1.0, 100: 1.0}) == pytest.approx(4.0)
+    assert reading_seconds(400, {100: 1.0}) == pytest.approx(4.0)
+
+
+def test_an_evaluation_takes_what_its_texts_take() -> None:
+    measured = {100: 1.0, 400: 6.0}
     perplexity = Perplexity(context_lengths=(400,), stride=400, documents=3, max_document_tokens=400)
-    of_a_text = 1e-3 * 400 + 1e-4 * 400**2
-    assert evaluation_seconds([perplexity], measured) == pytest.approx(3 * of_a_text)
+    assert evaluation_seconds([perplexity], measured) == pytest.approx(3 * 6)
     # Of passkey prompts with one key each reads on from where it differs from the one before: half of it in the mean.
     passkey = Passkey(context_lengths=(100, 400), trials=10)
-    assert evaluation_seconds([passkey], measured) == pytest.approx(5 * (measured[100] + of_a_text))
+    assert evaluation_seconds([passkey], measured) == pytest.approx(5 * (1 + 6))
     many = Passkey(context_lengths=(400,), trials=10, keys_per_prompt=5)
-    assert evaluation_seconds([many], measured) == pytest.approx(2 * of_a_text)
-    # Noise that makes the longer text the faster one is no reason for less than nothing at long ones.
-    assert evaluation_seconds([passkey], {50: 1.0, 100: 1.0}) == pytest.approx(5 * (1.0 + 4.0))
+    assert evaluation_seconds([perplexity, many], measured) == pytest.approx(3 * 6 + 2 * 6)
 
 
 def test_what_is_not_known_is_not_guessed(llama: PreTrainedModel) -> None:
@@ -56,5 +63,6 @@ def test_a_trial_step_leaves_the_model_as_it_is(llama: PreTrainedModel) -> None:
 
 def test_a_run_says_how_much_time_is_left_and_a_resumed_one_does_not(config_file: Path, tmp_path: Path) -> None:
     flags = ["extend", config_file, "--output", tmp_path / "run", "--set", "evaluate=[]", "--steps", 1]
-    assert "left in all" in skipwise(*flags)
-    assert "left in all" not in skipwise(*flags, "--resume")
+    said = skipwise(*flags)
+    assert "This run takes" in said and "part 1 of 1: train, " in said
+    assert "This run takes" not in skipwise(*flags, "--resume")
