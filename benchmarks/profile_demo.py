@@ -1,0 +1,84 @@
+"""Where the time of the demo goes: seconds and share of each operator, in training steps and in an evaluation.
+
+    python benchmarks/profile_demo.py
+
+Writes benchmarks/results/profile-demo.json. Run it with nothing beside it.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch.profiler import ProfilerActivity, profile
+
+from skipwise.config_files import parse_config, read_yaml
+from skipwise.demo import DEMO
+from skipwise.duration import measure_training
+from skipwise.environment import describe_environment
+from skipwise.extension import resolve, resolve_lengths
+from skipwise.models.load import load_config
+from skipwise.runs import RunDir, write_json
+from skipwise.workbench import Workbench, open_workbench
+
+# Operators that take the most time.
+SHOWN = 12
+STEPS = 5
+
+
+def profiled(run: Callable[[], Any]) -> dict[str, Any]:
+    """Seconds of a call without a profiler, and the share of each operator with one."""
+    run()
+    started = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - started
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        run()
+    events = sorted(recorded.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    shares = {event.key: round(event.self_cpu_time_total / total, 3) for event in events[:SHOWN]}
+    return {"seconds": round(seconds, 3), "shares": shares}
+
+
+def train(bench: Workbench) -> None:
+    """So many passes forward and backward as a run of the demo makes in a step."""
+    config = bench.config.train
+    for _ in range(STEPS):
+        measure_training(
+            bench.model,
+            window=bench.lengths.train,
+            windows=config.per_device_train_batch_size,
+            dtype=bench.dtype,
+            kl_weight=config.kl_weight or 0.0,
+            echoes=bool(config.echo_share),
+        )
+
+
+def evaluate(bench: Workbench) -> None:
+    """One stage of the demo's evaluation."""
+    with tempfile.TemporaryDirectory() as directory, Console(quiet=True).status("") as status:
+        run, specs = RunDir(Path(directory)), bench.config.evaluate or ()
+        for _ in bench.evaluate(run, "original", "tiny", bench.original_window, specs, status):
+            pass
+
+
+def main() -> None:
+    """Both, into one file."""
+    config = parse_config(read_yaml(DEMO))
+    lengths = resolve_lengths(config, load_config(config.model))
+    bench = open_workbench(resolve(config, lengths), lengths, Console(quiet=True))
+    found = {
+        # A measurement makes two passes.
+        f"{2 * STEPS} training steps": profiled(lambda: train(bench)),
+        "one stage of the evaluation": profiled(lambda: evaluate(bench)),
+    }
+    Console().print(found)
+    path = Path(__file__).parent / "results" / "profile-demo.json"
+    command = "python benchmarks/profile_demo.py"
+    write_json(path, {"command": command, **found, "environment": describe_environment()})
+
+
+if __name__ == "__main__":
+    main()
