@@ -58,10 +58,8 @@ def causal_attention(
     """
     out: torch.Tensor = _empty_out(query, key, value, scale, mask)
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
-    size = _rows_at_once(query, key.shape[2])
-    whole = size == BLOCK_ROWS or key.shape[2] <= 2 * BLOCK_KEYS or mask is not None
-    if not whole:
-        size = _rows_at_once(query, 2 * BLOCK_KEYS)
+    whole = mask is not None or _all_keys_at_once(query, key.shape[2])
+    size = _rows_at_once(query, key.shape[2] if whole else 2 * BLOCK_KEYS)
     for rows, seen in _blocks(query, key, size, mask):
         block = query[:, :, rows]
         scaled = _by_key(block * scale, key)
@@ -137,6 +135,11 @@ causal_attention.register_autograd(_backward, setup_context=_keep)
 def _rows_at_once(query: torch.Tensor, keys: int) -> int:
     """Rows of a block, of which each has a score with so many keys."""
     return max(1, min(BLOCK_ROWS, MOST_SCORES // (query.shape[0] * query.shape[1] * keys)))
+
+
+def _all_keys_at_once(query: torch.Tensor, keys: int) -> bool:
+    """Whether a block takes all of so many keys: where they are long, only few rows would fit, which is slow."""
+    return _rows_at_once(query, keys) == BLOCK_ROWS or keys <= 2 * BLOCK_KEYS
 
 
 def _blocks(
@@ -221,8 +224,11 @@ def attend(
     n, before = query.shape[2], key.shape[2] - query.shape[2]
     causal = keywords.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    maskable = causal if attention_mask is None else attention_mask.shape[1:] == (1, n, key.shape[2])
-    plain = maskable and not dropout and keywords.get("position_bias") is None
+    if attention_mask is None:
+        takes_mask = causal
+    else:
+        takes_mask = attention_mask.shape[1:] == (1, n, key.shape[2]) and _all_keys_at_once(query, key.shape[2])
+    plain = takes_mask and not dropout and keywords.get("position_bias") is None
     query, key, value = for_products(query), for_products(key), for_products(value)
     if plain and n > 1 and query.dtype in DTYPES and query.device.type == "cpu":
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -96,6 +96,7 @@ def test_both_models_answer(page: Page) -> None:
     expect(page.get_by_label("untouched")).to_have_value(re.compile(r"\s*48213"))
     expect(page.get_by_label("extended")).to_have_value("")  # nothing but beginnings of texts
     page.get_by_role("button", name="An example").click()
+    expect(page.get_by_label("A long text")).to_have_value(re.compile("The grass is green"))
     page.get_by_role("button", name="Ask both").click()
     expect(page.get_by_text(re.compile(r"7\d\d tokens; the first window has 256, the target 1,024"))).to_be_visible()
 
