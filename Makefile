@@ -39,7 +39,7 @@ demo-smollm2-128k: $(SMOLLM2)
 	$(BIN)/skipwise evaluate runs/smollm2-128k --config configs/evaluate/smollm2-128k.yaml \
 	    --output runs/smollm2-128k-passkeys
 
-evaluate-smollm2: $(SMOLLM2)
+evaluate-smollm2: $(SMOLLM2) .venv/development
 	$(BIN)/python scripts/python_tasks.py runs/python-tasks
 	$(BIN)/skipwise evaluate $(SMOLLM2) runs/smollm2-32k --config configs/evaluate/smollm2.yaml \
 	    --output runs/smollm2-evaluation
@@ -111,15 +111,16 @@ wheel: .venv/development
 support: .venv/development
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support docs/results/support.json
 
-check-serving: $(SMOLLM2)
+check-serving: $(SMOLLM2) .venv/development
 	$(BIN)/python scripts/check_serving.py docs/results/serving.json \
 	    $(if $(VLLM),--vllm $(VLLM)) $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP))
 
 tiny-model: .venv/installed
 	$(BIN)/python scripts/tiny_model.py
 
-# One process a core, each with one thread: more threads would only wait for each other.
-PYTEST := $(BIN)/pytest --numprocesses logical --dist worksteal
+# One process a core that this process may use, each with one thread: more threads would only wait for each other.
+PYTEST = $(BIN)/pytest --dist worksteal --numprocesses $(shell $(PYTHON) -c "import os; \
+    print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()))")
 FAST := skipwise tests/positions tests/rope tests/test_cli.py tests/test_config.py tests/test_config_commands.py \
     tests/test_costs.py tests/test_coverage.py tests/test_errors.py tests/test_layering.py
 

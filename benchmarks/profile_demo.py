@@ -52,6 +52,7 @@ def train(bench: Workbench) -> None:
             windows=config.per_device_train_batch_size,
             dtype=bench.dtype,
             kl_weight=config.kl_weight or 0.0,
+            skips=True,
             echoes=bool(config.echo_share),
         )
 

@@ -1,5 +1,6 @@
 """The demo: the embedded model extended by PoSE, and the controls that show what each part of the method does."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,23 @@ def run_demo(output: Path, console: Console, resume: bool = False, controls: boo
     stages = stage_columns(rows, trained="pose")
     columns = {"original": stages["original"]}
     runs = [output]
-    for name, changes in CONTROLS.items() if controls else ():
-        console.rule(f"control: {name}")
+    for name, changes in CONTROLS.items():
         control = merge(values, changes)
-        given = yaml.safe_dump(control, sort_keys=False)
-        columns[name] = _run(control, output / name, given, console, resume)
-        runs.append(output / name)
+        if controls:
+            console.rule(f"control: {name}")
+            given = yaml.safe_dump(control, sort_keys=False)
+            columns[name] = _run(control, output / name, given, console, resume)
+        elif found := RunDir(output / name).read_results():  # of an earlier call
+            columns[name] = found
+        if name in columns:
+            runs.append(output / name)
     columns["pose"] = stages["pose"]
     config = parse_config(values)
     console.print(comparison_table(f"Embedded model, 256 -> {config.lengths.target:,} tokens", columns))
     write_text(output / "table.md", comparison_markdown(columns))
-    if not controls:
-        console.print("The same without skips, and with the new RoPE alone: skipwise demo --controls --resume")
+    if len(runs) == 1:
+        more = shlex.join(["skipwise", "demo", "--output", str(output), "--resume", "--controls"])
+        console.print(f"To compare with the new RoPE alone and with training without skips: {more}", soft_wrap=True)
     return runs
 
 

@@ -2,16 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from skipwise.evaluation.cost import tokens_read
-from skipwise.evaluation.runner import is_out_of_memory
+from skipwise.evaluation.cost import texts_read
 from skipwise.evaluation.specs import EvaluationSpec, Passkey
 from skipwise.models.forward import autocast
 from skipwise.models.load import vocabulary_size
@@ -19,7 +17,7 @@ from skipwise.models.reading import score_tokens
 from skipwise.training.batch import step_on
 from skipwise.training.trainer import Teacher
 
-# A trial step has about so many tokens: enough to use the machine, few enough to be soon over.
+# Tokens in a trial: enough to load the machine, few enough to be quick.
 TRIAL_TOKENS = 4096
 # The first pass of a process also prepares kernels, so a quick one is repeated.
 QUICK = 3.0
@@ -74,20 +72,22 @@ def measure_training(
     windows: int,
     dtype: torch.dtype,
     kl_weight: float,
+    skips: bool,
     echoes: bool,
 ) -> float | None:
-    """Seconds of the forward and backward passes of `windows` windows; None where they do not fit into memory.
+    """Seconds of the forward and backward passes of `windows` windows; None where they fail, as without the memory.
 
     Args:
         window: tokens in a window.
         windows: in a training step of this process.
         dtype: of matrix products.
         kl_weight: of the term to the untouched model; the model itself stands in for it.
+        skips: whether positions have skips.
         echoes: whether windows come with a mask of attention scores.
     """
     trial = max(1, min(windows, TRIAL_TOKENS // window))
     teacher = Teacher(model, kl_weight) if kl_weight else None
-    step = step_on(model, window, dtype, teacher, echoes=echoes)
+    step = step_on(model, window, dtype, teacher, skips=skips, echoes=echoes)
     seconds = _seconds(lambda: step(trial), model.device)
     return None if seconds is None else seconds * windows / trial
 
@@ -99,18 +99,17 @@ def measure_evaluation(model: PreTrainedModel, specs: Sequence[EvaluationSpec], 
         specs: evaluations.
         dtype: of matrix products.
     """
-    if any(tokens_read(spec) is None for spec in specs):
-        return None
-    lengths = [length for spec in specs for length in spec.context_lengths if length is not None]
-    if not lengths:
-        return 0.0
+    texts = [texts_read(spec) for spec in specs]
+    lengths = [length for one in texts for length in one or ()]
+    if any(one is None for one in texts) or not lengths:
+        return None if texts else 0.0
     longest = max(2, min(max(lengths), TRIAL_TOKENS))
     measured = {}
-    for tokens in sorted({max(2, min(lengths)), longest // 2, longest} - {1}):
-        seconds = _seconds(partial(_read, model, min(tokens, longest), dtype), model.device)
+    for tokens in sorted({max(2, min(*lengths, longest)), max(2, longest // 2), longest}):
+        seconds = _seconds(partial(_read, model, tokens, dtype), model.device)
         if seconds is None:
             return None
-        measured[min(tokens, longest)] = seconds
+        measured[tokens] = seconds
     return evaluation_seconds(specs, measured)
 
 
@@ -125,17 +124,15 @@ def evaluation_seconds(specs: Sequence[EvaluationSpec], measured: Mapping[int, f
     """Seconds to evaluate one stage.
 
     Args:
-        specs: evaluations with context lengths, for which `tokens_read` is known.
+        specs: evaluations for which `texts_read` is known.
         measured: seconds to read a text, by its length in tokens.
     """
     total = 0.0
     for spec in specs:
         # Prompts with one key are sorted by its place, and each is read from where it differs from the one before.
         share = 0.5 if isinstance(spec, Passkey) and spec.keys_per_prompt == 1 else 1.0
-        for length in filter(None, spec.context_lengths):
-            at_length: dict[str, Any] = {"context_lengths": (length,)}
-            texts = (tokens_read(replace(spec, **at_length)) or 0) / length
-            total += share * texts * reading_seconds(length, measured)
+        for length, count in (texts_read(spec) or {}).items():
+            total += share * count * reading_seconds(length, measured)
     return total
 
 
@@ -161,15 +158,13 @@ def reading_seconds(length: int, measured: Mapping[int, float]) -> float:
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float | None:
-    """Seconds of a call, without the first one where that is quick; None where it does not fit into memory."""
+    """Seconds of a call, without the first one where that is quick; None where it fails."""
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
         try:
             run()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+        except Exception:  # an estimate never ends a run; what is wrong shows when it is really done
             return None
         if device.type != "cpu":
             torch.accelerator.synchronize()

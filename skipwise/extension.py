@@ -211,8 +211,10 @@ def extend(
         if is_first():
             _write_start(run, config, plan, bench, given, resolved)
         wait_for_all()
-        # How much of a resumed run is left, its progress bars tell.
-        expected = {} if begun or not is_first() else bench.expected_seconds(parts_of(config))
+        expected: dict[str, float] = {}
+        if is_first() and not begun:  # a resumed run shows what is left in its progress bars
+            with console.status("measuring how long this takes"):
+                expected = bench.expected_seconds(parts_of(config))
         _measure_and_train(run, bench, config, lengths, console, expected)
         if is_first() and not keep_checkpoints:
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large

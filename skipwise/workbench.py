@@ -94,8 +94,7 @@ class Workbench:
             for batch in {wanted, 1} if training.auto_find_batch_size else {wanted}:
                 probe_attention(self.model, self.lengths.target, batch, dtype=self.dtype)
             self.console.print("attention reaches across a skip, and sees how far it is: checked")
-            skips = self.config.method not in ("plain", "full")
-            layers = check_windows(self.model, self.lengths.target, self.dtype) if skips else None
+            layers = check_windows(self.model, self.lengths.target, self.dtype) if self._has_skips else None
             if layers is not None:
                 self.console.print(layers.describe(), highlight=False)
             self.model.eval()
@@ -141,6 +140,7 @@ class Workbench:
                 windows=config.per_device_train_batch_size * config.gradient_accumulation_steps,
                 dtype=self.dtype,
                 kl_weight=config.kl_weight or 0.0,
+                skips=self._has_skips,
                 echoes=bool(config.echo_share),
             )
             if step is None:
@@ -198,7 +198,7 @@ class Workbench:
     def _with_fitting_batch(self, config: TrainConfig, teacher: Teacher | None) -> TrainConfig:
         """The batch that fits, said aloud."""
         window = window_tokens(self.config.method, self.lengths)
-        trial = step_on(self.model, window, self.dtype, teacher, echoes=bool(config.echo_share))
+        trial = step_on(self.model, window, self.dtype, teacher, skips=self._has_skips, echoes=bool(config.echo_share))
         config = with_fitting_batch(config, trial, self.model.device)
         self.console.print(
             f"batch: {config.per_device_train_batch_size} windows at a time, "
@@ -258,6 +258,10 @@ class Workbench:
     def _load_trained(self, run: RunDir) -> None:
         trained = self.config.model.model_copy(update={"path": str(run.model), "revision": None})
         self.model = load_model(trained, default_device(), four_bits=self._four_bits)
+
+    @property
+    def _has_skips(self) -> bool:
+        return self.config.method not in ("plain", "full")
 
     @property
     def _four_bits(self) -> bool:

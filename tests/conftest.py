@@ -1,10 +1,14 @@
 """Models and tokenizers small enough to make on the fly. Nothing is downloaded."""
 
+import contextlib
 import os
 import sys
+import time
 
 # Before torch is imported. Tests run side by side, each with one thread; more threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests compute on the CPU, also where there is a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Operators that DeepSpeed compiles, which the tests build once for their environment.
 os.environ["TORCH_EXTENSIONS_DIR"] = f"{sys.prefix}/torch-extensions"
 # Before transformers is imported: a test that reaches for a hub fails at once.
@@ -81,11 +85,18 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
+# Imported by the process that others are forked from, and by nobody else.
+collect_ignore = ["preload.py"]
+# Seconds after which a lock of a build is taken for one that a killed session left behind.
+OLD_LOCK = 3600
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remove what a killed session left behind: whoever wants the operator waits for this file to go, for ever."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        for lock in Path(os.environ["TORCH_EXTENSIONS_DIR"]).rglob("lock"):
-            lock.unlink()
+    """Remove old locks: a build would wait for them for ever."""
+    for lock in Path(os.environ["TORCH_EXTENSIONS_DIR"]).rglob("lock"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - lock.stat().st_mtime > OLD_LOCK:
+                lock.unlink()
 
 
 @pytest.fixture(autouse=True)

@@ -4,17 +4,21 @@ An interpreter that imports torch and transformers takes seconds; a fork takes n
 one: it has its own group, can be killed, and is killed when the test ends.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
 CLONE_NEWNET = 0x40000000  # from Linux's sched.h
@@ -67,11 +71,23 @@ class Started:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the process does; fail where it ends before that, or hangs."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.running, f"the process has ended:\n{self.printed[-4000:]}"
+            assert time.monotonic() < deadline, f"the process hangs:\n{self.printed[-4000:]}"
+            time.sleep(0.02)
+
     def kill(self) -> None:
-        """Kill it with all that it has started."""
+        """Kill it with all that it has started, in groups of their own as well."""
         assert self.process.pid is not None
-        if self.process.is_alive():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                child.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it may not have its group yet
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
         self.process.join()
 
 
@@ -88,7 +104,7 @@ def started(
     """
     variables = {**os.environ, **(environment or {})}
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)  # where the server, which begins now if it is not there, finds the tests
+    os.environ["PYTHONPATH"] = str(ROOT)  # so that the fork server, if it starts now, finds the tests
     process = _forks.Process(target=_begin, args=(run, arguments, str(output), variables, str(Path.cwd())))
     try:
         process.start()

@@ -43,5 +43,8 @@ def test_controls_are_added_to_a_demo_that_is_there(output: Path) -> None:
     skipwise("demo", "--output", output, "--resume", "--controls")
     assert (output / "model" / "model.safetensors").read_bytes() == weights
     assert stages(output / "interpolate") == {"interpolated"} and stages(output / "plain") == {"extended"}
-    header = (output / "table.md").read_text().splitlines()[0]
+    table = (output / "table.md").read_text()
+    header = table.splitlines()[0]
     assert [name.strip() for name in header.split("|")][3:-1] == ["original", "interpolate", "plain", "pose"]
+    skipwise("demo", "--output", output, "--resume")
+    assert (output / "table.md").read_text() == table  # what is there is not left out

@@ -7,7 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from skipwise.duration import TimeLeft, evaluation_seconds, measure_evaluation, measure_training, reading_seconds
-from skipwise.evaluation.specs import Harness, Passkey, Perplexity
+from skipwise.evaluation.cost import tokens_read
+from skipwise.evaluation.specs import Harness, Passkey, Perplexity, TruncatedPerplexity
 from tests.commands import skipwise
 
 
@@ -45,6 +46,27 @@ def test_an_evaluation_takes_what_its_texts_take() -> None:
     assert evaluation_seconds([perplexity, many], measured) == pytest.approx(3 * 6 + 2 * 6)
 
 
+def test_what_is_expected_is_what_is_read() -> None:
+    """With a second a token, that is: of sliding windows over the end of the longest text, and of one pass for all."""
+    lengths = (256, 1024, 4096)
+    measured = {n: float(n) for n in lengths}
+    sliding = Perplexity(context_lengths=lengths, stride=64, documents=8, final_tokens=512)
+    truncated = TruncatedPerplexity(context_lengths=lengths, documents=8)
+    for spec, tokens in ((sliding, 8 * (8 * 256 + 8 * 1024 + 4096)), (truncated, 8 * 4096)):
+        assert evaluation_seconds([spec], measured) == tokens == tokens_read(spec)
+
+
+def test_an_estimate_never_ends_a_run(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("this attention takes no such mask")
+
+    monkeypatch.setattr(type(llama), "forward", fail)
+    passkey = Passkey(context_lengths=(64,), trials=2)
+    assert measure_evaluation(llama, [passkey], torch.float32) is None
+    settings = {"window": 32, "windows": 4, "dtype": torch.float32, "kl_weight": 0.0, "skips": False, "echoes": False}
+    assert measure_training(llama, **settings) is None
+
+
 def test_what_is_not_known_is_not_guessed(llama: PreTrainedModel) -> None:
     harness = Harness(tasks=("piqa",))
     passkey = Passkey(context_lengths=(64,), trials=2)
@@ -55,7 +77,7 @@ def test_what_is_not_known_is_not_guessed(llama: PreTrainedModel) -> None:
 
 def test_a_trial_step_leaves_the_model_as_it_is(llama: PreTrainedModel) -> None:
     before = {name: weight.clone() for name, weight in llama.state_dict().items()}
-    one = measure_training(llama, window=32, windows=4, dtype=torch.float32, kl_weight=1.0, echoes=True)
+    one = measure_training(llama, window=32, windows=4, dtype=torch.float32, kl_weight=1.0, skips=True, echoes=True)
     assert one is not None and one > 0
     assert all(torch.equal(weight, before[name]) for name, weight in llama.state_dict().items())
     assert all(weight.grad is None for weight in llama.parameters())

@@ -1,5 +1,6 @@
 """What an evaluation will read, from its settings alone. No torch."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -41,25 +42,31 @@ def tokens_read(spec: EvaluationSpec) -> int | None:
     Prompts that share a beginning are counted in full, but for the keys of one passkey prompt. None where it depends
     on the tasks, on an evaluator, or on how long whole documents are.
     """
+    texts = texts_read(spec)
+    return None if texts is None else sum(length * count for length, count in texts.items())
+
+
+def texts_read(spec: EvaluationSpec) -> dict[int, int] | None:
+    """How many texts of each length `tokens_read` counts; None where it is None."""
     match spec:
         case Perplexity(final_tokens=int()) | Perplexity(max_document_tokens=int()):
             size = spec.max_document_tokens or max(spec.context_lengths)
             if spec.final_tokens is not None:
                 size = min(size, max(spec.context_lengths))  # where documents are cut
             slides = (
-                slide
+                slide.end - slide.begin
                 for length in spec.context_lengths
                 for slide in sliding_windows(size, length, stride_of(spec, length), spec.final_tokens)
             )
-            return _documents(spec) * sum(slide.end - slide.begin for slide in slides)
+            return {length: _documents(spec) * count for length, count in Counter(slides).items()}
         case TruncatedPerplexity():
-            return _documents(spec) * max(spec.context_lengths)
+            return {max(spec.context_lengths): _documents(spec)}
         case Passkey():
-            return spec.trials // spec.keys_per_prompt * sum(spec.context_lengths)
+            return dict.fromkeys(spec.context_lengths, spec.trials // spec.keys_per_prompt)
         case Ruler():
-            return spec.samples * len(spec.tasks) * sum(spec.context_lengths)
+            return dict.fromkeys(spec.context_lengths, spec.samples * len(spec.tasks))
         case QuestionAnswering() | Summarization():
-            return spec.samples * sum(spec.context_lengths)
+            return dict.fromkeys(spec.context_lengths, spec.samples)
         case _:
             return None
 

@@ -50,8 +50,8 @@ def causal_attention(
         query: float[batch, heads, n, d].
         key: float[batch, key heads, m, d] with m >= n; heads share keys in groups, in order.
         value: float[batch, key heads, m, e].
-        mask: float[batch or 1, 1, n, m], finite, added to the scaled scores; the lowest value of its dtype hides a key.
-            It gets no gradient.
+        mask: bool[batch or 1, 1, n, m], true where a key is seen, or float, added to the scaled scores. It gets no
+            gradient. A row that sees nothing weighs all keys alike.
 
     Returns:
         float[batch, n, heads, e]
@@ -64,7 +64,9 @@ def causal_attention(
         block = query[:, :, rows]
         scaled = _by_key(block * scale, key)
         if whole:
-            mixed = torch.bmm(_shares(scaled, keys[:, seen], block.shape[2], _part(mask, rows, seen)), values[:, seen])
+            mixed = torch.bmm(
+                _shares(scaled, keys[:, seen], block.shape[2], _part(mask, rows, seen, query.dtype)), values[:, seen]
+            )
         else:
             mixed = _mixed_by_blocks(scaled, keys[:, seen], values[:, seen], block.shape[2])
         out[:, rows] = mixed.view(*block.shape[:3], -1).transpose(1, 2)
@@ -90,7 +92,7 @@ def _gradients(
         block = query[:, :, rows]
         scaled = _by_key(block * scale, key)
         grad_block = _by_key(grad_out[:, rows].transpose(1, 2), key)
-        shares = _shares(scaled, keys[:, seen], block.shape[2], _part(mask, rows, seen))
+        shares = _shares(scaled, keys[:, seen], block.shape[2], _part(mask, rows, seen, query.dtype))
         grad_values[:, seen] += torch.bmm(shares.transpose(1, 2), grad_block)
         grad_shares = torch.bmm(grad_block, values[:, seen].transpose(1, 2))
         grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
@@ -147,7 +149,7 @@ def _blocks(
 ) -> Iterator[tuple[slice, slice]]:
     """So many rows at a time, and the keys that they see: under a mask, from the first to the last of any row."""
     n, keys = query.shape[2], key.shape[2]
-    visible = None if mask is None else (mask > torch.finfo(mask.dtype).min).any(dim=0)[0]
+    visible = None if mask is None else _seen(mask).any(dim=0)[0]
     for start in range(0, n, size):
         end = min(start + size, n)
         if visible is None:
@@ -158,8 +160,19 @@ def _blocks(
             yield slice(start, end), slice(first, last + 1)
 
 
-def _part(mask: torch.Tensor | None, rows: slice, seen: slice) -> torch.Tensor | None:
-    return None if mask is None else mask[:, :, rows, seen]
+def _seen(mask: torch.Tensor) -> torch.Tensor:
+    """Where a mask does not hide a key."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+
+
+def _part(mask: torch.Tensor | None, rows: slice, seen: slice, dtype: torch.dtype) -> torch.Tensor | None:
+    """What is added to the scores of a block; finite, so that a row that sees nothing is no NaN."""
+    if mask is None:
+        return None
+    part, lowest = mask[:, :, rows, seen], torch.finfo(dtype).min
+    if mask.dtype == torch.bool:
+        return torch.zeros(part.shape, dtype=dtype, device=mask.device).masked_fill_(~part, lowest)
+    return part.to(dtype).clamp(min=lowest)
 
 
 def _by_key(block: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -224,17 +237,13 @@ def attend(
     n, before = query.shape[2], key.shape[2] - query.shape[2]
     causal = keywords.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    if attention_mask is None:
-        takes_mask = causal
-    else:
-        takes_mask = attention_mask.shape[1:] == (1, n, key.shape[2]) and _all_keys_at_once(query, key.shape[2])
+    takes_mask = causal if attention_mask is None else _takes(attention_mask, query, key)
     plain = takes_mask and not dropout and keywords.get("position_bias") is None
     query, key, value = for_products(query), for_products(key), for_products(value)
     if plain and n > 1 and query.dtype in DTYPES and query.device.type == "cpu":
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        mask = None if attention_mask is None else _finite(attention_mask, query.dtype)
         with torch.autocast(query.device.type, enabled=False):
-            return causal_attention(query, key, value, scale, mask), None
+            return causal_attention(query, key, value, scale, attention_mask), None
     if causal and attention_mask is None and n > 1 and before:  # sdpa would take the first keys for a row's own
         attention_mask = torch.ones(1, 1, n, before + n, dtype=torch.bool, device=query.device).tril(before)
     return sdpa_attention_forward(
@@ -242,12 +251,11 @@ def attend(
     )
 
 
-def _finite(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask of what is seen, or of what is added to scores, as one to be added: a row that sees nothing is no NaN."""
-    lowest = torch.finfo(dtype).min
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, lowest)
-    return mask.to(dtype).clamp_(min=lowest) if mask.dtype != dtype else mask.clamp(min=lowest)
+def _takes(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether blocks do what this mask asks for, and fast."""
+    n, keys = query.shape[2], key.shape[2]
+    kind = mask.dtype == torch.bool or (mask.is_floating_point() and not mask.requires_grad)
+    return kind and mask.shape[1:] == (1, n, keys) and _all_keys_at_once(query, keys)
 
 
 def make_mask(**keywords: Any) -> torch.Tensor | None:

@@ -55,7 +55,12 @@ def with_fitting_batch(config: TrainConfig, try_step: Callable[[int], None], dev
 
 
 def step_on(
-    model: PreTrainedModel, window: int, dtype: torch.dtype, teacher: Teacher | None, echoes: bool = False
+    model: PreTrainedModel,
+    window: int,
+    dtype: torch.dtype,
+    teacher: Teacher | None,
+    skips: bool = True,
+    echoes: bool = False,
 ) -> Callable[[int], None]:
     """A function that does what a training step of a batch does, but changes nothing.
 
@@ -64,6 +69,7 @@ def step_on(
         window: tokens of one.
         dtype: of matrix products.
         teacher: that training will have.
+        skips: whether positions have skips, for which layers with windows need a mask.
         echoes: whether windows come with a mask of attention scores.
     """
 
@@ -72,7 +78,7 @@ def step_on(
         ids = torch.randint(vocabulary_size(model), (size, window), device=model.device)
         inputs = {"input_ids": ids, "labels": ids, "text_runs_on": torch.ones_like(ids)}
         positions = torch.arange(window, device=model.device)
-        inputs["position_ids"] = (positions + (positions >= window // 2)).expand_as(ids)  # with a skip
+        inputs["position_ids"] = (positions + skips * (positions >= window // 2)).expand_as(ids)
         inputs["attention_mask"] = torch.ones_like(ids)
         if echoes:
             inputs["attention_mask"] = torch.full((size, 1, window, window), -torch.inf, device=model.device).triu(1)

@@ -3,7 +3,6 @@
 import re
 import shutil
 import socket
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,9 +103,9 @@ def test_both_models_answer(page: Page) -> None:
 def test_the_command_serves_this_machine_alone(tmp_path: Path) -> None:
     """At a free port; other addresses of the machine do not answer."""
     with started(command, ["explore", "--port", str(free_port())], tmp_path / "printed") as server:
-        while (address := re.search(r"Open http://127\.0\.0\.1:(\d+)\b.*\n", server.printed)) is None:
-            assert server.running, server.printed
-            time.sleep(0.05)
+        server.wait_until(lambda: re.search(r"Open http://\S+.*\n", server.printed) is not None)
+        address = re.search(r"http://127\.0\.0\.1:(\d+)", server.printed)
+        assert address, server.printed
         with urllib.request.urlopen(f"http://127.0.0.1:{address[1]}", timeout=PATIENCE) as answer:
             assert b"Skipwise" in answer.read()
         with socket.socket() as knock:  # this machine as well, but not what it listens at

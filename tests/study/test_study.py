@@ -4,7 +4,6 @@ import json
 import shlex
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,6 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     assert "2.0 h" in next(line for line in costs if "reported: pose" in line)
 
 
-@pytest.mark.usefixtures("forked_cells")
 def test_aids_are_methods(study_file: Path, tmp_path: Path) -> None:
     """The untouched model as it is, and reading with an aid: no training, and other figures."""
     values = yaml.safe_load(study_file.read_text())
@@ -229,8 +227,7 @@ def test_a_signal_stops_the_cells_too(study_file: Path, tmp_path: Path) -> None:
     study_file.write_text(yaml.safe_dump(values))
     work, words = tmp_path / "out" / "work", ["study", str(study_file), "--output", str(tmp_path / "out")]
     with started(command, [*words, "--jobs", "2"], tmp_path / "said") as study:
-        while not list(work.glob("*/run/train.jsonl")) and study.running:
-            time.sleep(0.05)
+        study.wait_until(lambda: any(work.glob("*/run/train.jsonl")))
         study.signal(signal.SIGTERM)
         assert study.wait() == 130, study.printed
     assert list(work.glob("*/run/checkpoints/checkpoint-*/trainer_state.json"))

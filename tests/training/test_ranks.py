@@ -15,7 +15,6 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from skipwise.models.locate import model_location
-from tests.commands import error_code
 from tests.processes import PATIENCE, ROOT, command, free_port, ranks
 from tests.training import ranks_worker
 
@@ -197,6 +196,15 @@ def test_a_whole_run_under_a_launcher(
     assert (output / "results.jsonl").exists()
 
 
+def test_what_one_process_refuses_ends_all_of_them(tmp_path: Path) -> None:
+    """Under a launcher, with one message."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").touch()
+    done = launched(*TORCHRUN, "-m", "skipwise", "extend", str(extension(tmp_path)), "--output", str(tmp_path / "run"))
+    assert done.returncode != 0
+    assert done.stderr.count("[output_kind_mismatch]") == 1
+
+
 def test_adapters_on_a_sharded_model(tmp_path: Path) -> None:
     """What is written is a plain model, in which they are added to the weights beside which they were."""
     pytest.importorskip("peft")
@@ -212,7 +220,7 @@ def test_adapters_on_a_sharded_model(tmp_path: Path) -> None:
 
 
 def test_a_whole_run_in_two_processes(tmp_path: Path) -> None:
-    """One plan, one log, one model; where a run is already, one process says so and none trains."""
+    """One plan, one log, one model."""
     file = extension(tmp_path)
     output = tmp_path / "run"
     codes, printed = extend(2, file, "--output", output)
@@ -220,8 +228,3 @@ def test_a_whole_run_in_two_processes(tmp_path: Path) -> None:
     assert [said.count("context window") for said in printed] == [1, 0]
     assert len(losses(output)) == 2
     assert json.loads((output / "plan.json").read_text())["train_tokens"] == 2 * 2 * 256
-    again = ["extend", str(file), "--output", str(output)]
-    with ranks(2, command, again, tmp_path / "again") as (first, second):
-        assert first.wait() == 2  # a launcher then ends the other
-        assert error_code(first.printed) == "run_exists"
-        assert "Error:" not in second.printed

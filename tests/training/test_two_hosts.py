@@ -5,14 +5,13 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from tests.processes import PATIENCE, Started, in_namespace, started
+from tests.processes import Started, in_namespace, started
 from tests.training.test_ranks import extension
 
 # Name, end of the cable, address. Names are of this process alone: others may run the same test.
@@ -82,11 +81,8 @@ def test_a_host_dies_and_the_run_goes_on(tmp_path: Path, hosts: None) -> None:
     run = tmp_path / "run"
     command = ["extend", str(config), "--output", str(run)]
     with start(0, tmp_path / "first", *command) as first, start(1, tmp_path / "second", *command) as second:
-        deadline = time.monotonic() + PATIENCE
-        while not list(run.glob("checkpoints/checkpoint-*")):
-            assert time.monotonic() < deadline
-            assert first.running and second.running, first.printed + second.printed
-            time.sleep(0.05)
+        first.wait_until(lambda: any(run.glob("checkpoints/checkpoint-*")) or not second.running)
+        assert second.running, second.printed
         kill_host(HOSTS[1][0])
         assert first.wait() == 75
         assert "another process of this run, or its host, is gone" in " ".join(first.printed.split())
