@@ -75,6 +75,10 @@ MISTAKES = [
 ]
 
 
+# What is proposed for what was misspelt.
+NEAREST = {"posee": "'pose'", "yarm": "'yarn'", "train.max_stps=3": "'max_steps'"}
+
+
 @pytest.mark.parametrize(("flags", "code"), MISTAKES, ids=[code for _, code in MISTAKES])
 def test_wrong_input_is_one_message(
     flags: list[str], code: str, config_file: Path, tmp_path: Path, text_file: Path
@@ -83,6 +87,7 @@ def test_wrong_input_is_one_message(
     text_file.write_text("\n".join(json.dumps({"text": json.loads(line)["text"][:400]}) for line in lines))
     output = skipwise("extend", config_file, "--output", tmp_path / "run", *flags, code=2)
     assert error_code(output) == code
+    assert NEAREST.get(flags[-1], "") in output
     assert not (tmp_path / "run").exists()
 
 
@@ -95,9 +100,12 @@ def test_wrong_models_are_refused(config_file: Path, tmp_path: Path) -> None:
         flags = ["--set", f"model.path={tmp_path / name}", "--output", tmp_path / "run"]
         assert error_code(skipwise("extend", config_file, *flags, code=2)) == code
         assert not (tmp_path / "run").exists()
-    for path, code in ((tmp_path / "nothing", "model_not_found"), ("builtin:tny", "unknown_builtin_model")):
+    for path, code, hint in (
+        (tmp_path / "nothing", "model_not_found", ""),
+        ("builtin:tny", "unknown_builtin_model", "'builtin:tiny'"),
+    ):
         output = skipwise("extend", config_file, "--set", f"model.path={path}", "--output", tmp_path / "run", code=2)
-        assert error_code(output) == code
+        assert error_code(output) == code and hint in output
 
 
 def test_a_directory_that_is_no_run_is_left_alone(config_file: Path, tmp_path: Path) -> None:

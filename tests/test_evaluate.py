@@ -211,6 +211,10 @@ def test_the_embedded_model(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+# What is proposed for what was misspelt.
+NEAREST = {"paskey": "'passkey'", "sed=1": "'seed'", "passkey.trails=1": "'trials'", "preset:pg18": "'pg19'"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -239,6 +243,7 @@ def test_the_embedded_model(tmp_path: Path) -> None:
 def test_wrong_input_writes_nothing(arguments: list[str], code: str, pico_directory: Path, tmp_path: Path) -> None:
     output = skipwise("evaluate", pico_directory, "--output", tmp_path / "out", *arguments, code=2)
     assert error_code(output) == code
+    assert NEAREST.get(arguments[-1], "") in output
     assert not (tmp_path / "out").exists()
 
 

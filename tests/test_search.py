@@ -37,5 +37,6 @@ def test_a_search_goes_on_and_its_result_is_a_configuration(
 
 def test_what_is_refused(pico_directory: Path, text_file: Path, tmp_path: Path) -> None:
     flags = ("search", pico_directory, "--target", 4096, "--data", text_file, "--output", tmp_path / "search")
-    assert error_code(skipwise(*flags, "--fitness", "needle", code=2)) == "unknown_choice"
+    misspelt = skipwise(*flags, "--fitness", "needle", code=2)
+    assert error_code(misspelt) == "unknown_choice" and "'needles'" in misspelt
     assert error_code(skipwise(*flags, "--fitness", "text", code=2)) == "documents_too_short"

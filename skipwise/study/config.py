@@ -91,7 +91,7 @@ class StudyConfig(Section):
         if self.reference not in self.methods:
             raise UserError(
                 f"reference: no method is called {self.reference!r}.{nearest(self.reference, self.methods)}",
-                code="unknown_method",
+                code="unknown_reference",
             )
         return self
 
