@@ -235,7 +235,9 @@ def study(
 
 def demo(
     output: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/demo"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted demo.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep what the directory holds already and do the rest.")
+    ] = False,
     controls: Annotated[
         bool,
         typer.Option(
@@ -243,7 +245,7 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Extend the embedded model to 16 times its window, and evaluate it before and after. Minutes on two cores."""
+    """Extend the embedded model to 16 times its window; evaluate it before and after. Takes minutes on two cores."""
     from skipwise.demo import run_demo
 
     runs = run_demo(output, console, resume, controls)

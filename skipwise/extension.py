@@ -252,7 +252,7 @@ def _measure_and_train(
     @contextmanager
     def part(name: str) -> Iterator[None]:
         seconds = time_left.seconds()
-        left = "" if seconds is None else f", {format_seconds(seconds)} left"
+        left = "" if seconds is None else f" (whole run: {format_seconds(seconds)} left)"
         console.print(f"part {parts.index(name) + 1} of {len(parts)}: {name}{left}", style="bold")
         started = time.monotonic()
         with timed(run, name):

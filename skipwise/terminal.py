@@ -76,7 +76,7 @@ class Command(TyperCommand):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.epilog = f"As every command it takes {' and '.join(OF_ALL)}, too."
+        self.epilog = f"Like every command, it also takes {' and '.join(OF_ALL)}."
 
     def get_params(self, ctx: Any) -> list[Any]:
         """With `{methods}` and the like filled in."""

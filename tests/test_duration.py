@@ -86,5 +86,5 @@ def test_a_trial_step_leaves_the_model_as_it_is(llama: PreTrainedModel) -> None:
 def test_a_run_says_how_much_time_is_left_and_a_resumed_one_does_not(config_file: Path, tmp_path: Path) -> None:
     flags = ["extend", config_file, "--output", tmp_path / "run", "--set", "evaluate=[]", "--steps", 1]
     said = skipwise(*flags)
-    assert "This run takes" in said and "part 1 of 1: train, " in said
+    assert "This run takes" in said and "part 1 of 1: train (whole run: " in said
     assert "This run takes" not in skipwise(*flags, "--resume")
