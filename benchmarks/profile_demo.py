@@ -18,8 +18,7 @@ from skipwise.config_files import parse_config, read_yaml
 from skipwise.demo import DEMO
 from skipwise.duration import measure_training
 from skipwise.environment import describe_environment
-from skipwise.extension import resolve, resolve_lengths
-from skipwise.models.load import load_config
+from skipwise.extension import inspect_run, resolve
 from skipwise.runs import RunDir, write_json
 from skipwise.workbench import Workbench, open_workbench
 
@@ -68,7 +67,7 @@ def evaluate(bench: Workbench) -> None:
 def main() -> None:
     """Both, into one file."""
     config = parse_config(read_yaml(DEMO))
-    lengths = resolve_lengths(config, load_config(config.model))
+    _, lengths = inspect_run(config)
     bench = open_workbench(resolve(config, lengths), lengths, Console(quiet=True))
     found = {
         # A measurement makes two passes.

@@ -60,6 +60,7 @@ def extend(
     rope: Annotated[str | None, typer.Option(help="One of {scalings}.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     train_length: Annotated[str | None, typer.Option(help="Tokens in a training window.")] = None,
+    original: Annotated[str | None, typer.Option(help="Window of pretraining, where the config does not say.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output directory.")] = False,
@@ -72,7 +73,7 @@ def extend(
     from skipwise.config_files import parse_config, values_from_flags
 
     flags: dict[str, Any] = {
-        "lengths": {"target": target, "train": train_length},
+        "lengths": {"target": target, "train": train_length, "original": original},
         "data": {"sources": data or None},
         "rope": {"name": rope},
         "train": {"max_steps": steps},

@@ -17,8 +17,8 @@ from skipwise.config_files import parse_config, to_yaml
 from skipwise.errors import UserError
 from skipwise.evaluation.passkey import QUESTION, Fact, filler_units, passkey_text
 from skipwise.evaluation.prompts import encoder
-from skipwise.models.shape import has_windowed_layers, read_config, read_windows, shape_of
-from skipwise.planning import compare_costs, describe_costs, doubts, explain_costs, resolve_target
+from skipwise.extension import inspect_run
+from skipwise.planning import COST_NOT_KNOWN, compare_costs, describe_costs, doubts, explain_costs
 from skipwise.positions import SAMPLERS
 from skipwise.report.charts import Chart, coverage_chart, wavelength_chart, window_chart
 from skipwise.report.run import Run, read_run
@@ -60,7 +60,7 @@ def planned(model: str, target: str, train: str, sampler: str, chunks: int | Non
             f"The page draws targets up to {LONGEST:,} tokens, not {config.lengths.target:,}. Lower it.",
             code="target_too_long_to_draw",
         )
-    lengths = resolve_target(config, *read_windows(read_config(config.model.path)))
+    _, lengths = inspect_run(config)
     return Run(sampler, RunDir(Path("not-there-yet")), config, lengths, [], [])
 
 
@@ -81,13 +81,15 @@ def look(
     """
     try:
         run = planned(model, target, train, sampler, chunks, rope, steps)
-        model_config = read_config(run.config.model.path)
-        shape = shape_of(model_config)
+        info, _ = inspect_run(run.config)
+        shape = info.shape
+        if shape is None:
+            raise UserError(COST_NOT_KNOWN, code="cost_not_known")
         rate = teraflops * 1e12 if teraflops else None
         hardware: dict[str, Any] = {"devices": int(devices or 1), "zero": int(zero), "cpu": cpu}
         costs = compare_costs(run.config, run.lengths, shape, **hardware, flops_per_second=rate)
         heads, rows = describe_costs(costs, run.config.train.max_steps, memory * 1e9 if memory else None)
-        windowed, size = has_windowed_layers(model_config), memory * 1e9 if memory else None
+        windowed, size = info.layers is not None, memory * 1e9 if memory else None
         notes = explain_costs(run.config, costs, cpu=cpu, windowed=windowed, device_memory=size) + doubts(run.lengths)
         drawn = [_drawn(maker([run])) for maker in (window_chart, coverage_chart, wavelength_chart)]
     except UserError as error:

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -19,7 +19,6 @@ from skipwise.evaluation.cost import describe_evaluation
 from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Passkey, Perplexity, Stage
 from skipwise.lengths import Lengths
 from skipwise.models.locate import model_location
-from skipwise.models.shape import shape_of
 from skipwise.planning import (
     Plan,
     describe_plan,
@@ -35,14 +34,11 @@ from skipwise.runs import RunDir, write_json, write_text
 from skipwise.training.trackers import check_trackers, send_results
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from skipwise.models.inspection import ModelInfo
     from skipwise.workbench import Workbench
 
 # A fall of passkey accuracy inside the original window by more than this is worth a warning.
 RETRIEVAL_FALL = 0.1
-# Share of a model's parameters by which our count of them may differ for its FLOPs to be believed.
-COUNTED_ALIKE = 0.02
 
 
 class PreemptedError(Exception):
@@ -71,19 +67,17 @@ def check_early(config: RunConfig, run: RunDir, resume: bool) -> None:
             run.claim(resume=False, resolved="")
 
 
-def resolve_lengths(config: RunConfig, model_config: "PreTrainedConfig") -> Lengths:
-    """The three lengths, with what the model says about its own.
+def inspect_run(config: RunConfig) -> tuple["ModelInfo", Lengths]:
+    """What is known of the model of a run, and the three lengths.
 
     Raises:
-        UserError: when the target is not above the model's current window, or the sampler cannot
+        UserError: when the model cannot be extended, the target is not above its current window, or the sampler cannot
             work with the lengths.
     """
-    from skipwise.models.rope import read_rope
-    from skipwise.models.windowed import windowed_layers
+    from skipwise.models.inspection import inspect_model
 
-    info = read_rope(model_config)
-    windowed_layers(model_config, config.lengths.target)  # refuses other kinds
-    return resolve_target(config, info.original, info.current)
+    info = inspect_model(config.model, config.lengths.target, config.lengths.original)
+    return info, resolve_target(config, info.windows.original, info.windows.current)
 
 
 def default_evaluations(lengths: Lengths) -> tuple[EvaluationSpec, ...]:
@@ -129,22 +123,18 @@ def resolve(config: RunConfig, lengths: Lengths) -> RunConfig:
     )
 
 
-def plan_of(config: RunConfig, model_config: "PreTrainedConfig", lengths: Lengths, parameters: int) -> Plan:
+def plan_of(config: RunConfig, info: "ModelInfo", lengths: Lengths) -> Plan:
     """The plan of a run."""
     from skipwise.models.load import default_device
 
-    shape = None
-    with suppress(UserError):  # mixtures of experts and the like are trained without knowing the cost
-        shape = shape_of(model_config.to_dict())
-    if shape is not None and abs(shape.parameters - parameters) > COUNTED_ALIKE * parameters:
-        shape = None  # a layout that we do not know
     return make_plan(
         model=config.model.path,
         method=config.method,
         rope=config.rope.name,
         lengths=lengths,
-        parameters=parameters,
-        shape=shape,
+        parameters=info.parameters.total,
+        active=info.parameters.active,
+        shape=info.shape,
         steps=config.train.max_steps,
         step=step_of(config, window_tokens(config.method, lengths), bool(config.train.kl_weight)),
         processes=world_size(),
@@ -185,21 +175,18 @@ def extend(
     if is_first():
         check_early(config, run, resume)
 
-    from skipwise.models.load import count_parameters, load_config
-
-    model_config = load_config(config.model)
-    lengths = resolve_lengths(config, model_config)
+    info, lengths = inspect_run(config)
     config = resolve(config, lengths)
-    plan = plan_of(config, model_config, lengths, count_parameters(model_config, config.model.trust_remote_code))
+    plan = plan_of(config, info, lengths)
     if dry_run:
-        show_plan(plan, config, model_config, console)
+        show_plan(plan, config, info, console)
         return []
 
     resolved = to_yaml(config)
     with run.held() if is_first() else nullcontext():
         if is_first():
             run.claim(resume, resolved)
-        show_plan(plan, config, model_config, console)
+        show_plan(plan, config, info, console)
         if is_first() and resume and not run.resolved.exists():
             console.print(f"Nothing to resume: {output} holds no run yet, and this one begins.", markup=False)
 
@@ -215,7 +202,7 @@ def extend(
         if is_first() and not begun:  # a resumed run shows what is left in its progress bars
             with console.status("measuring how long this takes"):
                 expected = bench.expected_seconds(parts_of(config))
-        _measure_and_train(run, bench, config, lengths, console, expected)
+        _measure_and_train(run, bench, config, lengths, info.windows.current, console, expected)
         if is_first() and not keep_checkpoints:
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # the model is written, and they are large
         rows = run.read_results()
@@ -234,12 +221,14 @@ def _measure_and_train(
     bench: "Workbench",
     config: RunConfig,
     lengths: Lengths,
+    window: int,
     console: Console,
     expected: dict[str, float],
 ) -> None:
     """Every part in turn: measured as it came, with the new RoPE, trained, measured again.
 
     Args:
+        window: of the model as it came, in tokens.
         expected: seconds that each part takes; empty where they are not known.
     """
     from skipwise.duration import TimeLeft, format_seconds
@@ -267,7 +256,7 @@ def _measure_and_train(
             with part(f"evaluate {stage}"):
                 _evaluate(run, bench, stage, config.model.path, window, config.evaluate or (), console)
 
-    measure("original", bench.original_window)
+    measure("original", window)
     bench.interpolate()
     measure("interpolated", lengths.target)
     with part("write" if config.method == "interpolate" else "train"):
@@ -277,9 +266,8 @@ def _measure_and_train(
     measure("extended", lengths.target)
 
 
-def show_plan(plan: Plan, config: RunConfig, model_config: "PreTrainedConfig", console: Console) -> None:
-    """Print what will happen, and that an earlier scaling is replaced."""
-    from skipwise.models.rope import read_rope
+def show_plan(plan: Plan, config: RunConfig, info: "ModelInfo", console: Console) -> None:
+    """Print what will happen, how far layers see, and that an earlier scaling is replaced."""
     from skipwise.report.table import pairs_table, warning
 
     hub = " (hub dataset, not looked at yet)"
@@ -292,12 +280,8 @@ def show_plan(plan: Plan, config: RunConfig, model_config: "PreTrainedConfig", c
     console.print(pairs_table("Plan", pairs))
     for line in doubts(Lengths(plan.original_length, plan.train_length, plan.target_length)):
         console.print(warning(line))
-    info = read_rope(model_config)
-    if info.rope_type != "default" or info.current != info.original:
-        console.print(
-            f"The model was extended before ({info.rope_type}, {info.original:,} -> {info.current:,}); "
-            "its scaling is replaced by the new one, counted from the first window."
-        )
+    for line in info.notes():
+        console.print(line)
 
 
 def stages_of(config: RunConfig) -> list[Stage]:

@@ -14,6 +14,7 @@ from skipwise.terminal import console, errors
 
 if TYPE_CHECKING:
     from skipwise.models.doctor import Diagnosis
+    from skipwise.models.inspection import ModelInfo
     from skipwise.models.readers import Reading
 
 
@@ -27,7 +28,11 @@ def doctor(
     fix: Annotated[Path | None, typer.Option(help="New directory for a repaired copy.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Say how every program reads a model's RoPE, and mend it. Exit code 2: it, or the copy of --fix, is not well."""
+    """Check how transformers, vLLM and llama.cpp read a model's RoPE, and whether it can be extended.
+
+    --fix writes a repaired copy. Exit code 2: something is wrong with the model (after --fix: with the copy), or it
+    cannot be extended.
+    """
     from skipwise.models.doctor import diagnose, mended_copy, read_beside
     from skipwise.models.locate import model_location
     from skipwise.models.shape import read_config
@@ -35,12 +40,19 @@ def doctor(
     wanted, first = _length(target), _length(original)
     directory = Path(model_location(model))
     beside = read_beside(directory) if directory.is_dir() else {}
-    found = diagnose(read_config(model), beside, first)
+    info = _inspected(model, wanted, first)
+    if isinstance(info, UserError) and info.code == "no_rope":
+        raise info
+    try:
+        found = diagnose(read_config(model), beside, first)
+    except UserError as error:
+        raise (info if isinstance(info, UserError) else error) from None
     trained = directory.parent / "rope.json" if directory.name == "model" else None
     if trained is not None and trained.is_file():
         found = _beside_the_run(found, read_config(model), trained)
-    pairs = [("target", _prospect(found, model, wanted))] if wanted else []
-    if probe or (probe is None and any(directory.glob("*.safetensors"))):
+    pairs = _about(info, found, model, wanted)
+    weights_here = any(directory.glob("*.safetensors")) and not isinstance(info, UserError)
+    if probe or (probe is None and weights_here):
         with errors.status(f"asking {model}"):
             pairs.append(("probe", _probe(model, found.current)))
     if as_json:
@@ -67,6 +79,8 @@ def doctor(
             else f"Something is wrong with {model}, as said above, which --fix cannot mend.",
             code="model_has_faults",
         )
+    if isinstance(info, UserError):
+        raise info
 
 
 def convert(
@@ -144,20 +158,26 @@ def _length(given: str | None) -> int | None:
     return value
 
 
-def _refusal(model: str, target: int) -> str | None:
-    """Why `extend` would not take a model."""
+def _inspected(model: str, target: int | None, original: int | None) -> "ModelInfo | UserError":
+    """What is known of a model, or why `extend` would not take it."""
     from skipwise.config import ModelConfig
-    from skipwise.models.load import load_config
-    from skipwise.models.rope import read_rope
-    from skipwise.models.windowed import windowed_layers
+    from skipwise.models.inspection import inspect_model
 
     try:
-        config = load_config(ModelConfig(path=model))
-        read_rope(config)
-        windowed_layers(config, target)
+        return inspect_model(ModelConfig(path=model), target, original)
     except UserError as error:
-        return str(error)
-    return None
+        return error
+
+
+def _about(info: "ModelInfo | UserError", found: "Diagnosis", model: str, target: int | None) -> list[tuple[str, str]]:
+    """How large a model is, and whether it can be extended (to a target): names and sentences."""
+    from skipwise.planning import describe_parameters
+
+    if isinstance(info, UserError):
+        return [("extend", f"refused: {info}")]
+    size = describe_parameters(info.parameters.total, info.parameters.active)
+    rows = [("parameters", size), *(("note", note) for note in info.notes())]
+    return [*rows, ("target", _prospect(found, model, target))] if target else rows
 
 
 def _prospect(found: "Diagnosis", model: str, target: int) -> str:
@@ -165,8 +185,6 @@ def _prospect(found: "Diagnosis", model: str, target: int) -> str:
     from skipwise.lengths import Lengths
     from skipwise.planning import doubts
 
-    if (refused := _refusal(model, target)) is not None:
-        return refused
     if target <= found.current:
         return f"{target:,} tokens are not more than its window of {found.current:,} is: nothing to extend"
     factor = target / found.original
@@ -217,7 +235,7 @@ def _after_fix(found: "Diagnosis") -> str:
 
 def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
     """Tables of what it is, how it is read, and what is wrong."""
-    from skipwise.models.readers import transformers_5
+    from skipwise.models.readers import Reading, transformers_5
     from skipwise.report.table import pairs_table, plain_table
 
     window = (
@@ -228,7 +246,7 @@ def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
     meant = transformers_5(found.mended)
     body = [["as it should be", *_cells(meant, meant)]]
     for reader, read in found.readings.items():
-        body.append([reader, *(["stops", *["-"] * 5] if isinstance(read, str) else _cells(read, meant))])
+        body.append([reader, *(_cells(read, meant) if isinstance(read, Reading) else ["stops", *["-"] * 5])])
     header = ["", "type", "theta", "window", "longest wave", "attention", "apart"]
     console.print(plain_table("How it is read", header, body))
     for finding in found.findings:

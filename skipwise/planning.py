@@ -14,6 +14,10 @@ from skipwise.positions import PositionSampler
 
 # The largest that the PoSE paper reports: 2k to 128k (its abstract).
 LARGEST_FACTOR = 64
+COST_NOT_KNOWN = (
+    "What a step costs is known for dense decoders in the layout of Llama. This model is of another kind, such as a "
+    "mixture of experts; extend trains it all the same."
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Plan:
         window_tokens: tokens in one training window (the target length for the method `full`).
         attention_saving: how many times fewer attention scores a window has than one of target length.
         parameters: number of weights, tied ones once.
+        active: those that one token meets; fewer with a mixture of experts.
         train_flops: of all steps (`costs.step_flops`); None for models whose costs are not known.
         peak_memory: bytes of one device at the height of a step (`costs.step_memory`); None likewise, and without one.
         cpu: whether a device is one, whose heap holds more than is in use.
@@ -42,6 +47,7 @@ class Plan:
     train_tokens: int
     attention_saving: float
     parameters: int
+    active: int
     train_flops: float | None
     peak_memory: float | None
     cpu: bool
@@ -86,6 +92,7 @@ def make_plan(
     rope: str,
     lengths: Lengths,
     parameters: int,
+    active: int,
     shape: ModelShape | None,
     steps: int,
     step: Step,
@@ -97,6 +104,7 @@ def make_plan(
 
     Args:
         parameters: of the model.
+        active: those that one token meets.
         shape: its sizes, where they are known.
         step: what one process does in one of the steps.
         processes: that share the work.
@@ -119,6 +127,7 @@ def make_plan(
         train_tokens=steps * windows * window,
         attention_saving=(lengths.target / window) ** 2,
         parameters=parameters,
+        active=active,
         train_flops=None if shape is None else steps * processes * step_flops(shape, step).total,
         peak_memory=None if shape is None or not steps else step_memory(shape, step, processes, zero, cpu).peak,
         cpu=cpu,
@@ -128,7 +137,7 @@ def make_plan(
 def describe_plan(plan: Plan) -> list[tuple[str, str]]:
     """The plan as (what, how much) pairs for people."""
     rows = [
-        ("model", f"{plan.model} ({plan.parameters / 1e6:,.1f} M parameters)"),
+        ("model", f"{plan.model} ({describe_parameters(plan.parameters, plan.active)})"),
         (
             "context window",
             f"{plan.original_length:,} -> {plan.target_length:,} tokens ({format_length(plan.original_length)} -> "
@@ -153,6 +162,12 @@ def describe_plan(plan: Plan) -> list[tuple[str, str]]:
             heap = " (with a CPU's heap, without Python and its libraries)" if plan.cpu else ""
             rows.append(("memory", f"{format_bytes(plan.peak_memory)} of each device at the height of a step{heap}"))
     return rows
+
+
+def describe_parameters(total: int, active: int) -> str:
+    """`"134.5 M parameters"`, and with a mixture of experts also those that one token meets."""
+    of_token = "" if active == total else f", {active / 1e6:,.1f} M of them active"
+    return f"{total / 1e6:,.1f} M parameters{of_token}"
 
 
 def doubts(lengths: Lengths) -> list[str]:

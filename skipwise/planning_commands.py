@@ -15,6 +15,7 @@ def plan(
     method: Annotated[str | None, typer.Option(help="One of {methods}.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     train_length: Annotated[str | None, typer.Option(help="Tokens in a training window.")] = None,
+    original: Annotated[str | None, typer.Option(help="Window of pretraining, where the config does not say.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any key: section.key=value; repeatable.")] = None,
     devices: Annotated[int, typer.Option(help="That share the work.", min=1)] = 1,
     zero: Annotated[
@@ -28,18 +29,19 @@ def plan(
     measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's matrix products instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what training in mixed bfloat16 takes, beside training at full length. Needs no GPU and loads no model."""
+    """Say what training in mixed bfloat16 takes, beside training at full length. Needs no GPU and loads no weights."""
     import json
+    from dataclasses import asdict
 
     from skipwise.config_files import parse_config, values_from_flags
-    from skipwise.models.shape import has_windowed_layers, read_config, read_windows, shape_of
     from skipwise.planning import (
+        COST_NOT_KNOWN,
         compare_costs,
         cost_rows,
         describe_costs,
+        describe_parameters,
         doubts,
         explain_costs,
-        resolve_target,
         zero_stage,
     )
 
@@ -53,7 +55,10 @@ def plan(
             "--steps 0 trains nothing, which costs nothing. Plan at least one step.", code="plan_without_training"
         )
 
-    flags: dict[str, Any] = {"lengths": {"target": target, "train": train_length}, "train": {"max_steps": steps}}
+    flags: dict[str, Any] = {
+        "lengths": {"target": target, "train": train_length, "original": original},
+        "train": {"max_steps": steps},
+    }
     values = values_from_flags(model, flags, method, set_)
     values.setdefault("data", "builtin:python")  # costs do not depend on it
     config = parse_config(values)
@@ -62,30 +67,39 @@ def plan(
             "The method interpolate trains nothing, so it costs nothing. Plan another --method.",
             code="plan_without_training",
         )
-    model_config = read_config(config.model.path, config.model.revision)
-    lengths = resolve_target(config, *read_windows(model_config))
-    shape = shape_of(model_config)
+    from skipwise.extension import inspect_run  # imports torch, so what can be wrong without it comes first
+
+    info, lengths = inspect_run(config)
     if measure:
         from skipwise.models.speed import products_per_second
 
         flops = products_per_second(config.model.dtype)
     zero = zero_stage(config.train) if zero is None else zero
-    costs = compare_costs(config, lengths, shape, devices=devices, zero=zero, cpu=cpu, flops_per_second=flops)
+    hardware: dict[str, Any] = {"devices": devices, "zero": zero, "cpu": cpu}
+    costs = [] if info.shape is None else compare_costs(config, lengths, info.shape, **hardware, flops_per_second=flops)
+    notes = [*info.notes(), *([] if costs else [COST_NOT_KNOWN])]
     if as_json:
-        about = {"model": config.model.path, "parameters": shape.parameters, "original_length": lengths.original}
-        about |= {"target_length": lengths.target, "steps": config.train.max_steps, "devices": devices, "zero": zero}
-        print(json.dumps({**about, "flops_per_second": flops, "costs": cost_rows(costs), "doubts": doubts(lengths)}))
+        about = {"model": config.model.path, **asdict(info.parameters), "original_length": info.windows.original}
+        about |= {"current_length": info.windows.current, "target_length": lengths.target}
+        about |= {"steps": config.train.max_steps, "devices": devices, "zero": zero, "flops_per_second": flops}
+        print(json.dumps({**about, "costs": cost_rows(costs), "doubts": doubts(lengths), "notes": notes}))
         return
     from skipwise.report.table import plain_table, warning
 
-    of = f"{config.model.path}, {shape.parameters / 1e6:,.1f} M parameters, {lengths.original:,} -> {lengths.target:,}"
+    size = describe_parameters(info.parameters.total, info.parameters.active)
+    of = f"{config.model.path}, {size}, {lengths.original:,} -> {lengths.target:,}"
     sharing = "" if (devices, zero) == (1, 0) else f", each of {devices} devices, ZeRO stage {zero}"
     memory = None if device_memory is None else device_memory * 1e9
-    console.print(plain_table(f"{of}{sharing}", *describe_costs(costs, config.train.max_steps, memory)))
-    if flops:
-        console.print(f"at {flops:.3g} FLOP/s a device{', as measured here' if measure else ''}")
-    windowed = has_windowed_layers(model_config)
-    for line in explain_costs(config, costs, cpu=cpu, windowed=windowed, device_memory=memory):
+    if costs:
+        console.print(plain_table(f"{of}{sharing}", *describe_costs(costs, config.train.max_steps, memory)))
+        if flops:
+            console.print(f"at {flops:.3g} FLOP/s a device{', as measured here' if measure else ''}")
+        windowed = info.layers is not None
+        for line in explain_costs(config, costs, cpu=cpu, windowed=windowed, device_memory=memory):
+            console.print(line)
+    else:
+        console.print(of)
+    for line in notes:
         console.print(line)
     for line in doubts(lengths):
         console.print(warning(line))

@@ -71,15 +71,12 @@ def search_factors(config: RunConfig, search: Search, output: Path, console: Con
             f"A search is for the scaling 'mixed', but rope is {config.rope.name!r}. Leave --rope out.",
             code="search_needs_mixed_rope",
         )
-    from skipwise.extension import check_early, resolve_lengths
-    from skipwise.models.load import load_config
-    from skipwise.models.rope import read_rope
+    from skipwise.extension import check_early, inspect_run
     from skipwise.runs import RunDir
     from skipwise.workbench import open_workbench
 
     check_early(config, RunDir(output), resume=True)
-    model_config = load_config(config.model)
-    lengths, info = resolve_lengths(config, model_config), read_rope(model_config)
+    info, lengths = inspect_run(config)
     untrained = config.train.model_copy(update={"max_steps": 0})
     bench = open_workbench(config.model_copy(update={"train": untrained}), lengths, console)
     depends_on = [to_yaml(config), str(lengths), json.dumps(bench.data_summary, sort_keys=True)]
@@ -87,8 +84,8 @@ def search_factors(config: RunConfig, search: Search, output: Path, console: Con
     loss_of = _remembered(
         _loss(bench, _documents(bench, search, lengths), lengths), output, short_digest("\n".join(depends_on))
     )
-    ramp = rounded(config.rope.factors(info.rotary_dim, info.theta, lengths))
-    linear = rounded(np.full(info.rotary_dim // 2, lengths.factor))
+    ramp = rounded(config.rope.factors(info.rope.rotary_dim, info.rope.theta, lengths))
+    linear = rounded(np.full(info.rope.rotary_dim // 2, lengths.factor))
     rng = np.random.default_rng(np.random.SeedSequence((config.seed, lengths.target)))
     best, since = ramp, time.monotonic()
     for generation in evolve_factors(

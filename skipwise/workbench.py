@@ -31,7 +31,7 @@ from skipwise.lengths import Lengths
 from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model, load_tokenizer
 from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.recompute import recompute_activations
-from skipwise.models.rope import live_rope, read_rope, set_rope_scaling
+from skipwise.models.rope import live_rope, set_rope_scaling
 from skipwise.models.speedups import usable_attention, usable_speedups, use_liger
 from skipwise.models.windowed import check_windows
 from skipwise.planning import window_tokens
@@ -60,7 +60,6 @@ class Workbench:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
-    original_window: int
     frequencies_before: list[float]
     sources: list[Source]
     held_out_sources: list[Source]
@@ -333,7 +332,6 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
         model=model,
         tokenizer=tokenizer,
         dtype=compute_dtype(config.model.dtype, model.device),
-        original_window=read_rope(model.config).current,
         frequencies_before=live_rope(model, lengths)["long"],
         sources=[source for source in sources if len(source.spans)],
         held_out_sources=_cut(config, lengths, [store.held_out for store in stores], len(begin)),

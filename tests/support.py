@@ -46,8 +46,8 @@ from skipwise.models.families import FAMILIES, Family
 from skipwise.models.probe import probe_attention
 from skipwise.models.readers import READERS, UnreadableError, difference, transformers_5
 from skipwise.models.rope import is_rotary_table, read_rope, table_of
-from skipwise.models.shape import FAR
 from skipwise.models.windowed import probe_windows, windowed_layers
+from skipwise.models.windows import FAR
 from skipwise.positions import Document
 from skipwise.rope import AdjustedBase, Mixed, RopeScaling, Scaling
 from skipwise.runs import write_json

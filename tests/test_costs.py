@@ -16,7 +16,7 @@ from skipwise.evaluation.cost import describe_evaluation, tokens_read
 from skipwise.evaluation.specs import Harness, Passkey, Perplexity, QuestionAnswering, Ruler, TruncatedPerplexity
 from skipwise.models.forward import CHUNK_ROWS
 from skipwise.models.locate import TINY
-from skipwise.models.shape import ModelShape, has_windowed_layers, read_config, read_windows, shape_of
+from skipwise.models.shape import ModelShape, read_config, shape_of
 from skipwise.planning import doubts
 
 SMALL = ModelShape(
@@ -154,19 +154,6 @@ def test_memory_is_what_was_measured() -> None:
     assert checked >= 8
 
 
-def test_windows_of_configs() -> None:
-    assert read_windows({"max_position_embeddings": 2048}) == (2048, 2048)
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
-    assert read_windows({"max_position_embeddings": 8192, "rope_parameters": yarn}) == (2048, 8192)
-    linear = {"type": "linear", "factor": 4.0, "original_max_position_embeddings": 2048}
-    assert read_windows({"max_position_embeddings": 8192, "rope_scaling": linear}) == (2048, 8192)
-    above = {"max_position_embeddings": 8192, "original_max_position_embeddings": 512, "rope_scaling": None}
-    assert read_windows(above) == (512, 8192)
-    assert read_windows({"text_config": {"max_position_embeddings": 512}}) == (512, 512)
-    with pytest.raises(UserError, match="no window"):
-        read_windows({})
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -223,12 +210,6 @@ def test_what_the_table_leaves_unsaid() -> None:
         assert words in said
     quiet = CliRunner().invoke(app, ["plan", "builtin:tiny", "--target", "4k", "--set", "train.kl_weight=0"]).output
     assert "Teacher" not in quiet and "Not counted" not in quiet
-
-
-def test_windowed_layers() -> None:
-    assert has_windowed_layers({"sliding_window": 4096})
-    assert not has_windowed_layers({"sliding_window": 4096, "use_sliding_window": False})
-    assert not has_windowed_layers({"sliding_window": None})
 
 
 def test_sizes_are_not_guessed() -> None:

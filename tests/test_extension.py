@@ -14,7 +14,7 @@ from skipwise.config import LengthsConfig
 from skipwise.config_files import parse_config, to_yaml
 from skipwise.costs import Step
 from skipwise.evaluation.specs import EvalResult
-from skipwise.extension import default_evaluations, extend, parts_of, resolve, resolve_lengths, retrieval_warnings
+from skipwise.extension import default_evaluations, extend, inspect_run, parts_of, resolve, retrieval_warnings
 from skipwise.planning import make_plan
 from skipwise.report.table import comparison_markdown, stage_columns
 from skipwise.runs import RunDir, write_text
@@ -78,20 +78,33 @@ def config_for(**lengths: Any) -> Any:
     return parse_config({"model": {"path": "m"}, "lengths": lengths, "data": "d"})
 
 
-def test_lengths_come_from_the_model() -> None:
-    model = LlamaConfig(max_position_embeddings=2048)
-    assert resolve_lengths(config_for(target="16k"), model) == Lengths(2048, 2048, 16384)
-    assert resolve_lengths(config_for(target="16k", train=512), model) == Lengths(2048, 512, 16384)
+def lengths_for(model: Path, **lengths: Any) -> Lengths:
+    """The three lengths of a run on a small model with these windows."""
+    found = parse_config({"model": {"path": str(model)}, "lengths": lengths, "data": "d"})
+    return inspect_run(found)[1]
 
 
-def test_the_target_is_above_the_current_window_of_a_model_extended_before() -> None:
+def small_model(directory: Path, **keys: Any) -> Path:
+    """A config of a small Llama, without weights."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    LlamaConfig(**sizes, vocab_size=300, **keys).save_pretrained(directory)
+    return directory
+
+
+def test_lengths_come_from_the_model(tmp_path: Path) -> None:
+    model = small_model(tmp_path, max_position_embeddings=2048)
+    assert lengths_for(model, target="16k") == Lengths(2048, 2048, 16384)
+    assert lengths_for(model, target="16k", train=512) == Lengths(2048, 512, 16384)
+
+
+def test_the_target_is_above_the_current_window_of_a_model_extended_before(tmp_path: Path) -> None:
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 8192}  # fmt: skip
-    model = LlamaConfig(max_position_embeddings=131072, rope_scaling=scaling)
+    model = small_model(tmp_path, max_position_embeddings=131072, rope_scaling=scaling)
     with pytest.raises(UserError, match=r"above the model's window of 131,072.*65,536"):
-        resolve_lengths(config_for(target="64k"), model)
-    assert resolve_lengths(config_for(target="256k"), model).original == 8192
-    assert resolve_lengths(config_for(target="256k"), model).factor == 32
+        lengths_for(model, target="64k")
+    assert lengths_for(model, target="256k").original == 8192
+    assert lengths_for(model, target="256k").factor == 32
 
 
 def test_default_evaluations_reach_from_the_original_window_to_the_target() -> None:
@@ -99,9 +112,9 @@ def test_default_evaluations_reach_from_the_original_window_to_the_target() -> N
         assert spec.context_lengths == (2048, 4096, 8192, 12288)
 
 
-def test_the_target_is_above_an_original_length_that_is_given() -> None:
+def test_the_target_is_above_an_original_length_that_is_given(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"above the original length, but 4,096 <= 4,096"):
-        resolve_lengths(config_for(target="4k", original="4k"), LlamaConfig(max_position_embeddings=2048))
+        lengths_for(small_model(tmp_path, max_position_embeddings=2048), target="4k", original="4k")
 
 
 @pytest.mark.parametrize("original", [1, 2, 3])
@@ -121,7 +134,14 @@ def test_what_depends_on_the_model_is_filled_in() -> None:
 
 
 def test_plan_by_hand() -> None:
-    numbers: dict[str, Any] = {"model": "m", "rope": "yarn", "parameters": 1000, "shape": None, "steps": 10}
+    numbers: dict[str, Any] = {
+        "model": "m",
+        "rope": "yarn",
+        "parameters": 1000,
+        "active": 1000,
+        "shape": None,
+        "steps": 10,
+    }
     pose = make_plan(method="pose", lengths=Lengths(64, 32, 256), step=Step(32, 2, 2), **numbers)
     assert (pose.factor, pose.train_tokens, pose.attention_saving) == (4.0, 1280, 64.0)
     full = make_plan(method="full", lengths=Lengths(64, 32, 256), step=Step(256, 2, 2), **numbers)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from skipwise.errors import UserError
 from skipwise.models.readers import PARITY, Reading, difference
-from skipwise.models.shape import far_table
 from skipwise.models.stock import stock_config
+from skipwise.models.windows import far_table
 from skipwise.rope.scaling import base_frequencies
 from skipwise.rope.yarn import interpolated_share, yarn_attention_factor
 

@@ -18,8 +18,8 @@ from skipwise.errors import UserError
 from skipwise.models.aids import Aid
 from skipwise.models.load import vocabulary_size
 from skipwise.models.rope import is_rotary_table, length_dependent, read_rope, table_of, text_config
-from skipwise.models.shape import far_table
 from skipwise.models.windowed import windowed_layers
+from skipwise.models.windows import far_table
 
 # Rows whose scores exist at a time.
 ROWS = 128

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,28 @@ from skipwise.errors import UserError
 from skipwise.models.families import family_of, is_encoder, is_tested, why_refused
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
-from skipwise.models.shape import FAR, WINDOWED, far_table
-from skipwise.models.stock import stock_config
+from skipwise.models.stock import knows_key, stock_config
+from skipwise.models.windows import (
+    BY_ORIGINAL,
+    FAR,
+    ORIGINAL,
+    ROUNDED,
+    UNLIMITED,
+    WINDOWED,
+    Windows,
+    far_table,
+    rope_of,
+    windows_of,
+)
 from skipwise.rope.scaling import VLLM_FACTORS
 from skipwise.runs import new_directory, write_json
 
-# Lengths are whole numbers, and factors are often rounded.
-ROUNDED = 0.01
-# A tokenizer without a limit has a number like 1e30.
-UNLIMITED = 10**9
+# Of readers that do not read a model at all, which is nothing wrong with it.
+NO_READING = ("reader_lacks_model", "reader_not_known")
 # Rope types whose factor is the share of the window over the first one.
 BY_FACTOR = ("yarn", "longrope", "linear")
+# Kinds of layers that see all of the text, or its last tokens.
+SEEING = (FAR, WINDOWED, "attention")
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Diagnosis:
         family: model type, and by what name it is known.
         original, current: first window and the one now, in tokens.
         layers: how far they see, in a sentence each.
-        readings: of every reader that was looked at for such models; a sentence where it stops.
+        readings: of every reader that was looked at for such models; the reason where it stops.
         findings: what is wrong, worst first.
         mended: the config as it should be.
         as_trained: whether it is known to be what was trained.
@@ -60,7 +71,7 @@ class Diagnosis:
     original: int
     current: int
     layers: list[str]
-    readings: dict[str, Reading | str]
+    readings: dict[str, Reading | UnreadableError]
     findings: list[Finding]
     mended: dict[str, Any]
     as_trained: bool = False
@@ -68,8 +79,8 @@ class Diagnosis:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the frequencies."""
         readings = {
-            name: read
-            if isinstance(read, str)
+            name: str(read)
+            if isinstance(read, UnreadableError)
             else {key: value for key, value in vars(read).items() if key not in ("short", "long")}
             for name, read in self.readings.items()
         }
@@ -96,19 +107,31 @@ def diagnose(
     stock = stock_config(config)
     kind = str(stock["model_type"])
     transformers_5(config)  # has RoPE, and one that can be computed
-    rope, window, findings = _meant(inner, stock, original)
-    mended = _mended(config, stock, rope, window)
-    readers = [name for name in READERS if name.startswith("transformers") or not is_encoder(kind)]
-    findings += [*_about_readers(config, mended, readers), *_about_files(others, window)]
+    limit = others.get("tokenizer_config.json", {}).get("model_max_length")
+    windows = windows_of(stock, inner, int(limit) if limit else None, original)
+    rope, findings = _meant(inner, stock)
+    findings += _complete(rope, inner, windows)
+    mended = dict(config)
+    if _can_mend(config, stock):
+        mended = _mended(config, stock, rope, windows)
+    else:
+        findings = [replace(finding, mended=False) for finding in findings]
+    looked_at = is_tested(kind) and not is_encoder(kind)  # by vLLM and llama.cpp
+    readers = [name for name in READERS if name.startswith("transformers") or looked_at]
+    findings += [*_about_readers(config, mended, readers), *_about_files(others, windows.current)]
     readings = {name: _read(name, config) for name in readers}
     known = f"{kind}: {family_of(kind).models}" if is_tested(kind) else f"{kind}, not among those tested"
-    return Diagnosis(known, _first(rope, window), window, list(_layers(stock)), readings, findings, mended)
+    layers = list(_layers(stock, windows.current))
+    return Diagnosis(known, windows.original, windows.current, layers, readings, findings, mended)
 
 
-def _meant(
-    given: Mapping[str, Any], stock: Mapping[str, Any], original: int | None
-) -> tuple[dict[str, Any], int, list[Finding]]:
-    """The RoPE parameters of layers that see far and the window, as they must be meant; and what did not say so."""
+def _can_mend(config: Mapping[str, Any], stock: Mapping[str, Any]) -> bool:
+    """Whether the RoPE stands where a copy would write it: some wrappers keep that of their text model at the top."""
+    return bool(config.get("text_config")) or config.get("model_type") == stock["model_type"]
+
+
+def _meant(given: Mapping[str, Any], stock: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """The RoPE parameters of layers that see far, as they must be meant; and what did not say so."""
     new, old = far_table(given.get("rope_parameters") or {}), given.get("rope_scaling") or {}
     # The class goes by rope_scaling where it is there, and may find less in it.
     rope = {**new, **far_table(stock["rope_parameters"])}
@@ -125,81 +148,72 @@ def _meant(
     if lost:
         what = f"rope_scaling, which wins, lacks {', '.join(lost)} of rope_parameters."
         findings.append(Finding(what, "They are added.", True))
-    window, more = _true_window(given, rope, int(stock["max_position_embeddings"]), original)
-    return rope, window, findings + more
+    return rope, findings
 
 
-def _true_window(
-    given: Mapping[str, Any], rope: dict[str, Any], window: int, original: int | None
-) -> tuple[int, list[Finding]]:
-    """The window, from three numbers that must agree: it, the first one and the factor. Completes `rope`."""
-    if rope["rope_type"] not in BY_FACTOR or rope.get("factor") is None:
-        return window, []
-    factor = float(rope["factor"])
-    if rope["rope_type"] == "linear":  # has no use for the first window
-        return round(original * factor) if original else window, []
-    name = "original_max_position_embeddings"
-    inside = {**(given.get("rope_parameters") or {}), **(given.get("rope_scaling") or {})}
-    said = given.get(name) or far_table(inside).get(name)
-    first = int(original or said or round(window / factor))
-    rope[name] = first
+def _complete(rope: dict[str, Any], written: Mapping[str, Any], windows: Windows) -> list[Finding]:
+    """Write both windows into the RoPE parameters, where they belong; and what of them was not as it must be.
+
+    Args:
+        rope: completed in place.
+        written: `config.json` as it is.
+        windows: as they must be meant.
+    """
+    if windows.doubt is not None:
+        return [Finding(f"{windows.doubt[0].upper()}{windows.doubt[1:]}", "", False)]
     findings = []
-    if said is None:
-        what = f"{name} is missing, so readers take the extended window of {window:,} for it."
-        findings.append(Finding(what, f"Set to {first:,}.", True))
-    elif int(said) != first:
-        findings.append(Finding(f"{name} is {int(said):,}, but the first window was {first:,}.", "Set to that.", True))
-    if math.isclose(first * factor, window, rel_tol=ROUNDED):
-        return window, findings
-    if first * factor > window or original:
-        return round(first * factor), [*findings, _other_window(window, first, factor, original)]
-    what = f"A factor of {factor:g} times a first window of {first:,} is not the window of {window:,}."
-    return window, [*findings, Finding(what, "Say what the first window was: --original N.", False)]
-
-
-def _other_window(window: int, first: int, factor: float, original: int | None) -> Finding:
-    """The window is another than the factor says."""
-    wanted = round(first * factor)
-    what = f"max_position_embeddings is {window:,}, but a factor of {factor:g} makes {wanted:,} of {first:,}"
-    remedy = f"Set to {wanted:,}."
-    if original is None:
-        what += f", unless the first window was {round(window / factor):,}"
-        remedy += f" If it was, say --original {round(window / factor)}."
-    return Finding(f"{what}.", remedy, True)
+    said = rope_of(written).get(ORIGINAL) or written.get(ORIGINAL)
+    if rope["rope_type"] in BY_ORIGINAL:
+        rope[ORIGINAL] = windows.original
+        if said is None:
+            what = f"{ORIGINAL} is missing, which was {windows.original:,}."
+            findings.append(Finding(what, "It is written.", True))
+        elif int(said) != windows.original:
+            what = f"{ORIGINAL} is {int(said):,}, but the original window was {windows.original:,}."
+            findings.append(Finding(what, "Set to that.", True))
+    claimed = int(written.get("max_position_embeddings") or windows.current)
+    if claimed < windows.current and rope["rope_type"] in BY_FACTOR:
+        what = (
+            f"max_position_embeddings is {claimed:,}, but a factor of {float(rope['factor']):g} makes "
+            f"{windows.current:,} of {windows.original:,}."
+        )
+        findings.append(Finding(what, f"Set to {windows.current:,}.", True))
+    by_factor = round(windows.original * float(rope.get("factor") or 1.0))
+    if rope["rope_type"] == "yarn" and not math.isclose(by_factor, windows.current, rel_tol=ROUNDED):
+        what = (
+            f"A factor of {float(rope['factor']):g} times an original window of {windows.original:,} is not the window "
+            f"of {windows.current:,}."
+        )
+        findings.append(Finding(what, "Say what the original window was: --original N.", False))
+    return findings
 
 
 def _mended(
-    config: Mapping[str, Any], stock: Mapping[str, Any], rope: Mapping[str, Any], window: int
+    config: Mapping[str, Any], stock: Mapping[str, Any], rope: Mapping[str, Any], windows: Windows
 ) -> dict[str, Any]:
     """The config with its RoPE as it must be meant, in the form of every version."""
     if config.get("text_config"):
-        return {**config, "text_config": _mended(config["text_config"], stock, rope, window)}
+        text = {"model_type": stock["model_type"], **config["text_config"]}
+        return {**config, "text_config": _mended(text, stock, rope, windows)}
     parameters, tables = dict(rope), stock["rope_parameters"]
     nested = far_table(tables) is not tables
-    named = {"model_type": stock["model_type"], "max_position_embeddings": window, "rope_scaling": None}
+    named = {"max_position_embeddings": windows.current, "rope_scaling": None}
     written = {**config, **named, "rope_parameters": {**tables, FAR: parameters} if nested else parameters}
-    if config.get("original_max_position_embeddings"):
-        written["original_max_position_embeddings"] = _first(rope, window)
+    if config.get(ORIGINAL):
+        written[ORIGINAL] = windows.original
     if parameters["rope_type"] in ("yarn", "longrope") and not parameters.get("mscale"):
         # Where it is not written, readers take defaults of their own.
         parameters["attention_factor"] = transformers_5(written).attention_factor
     if parameters["rope_type"] == "longrope":
-        parameters.setdefault("original_max_position_embeddings", _first(rope, window))
         parameters |= {key: parameters["attention_factor"] for key in VLLM_FACTORS if key not in parameters}
     return with_legacy_rope(written)
 
 
-def _first(rope: Mapping[str, Any], window: int) -> int:
-    if rope["rope_type"] == "linear":
-        return round(window / float(rope["factor"]))
-    return int(rope.get("original_max_position_embeddings") or window)
-
-
-def _read(name: str, config: Mapping[str, Any]) -> Reading | str:
+def _read(name: str, config: Mapping[str, Any]) -> Reading | UnreadableError:
     try:
         return READERS[name](config)
     except UnreadableError as error:
-        return str(error)
+        return error
 
 
 def _about_readers(config: Mapping[str, Any], mended: Mapping[str, Any], readers: Iterable[str]) -> Iterator[Finding]:
@@ -208,10 +222,12 @@ def _about_readers(config: Mapping[str, Any], mended: Mapping[str, Any], readers
     alike: dict[tuple[str, str, bool], list[str]] = {}  # one cause makes many readers go wrong in the same way
     for name in readers:
         now, then = _read(name, config), _read(name, mended)
-        wrong = now if isinstance(now, str) else difference(now, meant)
+        if isinstance(now, UnreadableError) and now.code in NO_READING:
+            continue
+        wrong = str(now) if isinstance(now, UnreadableError) else difference(now, meant)
         if wrong is None:
             continue
-        still = then if isinstance(then, str) else difference(then, meant)
+        still = str(then) if isinstance(then, UnreadableError) else difference(then, meant)
         remedy = "The config is written in the form of every version." if still is None else _what_to_do(name, meant)
         alike.setdefault((wrong, remedy, still is not None), []).append(name)
     for (wrong, remedy, limit), names in alike.items():
@@ -268,28 +284,56 @@ def mended_copy(directory: Path, diagnosis: Diagnosis, others: Mapping[str, Mapp
         shutil.copytree(directory, temporary, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
         for name, content in mended_files(diagnosis, others).items():
             write_json(temporary / name, content)
+        check_same_class(directory, temporary)
 
 
-def _layers(config: Mapping[str, Any]) -> Iterator[str]:
-    """How far layers see, and which of them have positions."""
-    total = int(config.get("num_hidden_layers") or 0)
-    window, kinds = config.get("sliding_window"), config.get("layer_types") or []
-    both_sides = not window and config.get("local_attention")  # ModernBERT: that many tokens around each
-    if both_sides:
-        window = int(config["local_attention"]) // 2
+def check_same_class(before: Path, after: Path) -> None:
+    """Raise `UserError` unless transformers opens a repaired config as the class it was."""
+    from skipwise.config import ModelConfig
+    from skipwise.models.load import load_config
+
+    was, now = (type(load_config(ModelConfig(path=str(path)))).__name__ for path in (before, after))
+    if was != now:
+        raise UserError(
+            f"A repaired copy must be the same model, but its config would be read as {now}, and not as {was}. "
+            "Nothing is written; mend it by hand.",
+            code="repair_changes_model",
+        )
+
+
+def _layers(config: Mapping[str, Any], current: int) -> Iterator[str]:
+    """How far layers see, and which of them have positions.
+
+    Args:
+        config: of the language model, completed.
+        current: its window, in tokens. Layers that see as much see all of a text.
+    """
+    from transformers import CONFIG_MAPPING
+
+    total, kinds = int(config.get("num_hidden_layers") or 0), config.get("layer_types") or []
+    window, around = config.get("sliding_window"), config.get("local_attention")
+    if not knows_key(CONFIG_MAPPING[config["model_type"]], "sliding_window"):
+        window = None
+    both_sides = bool(around) and not window  # ModernBERT: that many tokens around each
+    near = int(around or 0) // 2 if both_sides else int(window or 0)
     windowed = [number for number, kind in enumerate(kinds) if kind == WINDOWED]
-    if not kinds and window and config.get("use_sliding_window", True):
+    if not kinds and near and config.get("use_sliding_window", True):
         windowed = list(range(total))
-    others = sorted(set(kinds) - {FAR, WINDOWED})
-    far = [number for number in range(total) if number not in windowed]
-    if windowed and window:
-        near = f"{int(window):,} tokens to each side" if both_sides else f"the last {int(window):,} tokens"
-        yield f"{len(windowed)} of {total} see only {near}: {_numbers(windowed)}"
-        yield f"{len(far)} see all of the text" + (f": {_numbers(far)}" if far else "")
-    else:
-        yield f"all {total} see all of the text"
+    if not near or near >= current:
+        windowed = []
+    others = {number: kind for number, kind in enumerate(kinds) if kind not in SEEING}
+    far = [number for number in range(total) if number not in windowed and number not in others]
+    seen = f"{near:,} tokens to each side" if both_sides else f"the last {near:,} tokens"
+    if windowed and len(windowed) == total:
+        yield f"all {total} see only {seen}; what is farther away reaches a token through several layers or not at all"
+    elif windowed:
+        yield f"{len(windowed)} of {total} see only {seen}: {_numbers(windowed)}"
     if others:
-        yield f"some are of other kinds, which cannot be trained with skips: {', '.join(others)}"
+        named = ", ".join(sorted(set(others.values())))
+        yield f"{len(others)} of {total} are of other kinds, which cannot be trained with skips: {named}"
+    if far:
+        some = f"{len(far)} of {total} see all of the text: {_numbers(far)}"
+        yield f"all {total} see all of the text" if len(far) == total else some
     without = [number for number, has in enumerate(config.get("no_rope_layers") or []) if not has]
     if without:
         yield f"{len(without)} have no positions, and are left as they are: {_numbers(without)}"

@@ -18,6 +18,7 @@ class Family:
         models: known by these names.
         gated: whether feed-forward layers have three matrices, or two.
         tied: whether input and output embedding are one matrix, unless the config says otherwise.
+        pretrained: window of pretraining, in tokens, where configs of extended models have lost it.
         only_longrope: whether the model's own config class takes no other rope type than `longrope` (and `default`).
         vllm: `own` code for it, with longrope; `pairs`: own code without (it rotates neighbours); `transformers`' code;
             or `none`.
@@ -31,6 +32,7 @@ class Family:
     models: str
     gated: bool = True
     tied: bool = False
+    pretrained: int | None = None
     only_longrope: bool = False
     vllm: Literal["own", "pairs", "transformers", "none"] = "own"
     llama_cpp: Literal["usual", "nothing", "theta", "linear", "none"] = "usual"
@@ -51,7 +53,8 @@ FAMILIES = (
     Family("qwen3_moe", "Qwen3 with experts"),
     Family("gemma", "Gemma 1", tied=True, llama_cpp="nothing"),
     Family("gemma2", "Gemma 2", tied=True, llama_cpp="nothing"),
-    Family("gemma3_text", "Gemma 3, its language model", tied=True, legacy_names=_GEMMA3_NAMES),
+    # Pretrained with 32k, then extended to 128k with a factor of 8 (arXiv 2503.19786, Section 2).
+    Family("gemma3_text", "Gemma 3, its language model", tied=True, pretrained=32768, legacy_names=_GEMMA3_NAMES),
     Family("phi", "Phi-1, 1.5 and 2; GPT-J when converted", gated=False, vllm="transformers", llama_cpp="nothing"),
     Family("phi3", "Phi-3, Phi-4", only_longrope=True),
     Family(
@@ -98,10 +101,6 @@ REFUSED = {
     "gptj": "GPT-J keeps a table of sines of its own that no config changes. Rewrite it first: skipwise convert gptj.",
     "codegen": "CodeGen keeps a table of sines of its own that no config changes.",
     "baichuan": "Baichuan is remote code. Rewrite it as a Llama first: skipwise convert baichuan.",
-    "cohere2": (
-        "Command R7B has RoPE in layers that see the last tokens only, and no positions in those that see all of the "
-        "text: there is nothing to rescale."
-    ),
     "t5": (
         "T5 adds a learned bias for buckets of relative distance, and has no position ids to skip. To it all distances "
         "beyond its last bucket (128 tokens) look alike, so it reads longer texts as it is."

@@ -3,7 +3,7 @@
 from typing import Any
 
 from skipwise.models.families import family_of
-from skipwise.models.shape import WINDOWED, far_table
+from skipwise.models.windows import WINDOWED, far_table
 
 
 def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:

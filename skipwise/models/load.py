@@ -39,14 +39,14 @@ def _sources(config: ModelConfig) -> tuple[str, dict[str, Any]]:
 def load_config(config: ModelConfig) -> PreTrainedConfig:
     """The model's config, without its weights."""
     location, keywords = _sources(config)
-    loaded: PreTrainedConfig = _explained(config, lambda: AutoConfig.from_pretrained(location, **keywords))
+    loaded: PreTrainedConfig = explained(config, lambda: AutoConfig.from_pretrained(location, **keywords))
     return loaded
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer."""
     location, keywords = _sources(config)
-    return _explained(config, lambda: AutoTokenizer.from_pretrained(location, **keywords))
+    return explained(config, lambda: AutoTokenizer.from_pretrained(location, **keywords))
 
 
 def load_model(
@@ -77,7 +77,7 @@ def load_model(
         keywords["device_map"] = {"": device}
     if config.attn_implementation is not None:
         keywords["attn_implementation"] = config.attn_implementation
-    model: PreTrainedModel = _explained(
+    model: PreTrainedModel = explained(
         config, lambda: AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **keywords)
     )
     if four_bits:
@@ -114,7 +114,7 @@ def _keep_gradients(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def _explained(config: ModelConfig, load: Callable[[], T]) -> T:
+def explained(config: ModelConfig, load: Callable[[], T]) -> T:
     """`load()`, with its many ways to fail turned into one message."""
     known = (OSError, ValueError, KeyError, ImportError, struct.error, SafetensorError)
     try:
@@ -132,13 +132,6 @@ def _explained(config: ModelConfig, load: Callable[[], T]) -> T:
 
 def _here(path: str) -> str:
     return "" if Path(path).exists() or path.startswith("builtin:") else " (there is none here of that name)"
-
-
-def count_parameters(config: PreTrainedConfig, trust_remote_code: bool) -> int:
-    """Weights of a model, tied ones once, without making them."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return int(model.num_parameters())
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

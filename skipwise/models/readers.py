@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipwise.errors import UserError
-from skipwise.models.families import family_of
-from skipwise.models.shape import FAR, WINDOWED, far_table
+from skipwise.models.families import family_of, is_tested
 from skipwise.models.stock import default_theta, stock_config
+from skipwise.models.transformers4 import MODEL_TYPES
+from skipwise.models.windows import FAR, WINDOWED, far_table
 from skipwise.rope.scaling import base_frequencies
 from skipwise.rope.yarn import interpolated_share, yarn_attention_factor
 
@@ -79,6 +80,10 @@ def transformers_4(config: Mapping[str, Any]) -> Reading:
     """
     given = config.get("text_config") or config
     stock = stock_config(config)
+    if str(config.get("model_type")) not in MODEL_TYPES:
+        raise UnreadableError("it has no such model", code="reader_lacks_model")
+    if far_table(stock["rope_parameters"]) is not stock["rope_parameters"] and not is_tested(stock["model_type"]):
+        raise UnreadableError("how it reads the tables of this family is not known", code="reader_not_known")
     names = family_of(stock["model_type"]).legacy_names
     defaults = default_theta(config)
     new = far_table(stock["rope_parameters"])
@@ -146,6 +151,9 @@ def llama_cpp(config: Mapping[str, Any]) -> Reading:
     read, family = _reading(stock), family_of(stock["model_type"])
     rope, window = far_table(stock["rope_parameters"]), int(stock["max_position_embeddings"])
     size = 2 * read.long.size
+    if stock["model_type"] == "cohere":  # it looks there first (conversion/command_r.py)
+        window = int(stock.get("model_max_length") or window)
+        read = replace(read, window=window)
     if family.llama_cpp == "none":
         raise UnreadableError("its converter has no such model", code="reader_lacks_model")
     if family.llama_cpp == "nothing":
@@ -179,7 +187,9 @@ READERS: dict[str, Callable[[Mapping[str, Any]], Reading]] = {
 
 def _type(rope: Mapping[str, Any]) -> str:
     name = str(rope.get("rope_type") or rope.get("type") or "default")
-    return {"su": "longrope"}.get(name, name)
+    return {"su": "longrope", "mrope": "default"}.get(
+        name, name
+    )  # mrope: three positions a token, of which text has one
 
 
 def _first(stock: Mapping[str, Any], rope: Mapping[str, Any]) -> int:

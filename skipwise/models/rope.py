@@ -13,10 +13,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.families import family_of, why_refused
-from skipwise.models.shape import FAR, WINDOWED, far_table, windows_of
+from skipwise.models.windows import FAR, ORIGINAL, OTHER_KEYS, WINDOWED, far_table, rope_of, windows_of
 from skipwise.rope import Mixed, RopeScaling
 from skipwise.rope.scaling import Frequencies, longrope_parameters
 
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+# Keys of a scaling, which a new one replaces; any other key in RoPE parameters is a family's own and stays.
+SCALING_KEYS = frozenset(
+    {"rope_type", "type", "rope_theta", "factor", ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale",
+     "mscale_all_dim", "truncate", "finetuned", "short_factor", "long_factor", "short_mscale", "long_mscale",
+     "low_freq_factor", "high_freq_factor"}
+)  # fmt: skip
 # Stock models compute frequencies in float32; ours are float64.
 FREQUENCY_TOLERANCE = 1e-5
 
@@ -73,20 +80,27 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
             "the text. Choose a model that has such layers.",
             code="no_table_for_full_attention",
         )
-    if parameters.get("mscale_all_dim"):
+    rope_type = rope_of({"rope_parameters": parameters})["rope_type"]
+    if rope_type not in ROPE_TYPES:
+        raise UserError(
+            f"Skipwise replaces RoPE of the types {', '.join(ROPE_TYPES)}, but {kind} has {rope_type!r}, whose "
+            "frequencies it does not know. Choose another model.",
+            code="unknown_rope_type",
+        )
+    if rope_type == "yarn" and parameters.get("mscale_all_dim"):
         raise UserError(
             f"{kind} was extended before and scales all of its attention with that (mscale_all_dim), which a new "
             "scaling would have to replace in the weights' place. Choose a model that was not.",
             code="attention_scaled_before",
         )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    original, current = windows_of(parameters, int(config.max_position_embeddings))
+    windows = windows_of(config.to_dict())
     return RopeInfo(
         rotary_dim=int(head_dim * parameters.get("partial_rotary_factor", 1.0)),
         theta=float(parameters["rope_theta"]),
-        original=original,
-        current=current,
-        rope_type=str(parameters["rope_type"]),
+        original=windows.original,
+        current=windows.current,
+        rope_type=rope_type,
     )
 
 
@@ -101,10 +115,9 @@ def length_dependent(config: PreTrainedConfig) -> str | None:
 def read_window(config: PreTrainedConfig) -> int | None:
     """Tokens that a model claims to handle, whatever its kind; None where its config says nothing."""
     try:
-        return read_rope(config).current
+        return windows_of(text_config(config).to_dict()).current
     except UserError:
-        claimed = getattr(text_config(config), "max_position_embeddings", None)
-        return None if claimed is None else int(claimed)
+        return None
 
 
 def has_learned_positions(config: PreTrainedConfig) -> bool:
@@ -123,8 +136,8 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     """
     config = text_config(model.config)
     info = read_rope(config)
-    before = copy.deepcopy(config.to_dict())
-    _set_config(config, with_far_table(config, scaling, lengths), lengths.target, lengths.original)
+    before = copy.deepcopy(vars(config))
+    _set_config(config, with_far_table(config, scaling, lengths), lengths)
     tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
     try:
         if getattr(config, "head_dim", 0) is None:  # for which transformers' YaRN looks, and takes it for a number
@@ -132,8 +145,8 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
         fresh = {name: type(module)(config=config).to(model.device) for name, module in tables.items()}
         _check_tables(fresh, scaling, info, lengths, config.model_type)
     except (KeyError, TypeError, ValueError) as error:  # a class may have rules of its own
-        original = before.get("original_max_position_embeddings")
-        _set_config(config, before["rope_parameters"], before["max_position_embeddings"], original)
+        vars(config).clear()
+        vars(config).update(before)
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -145,11 +158,20 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
         model.set_submodule(name, module)
 
 
-def _set_config(config: PreTrainedConfig, parameters: dict[str, Any], current: int, original: int | None) -> None:
+def _set_config(config: PreTrainedConfig, parameters: dict[str, Any], lengths: Lengths) -> None:
+    """Everything in a config that says RoPE or window."""
     config.rope_parameters = parameters
-    config.max_position_embeddings = current
-    if hasattr(config, "original_max_position_embeddings"):  # Phi-3 keeps it outside
-        config.original_max_position_embeddings = original
+    config.max_position_embeddings = lengths.target
+    if hasattr(config, ORIGINAL):  # Phi-3 keeps it outside
+        setattr(config, ORIGINAL, lengths.original)
+    for key in OTHER_KEYS:  # of which some programs take one for the window
+        if isinstance(getattr(config, key, None), int):
+            setattr(config, key, lengths.target)
+    # Of linear scaling alone a config does not say which of the two windows it names.
+    if far_table(parameters)["rope_type"] == "linear":
+        config.max_sequence_length = lengths.target
+    if hasattr(config, "dual_chunk_attention_config"):  # another way to the longer window, which the new one replaces
+        del config.dual_chunk_attention_config
 
 
 def with_far_table(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths) -> dict[str, Any]:
@@ -168,9 +190,10 @@ def stock_parameters(config: PreTrainedConfig, scaling: RopeScaling, lengths: Le
         frequencies = scaling.frequencies(info.rotary_dim, info.theta, lengths)
         parameters = longrope_parameters(frequencies, info.rotary_dim, info.theta, lengths)
     old = far_table(config.rope_parameters)
-    if "partial_rotary_factor" in old:
-        parameters["partial_rotary_factor"] = old["partial_rotary_factor"]
-    return parameters
+    kept = {key: value for key, value in old.items() if key not in SCALING_KEYS}
+    if set(kept) - {"partial_rotary_factor"}:  # a family's own, which may count from the original window
+        kept[ORIGINAL] = lengths.original
+    return {**kept, **parameters}
 
 
 def is_rotary_table(module: nn.Module) -> bool:

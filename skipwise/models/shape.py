@@ -1,4 +1,4 @@
-"""The sizes of a model, from its config alone. No torch, so that planning starts fast."""
+"""The files of a model that say what it is, and its sizes from its config alone. No torch."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from typing import Any
 from skipwise.errors import UserError
 from skipwise.models.families import family_of
 from skipwise.models.locate import model_location
+from skipwise.models.windows import UNLIMITED
 
 # Keys that say that a config is of a mixture of experts, whose sizes mean something else.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
@@ -74,6 +75,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         UserError: for a model that is no dense decoder.
     """
     config = config.get("text_config") or config
+    config = {**config, "intermediate_size": config.get("intermediate_size") or config.get("ffn_hidden_size")}
     kind = str(config.get("model_type"))
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     missing = [key for key in needed if not config.get(key)]
@@ -91,10 +93,13 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
         )
     try:
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        key_heads = config.get("num_key_value_heads") or config.get("num_kv_heads") or heads
+        if config.get("multi_query") and not config.get("new_decoder_architecture"):  # Falcon's
+            key_heads = 1
         return ModelShape(
             layers=int(config["num_hidden_layers"]),
             heads=heads,
-            key_heads=int(config.get("num_key_value_heads") or config.get("num_kv_heads") or heads),
+            key_heads=int(key_heads),
             head_dim=int(config.get("head_dim") or hidden // heads),
             hidden_size=hidden,
             intermediate_size=int(config["intermediate_size"]),
@@ -108,59 +113,6 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape:
             "Plan another model.",
             code="malformed_model_sizes",
         ) from error
-
-
-def has_windowed_layers(config: Mapping[str, Any]) -> bool:
-    """Whether some layers see only the last tokens, which costs less than is counted."""
-    config = config.get("text_config") or config
-    return bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", True))
-
-
-# The layers whose rotary table is extended, in models that have one for each kind of layer. Windowed layers meet no
-# distance beyond their window, and keep theirs.
-FAR, WINDOWED = "full_attention", "sliding_attention"
-
-
-def far_table(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The RoPE parameters of layers that see all of the text, where each kind of layer has its own."""
-    nested = parameters.get(FAR)
-    return nested if isinstance(nested, Mapping) else parameters
-
-
-def windows_of(parameters: Mapping[str, Any], claimed: int) -> tuple[int, int]:
-    """The first window and the one now, from what RoPE parameters say about an earlier extension.
-
-    Args:
-        parameters: with `rope_type`.
-        claimed: `max_position_embeddings`.
-    """
-    factor = float(parameters.get("factor") or 1.0)
-    first = parameters.get("original_max_position_embeddings")
-    if parameters["rope_type"] == "linear":  # knows its factor only
-        return round(claimed / factor), claimed
-    if first is None:
-        return claimed, claimed
-    # Some leave max_position_embeddings where it was before the extension.
-    return int(first), max(claimed, round(int(first) * factor))
-
-
-def read_windows(config: Mapping[str, Any]) -> tuple[int, int]:
-    """`windows_of` a `config.json`, in the layout of any version.
-
-    Raises:
-        UserError: when it says none.
-    """
-    config = config.get("text_config") or config
-    if config.get("max_position_embeddings") is None:
-        raise UserError(
-            "The config.json says no window (max_position_embeddings). Choose another model.",
-            code="model_window_missing",
-        )
-    rope = dict(far_table(config.get("rope_parameters") or config.get("rope_scaling") or {}))
-    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    if "original_max_position_embeddings" in config:
-        rope.setdefault("original_max_position_embeddings", config["original_max_position_embeddings"])
-    return windows_of(rope, int(config["max_position_embeddings"]))
 
 
 def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -196,3 +148,13 @@ def read_config(path: str, revision: str | None = None) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{file} must hold a mapping, not {type(config).__name__}.", code="not_a_mapping")
     return config
+
+
+def read_tokenizer_limit(path: str) -> int | None:
+    """`model_max_length` of a model directory's tokenizer, in tokens; None where it says none that is one."""
+    file = Path(model_location(path)) / "tokenizer_config.json"
+    try:
+        limit = json.loads(file.read_text(encoding="utf-8")).get("model_max_length")
+        return int(limit) if limit and int(limit) < UNLIMITED else None
+    except (OSError, ValueError, TypeError, AttributeError):  # the limit is a hint, and the file another's matter
+        return None

@@ -38,6 +38,14 @@ def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return completed
 
 
+def knows_key(config_class: type, key: str) -> bool:
+    """Whether a config class has a key. One that it does not have is of another family, and changes nothing.
+
+    Classes that come as remote code may not declare what they take.
+    """
+    return hasattr(config_class, key) or not config_class.__module__.startswith("transformers.")
+
+
 def default_theta(config: Mapping[str, Any]) -> Any:
     """RoPE parameters that the class has where the config says nothing, per kind of layer where it has several."""
     silent = {key: value for key, value in config.items() if key not in ROPE_KEYS}

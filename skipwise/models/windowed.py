@@ -15,7 +15,8 @@ from skipwise.models import attention
 from skipwise.models.forward import autocast, for_products
 from skipwise.models.load import vocabulary_size
 from skipwise.models.rope import text_config
-from skipwise.models.shape import FAR, WINDOWED
+from skipwise.models.stock import knows_key
+from skipwise.models.windows import FAR, WINDOWED
 
 # Attention that takes a mask of scores.
 TAKES_MASKS = ("sdpa", "eager", attention.NAME)
@@ -65,7 +66,7 @@ def windowed_layers(config: PreTrainedConfig, target: int) -> Layers | None:
     window = getattr(config, "sliding_window", None)
     total = int(config.num_hidden_layers)
     if kinds is None:
-        used = window is not None and getattr(config, "use_sliding_window", True)
+        used = knows_key(type(config), "sliding_window") and getattr(config, "use_sliding_window", True)
         return Layers(int(window), total, total, False) if used and window is not None and window < target else None
     others = sorted(set(kinds) - {FAR, WINDOWED, "attention"})
     if others:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
@@ -15,8 +15,10 @@ from skipwise.errors import UserError, nearest
 from skipwise.evaluation.specs import Harness, Length
 from skipwise.lengths import Lengths
 from skipwise.models.aids import Aid, split_aid
-from skipwise.models.shape import read_config, read_windows
 from skipwise.planning import resolve_target, window_tokens
+
+if TYPE_CHECKING:
+    from skipwise.models.inspection import ModelInfo
 
 UNTOUCHED = "untouched"
 Budget = Literal["steps", "tokens"]
@@ -242,12 +244,16 @@ def lengths_of(study: StudyConfig) -> Lengths:
 
 def run_lengths(config: RunConfig) -> Lengths:
     """The three lengths of one run."""
-    return resolve_target(config, *_windows(config.model.path, config.model.revision))
+    windows = inspected(config.model, config.lengths.original).windows
+    return resolve_target(config, windows.original, windows.current)
 
 
 @lru_cache
-def _windows(path: str, revision: str | None) -> tuple[int, int]:
-    return read_windows(read_config(path, revision))
+def inspected(model: ModelConfig, original: int | None = None) -> "ModelInfo":
+    """What is known of the model of a study, read once."""
+    from skipwise.models.inspection import inspect_model
+
+    return inspect_model(model, original=original)
 
 
 def tokens_of_step(config: RunConfig) -> int:

@@ -1,6 +1,7 @@
 """A study from file to figures: development cells, learning rates, all other cells, one summary."""
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -20,7 +21,7 @@ from skipwise.costs import step_flops
 from skipwise.errors import UserError
 from skipwise.extension import teacher_weight
 from skipwise.lengths import Lengths
-from skipwise.models.shape import ModelShape, read_config, shape_of
+from skipwise.models.shape import ModelShape
 from skipwise.planning import step_of, window_tokens
 from skipwise.runs import RunDir, write_json, write_text
 from skipwise.study.cell import Finished, StudyDir, read_cell, run_cell
@@ -30,6 +31,7 @@ from skipwise.study.config import (
     StudyConfig,
     development_cells,
     final_cells,
+    inspected,
     lengths_of,
     parse_study,
     run_lengths,
@@ -265,7 +267,7 @@ def cost_rows(study: Study) -> list[list[str]]:
     """For each method: cells; of these finished, and their training time; steps, tokens and FLOPs of all."""
     development = list(development_cells(study.config))
     final = list(final_cells(study.config, _chosen(study.rates())))
-    shape = shape_of(read_config(final[0].model.path, final[0].model.revision))
+    shape = inspected(final[0].model).shape
     groups: dict[tuple[str, str], list[Cell]] = {}
     for part, cells in (("development", development), ("reported", final)):
         for cell in cells:
@@ -290,14 +292,15 @@ def _shown(row: Sequence[float]) -> list[str]:
         f"{seconds / 3600:.1f} h",
         f"{steps:,.0f}",
         f"{tokens:,.0f}",
-        f"{flops:.2g}",
+        "not known" if math.isnan(flops) else f"{flops:.2g}",
     ]
 
 
-def _cost(cell: Cell, shape: ModelShape) -> tuple[int, int, float]:
-    """Steps, tokens and FLOPs of a cell's training."""
+def _cost(cell: Cell, shape: ModelShape | None) -> tuple[int, int, float]:
+    """Steps, tokens and FLOPs of a cell's training; no number for the FLOPs of a model whose cost is not known."""
     if cell.run is None or cell.run.method == "interpolate":
         return 0, 0, 0.0
     lengths, steps = run_lengths(cell.run), cell.run.train.max_steps
     step = step_of(cell.run, window_tokens(cell.run.method, lengths), bool(teacher_weight(cell.run, lengths)))
-    return steps, steps * tokens_of_step(cell.run), steps * step_flops(shape, step).total
+    flops = math.nan if shape is None else steps * step_flops(shape, step).total
+    return steps, steps * tokens_of_step(cell.run), flops

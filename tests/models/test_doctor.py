@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from skipwise import Lengths, UserError, YaRN, cli, set_rope_scaling
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.models.doctor import Diagnosis, diagnose
-from skipwise.models.readers import READERS, difference, transformers_5
+from skipwise.models.doctor import Diagnosis, diagnose, mended_copy
+from skipwise.models.readers import READERS, Reading, difference, transformers_5
 from skipwise.models.rope import is_rotary_table, live_rope
 from tests.conftest import WINDOW, pico_llama
 
@@ -70,11 +70,8 @@ SICK: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     ),
     "two thetas": ({**WELL["plain"], "rope_theta": 10000.0}, "two thetas", {"rope_theta": 500000.0}),
     "not raised": (
-        both_forms(YARN, 4096), "makes 32,768 of 4,096, unless the first window was 512",
+        both_forms(YARN, 4096), "makes 32,768 of 4,096",
         {"max_position_embeddings": 32768},
-    ),
-    "first window missing": (
-        both_forms({"rope_type": "yarn", "factor": 8.0}, 32768), "takes? the extended window", {}
     ),
     "attention factor missing": (
         both_forms({"rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 4096,
@@ -97,9 +94,64 @@ def test_what_is_wrong_is_said_and_mended(name: str) -> None:
         assert difference(READERS[reader](diagnosis.mended), transformers_5(diagnosis.mended)) is None
 
 
+def test_an_original_window_that_is_lost_is_asked_for() -> None:
+    """Written as a quarter of the window, it made frequencies 2.5 times those of all readers, and nothing was wrong."""
+    lost = both_forms({"rope_type": "yarn", "factor": 8.0}, 32768)
+    (finding,) = diagnose(lost, {}).findings
+    assert not finding.mended and "--original 32768" in finding.what and "--original 4096" in finding.what
+    said = diagnose(lost, {}, original=4096)
+    assert (said.original, said.current) == (4096, 32768)
+    assert said.mended["rope_parameters"]["original_max_position_embeddings"] == 4096
+    assert diagnose(said.mended, {}).findings == []
+    other = diagnose(lost, {}, original=32768)
+    assert (other.original, other.current) == (32768, 262144)
+    assert difference(transformers_5(other.mended), transformers_5(lost)) is None
+
+
+@pytest.mark.parametrize("top", ["qwen2_5_vl", "qwen2_vl"])
+def test_a_repair_leaves_what_it_does_not_understand(top: str) -> None:
+    """These keep the keys of their text model at the top, where its type was written."""
+    config = {**SIZES, "model_type": top, "num_key_value_heads": 2, "intermediate_size": 256, "vocab_size": 300,
+              "max_position_embeddings": 4096, "rope_theta": 1e6,
+              "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}  # fmt: skip
+    diagnosis = diagnose(config, {})
+    assert diagnosis.mended == config and diagnosis.findings == []
+
+
+def test_a_repair_that_would_be_another_model_is_not_written(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({**SIZES, "max_position_embeddings": 4096}))
+    found = diagnose(both_forms(YARN, 4096), {})
+    found.mended["model_type"] = "qwen2"
+    with pytest.raises(UserError) as caught:
+        mended_copy(model, found, {}, tmp_path / "copy")
+    assert caught.value.code == "repair_changes_model" and not (tmp_path / "copy").exists()
+
+
+def test_a_reader_without_the_model_is_nothing_wrong() -> None:
+    """transformers 4 has no ministral3; vLLM and llama.cpp were not looked at for it."""
+    rope = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096, "rope_theta": 1e6}
+    config = {**SIZES, "model_type": "ministral3", "head_dim": 32, "max_position_embeddings": 32768,
+              "rope_parameters": rope}  # fmt: skip
+    diagnosis = diagnose(config, {})
+    assert diagnosis.findings == []
+    assert list(diagnosis.readings) == ["transformers 5", "transformers 4"]
+    assert isinstance(diagnosis.readings["transformers 4"], UserError)
+
+
+def test_llama_cpp_takes_the_other_key_of_command_r() -> None:
+    """vLLM and transformers take 8,192."""
+    config = {**SIZES, "model_type": "cohere", "max_position_embeddings": 8192, "model_max_length": 131072}
+    diagnosis = diagnose(config, {})
+    assert (diagnosis.original, diagnosis.current) == (131072, 131072)
+    windows = {name: read.window for name, read in diagnosis.readings.items() if isinstance(read, Reading)}
+    assert windows["llama.cpp"] == 131072 and windows["transformers 5"] == 8192
+
+
 def test_readers_that_go_wrong_alike_are_one_finding() -> None:
     """One cause was a complaint for every reader."""
-    diagnosis = diagnose(both_forms({"rope_type": "yarn", "factor": 8.0}, 32768), {})
+    diagnosis = diagnose(both_forms({"rope_type": "yarn", "factor": 8.0}, 32768), {}, original=4096)
     about = [finding.what for finding in diagnosis.findings if "something else" in finding.what]
     (one,) = about
     assert one.startswith("transformers 5, transformers 4, vLLM, llama.cpp read something else: frequencies up to ")
@@ -237,14 +289,14 @@ def test_a_language_model_by_its_defaults_is_well(config: dict[str, Any]) -> Non
 
 def test_layers_are_listed() -> None:
     assert diagnose(PUBLISHED["gemma 3"], {}).layers == ["5 of 6 see only the last 512 tokens: 0, 1, 2, 3, 4",
-                                                         "1 see all of the text: 5"]  # fmt: skip
+                                                         "1 of 6 see all of the text: 5"]  # fmt: skip
     assert diagnose(PUBLISHED["gemma 2"], {}).layers[0].startswith("1 of 2 see only")
     config = {**WELL["plain"], "model_type": "smollm3", "num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]}
     assert "1 have no positions, and are left as they are: 3" in diagnose(config, {}).layers
     windowed = {**config, "sliding_window": 128, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
     layers = diagnose(windowed, {}).layers
     assert layers[0] == "3 of 4 see only the last 128 tokens: 0, 1, 2"
-    assert layers[1] == "1 see all of the text: 3"
+    assert layers[1] == "1 of 4 see all of the text: 3"
 
 
 def test_an_encoder_is_well() -> None:

@@ -23,8 +23,8 @@ from skipwise.errors import UserError
 from skipwise.models import attention as blocks
 from skipwise.models.forward import autocast
 from skipwise.models.recompute import recompute_activations
-from skipwise.models.shape import FAR, WINDOWED
 from skipwise.models.windowed import check_takes_masks, masks_for, probe_windows, windowed_layers
+from skipwise.models.windows import FAR, WINDOWED
 from skipwise.training.trainer import window_loss
 
 WINDOW, TARGET = 6, 64
