@@ -18,7 +18,6 @@ class Family:
         models: known by these names.
         gated: whether feed-forward layers have three matrices, or two.
         tied: whether input and output embedding are one matrix, unless the config says otherwise.
-        only_longrope: whether the model's own config class takes no other rope type than `longrope` (and `default`).
         vllm: `own` code for it, with longrope; `pairs`: own code without (it rotates neighbours); `transformers`' code;
             or `none`.
         llama_cpp: whether its converter writes the RoPE as `usual`, `nothing` of it, the `theta` only, every factor as
@@ -31,7 +30,6 @@ class Family:
     models: str
     gated: bool = True
     tied: bool = False
-    only_longrope: bool = False
     vllm: Literal["own", "pairs", "transformers", "none"] = "own"
     llama_cpp: Literal["usual", "nothing", "theta", "linear", "none"] = "usual"
     legacy_names: Mapping[str, str | None] = field(default_factory=dict)
@@ -53,7 +51,7 @@ FAMILIES = (
     Family("gemma2", "Gemma 2", tied=True, llama_cpp="nothing"),
     Family("gemma3_text", "Gemma 3, its language model", tied=True, legacy_names=_GEMMA3_NAMES),
     Family("phi", "Phi-1, 1.5 and 2; GPT-J when converted", gated=False, vllm="transformers", llama_cpp="nothing"),
-    Family("phi3", "Phi-3, Phi-4", only_longrope=True),
+    Family("phi3", "Phi-3, Phi-4"),
     Family(
         "gpt_neox", "GPT-NeoX, Pythia", gated=False, vllm="transformers", llama_cpp="nothing", legacy_names=_NEOX_NAMES
     ),

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from skipwise.errors import UserError
 from skipwise.models.families import family_of
 from skipwise.models.shape import WINDOWED, far_table
+from skipwise.models.stock import stock_config
 
 
 def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
@@ -29,4 +31,28 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     values["rope_scaling"] = None if default else {**parameters, "type": parameters["rope_type"]}
     names = family_of(config["model_type"]).legacy_names
     legacy = {names.get(key, key): value for key, value in values.items()}
-    return {**config, **{name: value for name, value in legacy.items() if name is not None and name != "near_theta"}}
+    written = {**config, **{name: value for name, value in legacy.items() if name is not None and name != "near_theta"}}
+    return written if _reads_back(written) else config
+
+
+def _reads_back(written: dict[str, Any]) -> bool:
+    """Whether the model's own class finds the same RoPE in both forms together.
+
+    Classes newer than the older form know none, and take what stands there for the parameters of all layers.
+    """
+    try:
+        found = stock_config(written)["rope_parameters"]
+    except UserError as error:
+        if error.code == "unknown_model_type":  # remote code
+            return True
+        raise
+    return _without_type(found) == _without_type(written["rope_parameters"])
+
+
+def _without_type(parameters: dict[str, Any]) -> dict[str, Any]:
+    """RoPE parameters without the older name of `rope_type`."""
+    return {
+        key: _without_type(value) if isinstance(value, dict) else value
+        for key, value in parameters.items()
+        if key != "type"
+    }

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.models.families import family_of, why_refused
+from skipwise.models.families import why_refused
 from skipwise.models.shape import FAR, WINDOWED, far_table, windows_of
 from skipwise.rope import Mixed, RopeScaling
 from skipwise.rope.scaling import Frequencies, longrope_parameters
@@ -127,9 +127,9 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     _set_config(config, with_far_table(config, scaling, lengths), lengths.target, lengths.original)
     tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
     try:
-        if getattr(config, "head_dim", 0) is None:  # for which transformers' YaRN looks, and takes it for a number
-            config.head_dim = config.hidden_size // config.num_attention_heads
-        fresh = {name: type(module)(config=config).to(model.device) for name, module in tables.items()}
+        _set_head_dim(config)
+        with torch.device("cpu"):  # where a table has values, also for a model without weights
+            fresh = {name: type(module)(config=config) for name, module in tables.items()}
         _check_tables(fresh, scaling, info, lengths, config.model_type)
     except (KeyError, TypeError, ValueError) as error:  # a class may have rules of its own
         original = before.get("original_max_position_embeddings")
@@ -142,7 +142,7 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
             code="scaling_not_supported",
         ) from error
     for name, module in fresh.items():
-        model.set_submodule(name, module)
+        model.set_submodule(name, module.to(model.device))
 
 
 def _set_config(config: PreTrainedConfig, parameters: dict[str, Any], current: int, original: int | None) -> None:
@@ -164,13 +164,30 @@ def stock_parameters(config: PreTrainedConfig, scaling: RopeScaling, lengths: Le
     config = text_config(config)
     info = read_rope(config)
     parameters = scaling.hf_parameters(info.rotary_dim, info.theta, lengths)
-    if family_of(config.model_type).only_longrope and parameters["rope_type"] not in ("default", "longrope"):
-        frequencies = scaling.frequencies(info.rotary_dim, info.theta, lengths)
-        parameters = longrope_parameters(frequencies, info.rotary_dim, info.theta, lengths)
     old = far_table(config.rope_parameters)
-    if "partial_rotary_factor" in old:
-        parameters["partial_rotary_factor"] = old["partial_rotary_factor"]
-    return parameters
+    kept = {key: old[key] for key in ("partial_rotary_factor",) if key in old}
+    if _takes(config, parameters | kept):
+        return parameters | kept
+    frequencies = scaling.frequencies(info.rotary_dim, info.theta, lengths)
+    return longrope_parameters(frequencies, info.rotary_dim, info.theta, lengths) | kept
+
+
+def _takes(config: PreTrainedConfig, parameters: dict[str, Any]) -> bool:
+    """Whether a config's own class takes these RoPE parameters; that of Phi-3 knows `longrope` alone."""
+    changed = copy.copy(config)
+    vars(changed)["rope_parameters"] = parameters
+    _set_head_dim(changed)
+    try:
+        changed.validate_rope()
+    except (KeyError, TypeError, ValueError):  # whatever a class says no with
+        return False
+    return True
+
+
+def _set_head_dim(config: PreTrainedConfig) -> None:
+    """Fill in what transformers' YaRN and checks look for, and take for a number."""
+    if getattr(config, "head_dim", 0) is None:
+        config.head_dim = config.hidden_size // config.num_attention_heads
 
 
 def is_rotary_table(module: nn.Module) -> bool:
@@ -275,7 +292,9 @@ def _check_tables(
     if isinstance(scaling, Mixed):
         wanted[lengths.original] = scaling.short_frequencies(info.rotary_dim, info.theta, lengths)
     same = all(
-        _close(table_of(table, length, _far(table)), own) for table in tables.values() for length, own in wanted.items()
+        _close(table_of(table, length, _far(table)), own) and _used(table, length, own)
+        for table in tables.values()
+        for length, own in wanted.items()
     )
     if not tables or not same:
         raise UserError(
@@ -283,3 +302,21 @@ def _check_tables(
             f"{scaling.name!r} from it. Choose another --rope, or a model of the Llama kind.",
             code="scaling_not_supported",
         )
+
+
+def _used(table: nn.Module, length: int, wanted: Frequencies) -> bool:
+    """Whether the cosines and sines that a table gives for a text of so many tokens are those of these frequencies.
+
+    Phi-3.5-MoE switches its table with the length, and computes with the shorter one all the same. What is no pair of
+    cosines and sines is taken at its word.
+    """
+    kind = _far(table)
+    positions = torch.tensor([[1, length - 1]])
+    with torch.no_grad():
+        given = table(torch.zeros(1, 2, 1), positions, *([] if kind is None else [kind]))
+    if not isinstance(given, tuple) or len(given) != 2:
+        return True
+    cosines, sines = (part.double().numpy().reshape(-1, 2, part.shape[-1])[0, 0] for part in given)
+    frequencies, factor = wanted
+    angles = np.sort(np.arctan2(sines, cosines))[:: max(1, len(cosines) // len(frequencies))]
+    return _close((angles, float(np.hypot(sines, cosines).max())), (np.sort(frequencies), factor))

@@ -22,6 +22,7 @@ from skipwise.models.rope import live_rope, read_rope, with_far_table
 from skipwise.rope import RopeScaling
 from tests.conftest import PICO_MODELS, WINDOW, pico_llama
 from tests.support import SIZES, SPECIAL
+from tests.zoo import small_config
 
 LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=16 * WINDOW)
 
@@ -203,3 +204,17 @@ def test_mixed_leaves_what_fits_the_original_window_as_it_was(kind: str) -> None
             assert torch.allclose(mixed(short).logits, untouched(short).logits, atol=1e-5)
             assert torch.allclose(mixed(long).logits, yarn(long).logits, atol=1e-5)
             assert not torch.allclose(mixed(long).logits, untouched(long).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "takes"), [("llama", True), ("phi3", True), ("gemma3_text", True), ("phimoe", False)])
+def test_a_model_without_weights_says_as_much(kind: str, takes: bool) -> None:
+    """So that a scaling is refused before any weights are loaded."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(small_config(kind))
+    if takes:
+        set_rope_scaling(model, Mixed(beta_fast=4), LENGTHS)
+        assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+    else:
+        with pytest.raises(UserError) as refused:
+            set_rope_scaling(model, Mixed(beta_fast=4), LENGTHS)
+        assert refused.value.code == "scaling_not_supported"
