@@ -15,7 +15,10 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     would lose the attention factor. The default type needs no `rope_scaling`.
 
     Where each kind of layer has a rotary table, both are those of layers that see all of the text, and the theta of
-    windowed layers has a name of its own.
+    windowed layers has a name of its own. A config whose class does not find the same RoPE then is left as it is.
+
+    Raises:
+        UserError: for a config that its class does not take.
     """
     if config.get("text_config"):  # multimodal models nest the language model
         return {**config, "text_config": with_legacy_rope(config["text_config"])}
@@ -32,21 +35,21 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     names = family_of(config["model_type"]).legacy_names
     legacy = {names.get(key, key): value for key, value in values.items()}
     written = {**config, **{name: value for name, value in legacy.items() if name is not None and name != "near_theta"}}
-    return written if _reads_back(written) else config
+    return written if _read_alike(written, config) else config
 
 
-def _reads_back(written: dict[str, Any]) -> bool:
-    """Whether the model's own class finds the same RoPE in both forms together.
+def _read_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the model's own class finds the same RoPE in two configs.
 
     Classes newer than the older form know none, and take what stands there for the parameters of all layers.
     """
     try:
-        found = stock_config(written)["rope_parameters"]
+        found, wanted = (stock_config(config)["rope_parameters"] for config in (one, other))
     except UserError as error:
         if error.code == "unknown_model_type":  # remote code
             return True
         raise
-    return _without_type(found) == _without_type(written["rope_parameters"])
+    return _without_type(found) == _without_type(wanted)
 
 
 def _without_type(parameters: dict[str, Any]) -> dict[str, Any]:
