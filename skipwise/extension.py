@@ -186,11 +186,13 @@ def extend(
         check_early(config, run, resume)
 
     from skipwise.models.load import count_parameters, load_config
+    from skipwise.models.rope import check_scaling
 
     model_config = load_config(config.model)
     lengths = resolve_lengths(config, model_config)
     config = resolve(config, lengths)
     plan = plan_of(config, model_config, lengths, count_parameters(model_config, config.model.trust_remote_code))
+    check_scaling(model_config, config.rope, lengths, config.model.trust_remote_code)
     if dry_run:
         show_plan(plan, config, model_config, console)
         return []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
@@ -112,6 +112,13 @@ def has_learned_positions(config: PreTrainedConfig) -> bool:
     return not hasattr(text_config(config), "rope_parameters") and read_window(config) is not None
 
 
+def check_scaling(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths, trust_remote_code: bool) -> None:
+    """Raise `UserError` where `set_rope_scaling` would, before any weights are loaded; `config` stays as it is."""
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    set_rope_scaling(skeleton, scaling, lengths)
+
+
 def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Lengths) -> None:
     """Give a stock model new frequencies, in place: config and rotary tables together.
 
@@ -123,9 +130,15 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     """
     config = text_config(model.config)
     info = read_rope(config)
+    tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
+    if any(getattr(table, "config", config) is not config for table in tables.values()):
+        raise UserError(
+            f"Rotary tables must follow the rope_parameters of a config, but {config.model_type!r} makes some of them "
+            "from settings of their own (a theta for each layer). Choose a model with one RoPE for all layers.",
+            code="rope_of_layers_apart",
+        )
     before = copy.deepcopy(config.to_dict())
     _set_config(config, with_far_table(config, scaling, lengths), lengths.target, lengths.original)
-    tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
     try:
         _set_head_dim(config)
         with torch.device("cpu"):  # where a table has values, also for a model without weights
