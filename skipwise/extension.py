@@ -175,9 +175,12 @@ def extend(
     if is_first():
         check_early(config, run, resume)
 
+    from skipwise.models.rope import check_scaling
+
     info, lengths = inspect_run(config)
     config = resolve(config, lengths)
     plan = plan_of(config, info, lengths)
+    check_scaling(info.config, config.rope, lengths, config.model.trust_remote_code)
     if dry_run:
         show_plan(plan, config, info, console)
         return []

@@ -28,11 +28,11 @@ from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.lengths import Lengths
-from skipwise.models.load import check_vocabulary, compute_dtype, default_device, load_model, load_tokenizer
+from skipwise.models.load import check_vocabulary, default_device, load_model, load_tokenizer
 from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.recompute import recompute_activations
 from skipwise.models.rope import live_rope, set_rope_scaling
-from skipwise.models.speedups import usable_attention, usable_speedups, use_liger
+from skipwise.models.speedups import usable_attention, usable_dtype, usable_speedups, use_liger
 from skipwise.models.windowed import check_windows
 from skipwise.planning import window_tokens
 from skipwise.positions import LongRecipe
@@ -318,6 +318,8 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     with console.status("loading the model"):
         model = load_model(config.model, default_device(), four_bits=in_four_bits(config))
     check_vocabulary(model, tokenizer)
+    dtype, more = usable_dtype(config.model, model, model.device)
+    lines += more
     if config.method != "interpolate":
         train_config, more = usable_speedups(config.train, model, model.device)
         config = config.model_copy(update={"train": train_config})
@@ -331,7 +333,7 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
         console=console,
         model=model,
         tokenizer=tokenizer,
-        dtype=compute_dtype(config.model.dtype, model.device),
+        dtype=dtype,
         frequencies_before=live_rope(model, lengths)["long"],
         sources=[source for source in sources if len(source.spans)],
         held_out_sources=_cut(config, lengths, [store.held_out for store in stores], len(begin)),

@@ -19,7 +19,6 @@ class Family:
         gated: whether feed-forward layers have three matrices, or two.
         tied: whether input and output embedding are one matrix, unless the config says otherwise.
         pretrained: window of pretraining, in tokens, where configs of extended models have lost it.
-        only_longrope: whether the model's own config class takes no other rope type than `longrope` (and `default`).
         vllm: `own` code for it, with longrope; `pairs`: own code without (it rotates neighbours); `transformers`' code;
             or `none`.
         llama_cpp: whether its converter writes the RoPE as `usual`, `nothing` of it, the `theta` only, every factor as
@@ -33,7 +32,6 @@ class Family:
     gated: bool = True
     tied: bool = False
     pretrained: int | None = None
-    only_longrope: bool = False
     vllm: Literal["own", "pairs", "transformers", "none"] = "own"
     llama_cpp: Literal["usual", "nothing", "theta", "linear", "none"] = "usual"
     legacy_names: Mapping[str, str | None] = field(default_factory=dict)
@@ -56,7 +54,7 @@ FAMILIES = (
     # Pretrained with 32k, then extended to 128k with a factor of 8 (arXiv 2503.19786, Section 2).
     Family("gemma3_text", "Gemma 3, its language model", tied=True, pretrained=32768, legacy_names=_GEMMA3_NAMES),
     Family("phi", "Phi-1, 1.5 and 2; GPT-J when converted", gated=False, vllm="transformers", llama_cpp="nothing"),
-    Family("phi3", "Phi-3, Phi-4", only_longrope=True),
+    Family("phi3", "Phi-3, Phi-4"),
     Family(
         "gpt_neox", "GPT-NeoX, Pythia", gated=False, vllm="transformers", llama_cpp="nothing", legacy_names=_NEOX_NAMES
     ),

@@ -44,10 +44,14 @@ _NEUTRAL = {"logits_scaling": 1.0, "logit_scale": 1.0, "final_logit_softcapping"
 
 
 def logits_rule(config: PreTrainedConfig) -> LogitsRule:
-    """What the config says: Granite divides logits, Cohere multiplies them, Gemma 2 caps them."""
-    config = config.get_text_config()
-    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    return LogitsRule(float(scale), getattr(config, "final_logit_softcapping", None))
+    """What the config says: Granite divides logits, Cohere multiplies them, Gemma 2 caps them.
+
+    Only what is stored there counts. MiniCPM3 derives a `logits_scaling`, by which it divides hidden states before the
+    output layer; what that layer is given has it already.
+    """
+    stored = vars(config.get_text_config())
+    scale = (stored.get("logit_scale") or 1.0) / (stored.get("logits_scaling") or 1.0)
+    return LogitsRule(float(scale), stored.get("final_logit_softcapping"))
 
 
 @contextmanager
@@ -64,12 +68,12 @@ def _plain_logits(model: PreTrainedModel) -> Iterator[None]:
         if name in vars(owner)
     ]
     for owner, name, _ in changed:
-        setattr(owner, name, _NEUTRAL[name])
+        vars(owner)[name] = _NEUTRAL[name]  # past the types of some configs, which know a cap as a number only
     try:
         yield
     finally:
         for owner, name, value in changed:
-            setattr(owner, name, value)
+            vars(owner)[name] = value
 
 
 def loss_for_logits(
@@ -103,32 +107,20 @@ def loss_for_logits(
     return result
 
 
-def last_hidden_states(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def last_hidden_states(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """float[batch, n, d]: what the output layer is applied to, in the dtype of matrix products.
 
     Args:
-        model: whole, on one device. Makes logits of one token only.
+        model: whole, on one device. Makes no logits.
         inputs: keywords of its forward pass.
     """
-    with _captured(model.get_decoder()) as captured:
-        model(**inputs, use_cache=False, logits_to_keep=1)
-    return for_products(captured[0])
+    return loss_for_logits(model, model, inputs, lambda hidden, head: hidden)
 
 
 def for_products(tensor: torch.Tensor) -> torch.Tensor:
     """Cast, once, to what autocast would cast it to at every use."""
     device = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
-
-
-@contextmanager
-def _captured(decoder: nn.Module) -> Iterator[list[torch.Tensor]]:
-    captured: list[torch.Tensor] = []
-    handle = decoder.register_forward_hook(lambda module, args, output: captured.append(output[0]))
-    try:
-        yield captured
-    finally:
-        handle.remove()
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:

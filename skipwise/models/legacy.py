@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from skipwise.errors import UserError
 from skipwise.models.families import family_of
+from skipwise.models.stock import stock_config
 from skipwise.models.windows import WINDOWED, far_table
 
 
@@ -13,7 +15,10 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     would lose the attention factor. The default type needs no `rope_scaling`.
 
     Where each kind of layer has a rotary table, both are those of layers that see all of the text, and the theta of
-    windowed layers has a name of its own.
+    windowed layers has a name of its own. A config whose class does not find the same RoPE then is left as it is.
+
+    Raises:
+        UserError: for a config that its class does not take.
     """
     if config.get("text_config"):  # multimodal models nest the language model
         return {**config, "text_config": with_legacy_rope(config["text_config"])}
@@ -29,4 +34,28 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     values["rope_scaling"] = None if default else {**parameters, "type": parameters["rope_type"]}
     names = family_of(config["model_type"]).legacy_names
     legacy = {names.get(key, key): value for key, value in values.items()}
-    return {**config, **{name: value for name, value in legacy.items() if name is not None and name != "near_theta"}}
+    written = {**config, **{name: value for name, value in legacy.items() if name is not None and name != "near_theta"}}
+    return written if _read_alike(written, config) else config
+
+
+def _read_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the model's own class finds the same RoPE in two configs.
+
+    Classes newer than the older form know none, and take what stands there for the parameters of all layers.
+    """
+    try:
+        found, wanted = (stock_config(config)["rope_parameters"] for config in (one, other))
+    except UserError as error:
+        if error.code == "unknown_model_type":  # remote code
+            return True
+        raise
+    return _without_type(found) == _without_type(wanted)
+
+
+def _without_type(parameters: dict[str, Any]) -> dict[str, Any]:
+    """RoPE parameters without the older name of `rope_type`."""
+    return {
+        key: _without_type(value) if isinstance(value, dict) else value
+        for key, value in parameters.items()
+        if key != "type"
+    }

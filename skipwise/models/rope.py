@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.models.families import family_of, why_refused
+from skipwise.models.families import why_refused
+from skipwise.models.skeleton import build_skeleton
 from skipwise.models.windows import FAR, ORIGINAL, OTHER_KEYS, WINDOWED, far_table, rope_of, windows_of
 from skipwise.rope import Mixed, RopeScaling
 from skipwise.rope.scaling import Frequencies, longrope_parameters
@@ -125,6 +126,11 @@ def has_learned_positions(config: PreTrainedConfig) -> bool:
     return not hasattr(text_config(config), "rope_parameters") and read_window(config) is not None
 
 
+def check_scaling(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths, trust_remote_code: bool) -> None:
+    """Raise `UserError` where `set_rope_scaling` would, before any weights are loaded; `config` stays as it is."""
+    set_rope_scaling(build_skeleton(copy.deepcopy(config), trust_remote_code), scaling, lengths)
+
+
 def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Lengths) -> None:
     """Give a stock model new frequencies, in place: config and rotary tables together.
 
@@ -136,13 +142,19 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     """
     config = text_config(model.config)
     info = read_rope(config)
+    tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
+    if any(getattr(table, "config", config) is not config for table in tables.values()):
+        raise UserError(
+            f"Rotary tables must follow the rope_parameters of a config, but {config.model_type!r} makes some of them "
+            "from settings of their own (a theta for each layer). Choose a model with one RoPE for all layers.",
+            code="rope_of_layers_apart",
+        )
     before = copy.deepcopy(vars(config))
     _set_config(config, with_far_table(config, scaling, lengths), lengths)
-    tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
     try:
-        if getattr(config, "head_dim", 0) is None:  # for which transformers' YaRN looks, and takes it for a number
-            config.head_dim = config.hidden_size // config.num_attention_heads
-        fresh = {name: type(module)(config=config).to(model.device) for name, module in tables.items()}
+        _set_head_dim(config)
+        with torch.device("cpu"):  # where a table has values, also for a model without weights
+            fresh = {name: type(module)(config=config) for name, module in tables.items()}
         _check_tables(fresh, scaling, info, lengths, config.model_type)
     except (KeyError, TypeError, ValueError) as error:  # a class may have rules of its own
         vars(config).clear()
@@ -155,7 +167,7 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
             code="scaling_not_supported",
         ) from error
     for name, module in fresh.items():
-        model.set_submodule(name, module)
+        model.set_submodule(name, module.to(model.device))
 
 
 def _set_config(config: PreTrainedConfig, parameters: dict[str, Any], lengths: Lengths) -> None:
@@ -186,14 +198,32 @@ def stock_parameters(config: PreTrainedConfig, scaling: RopeScaling, lengths: Le
     config = text_config(config)
     info = read_rope(config)
     parameters = scaling.hf_parameters(info.rotary_dim, info.theta, lengths)
-    if family_of(config.model_type).only_longrope and parameters["rope_type"] not in ("default", "longrope"):
-        frequencies = scaling.frequencies(info.rotary_dim, info.theta, lengths)
-        parameters = longrope_parameters(frequencies, info.rotary_dim, info.theta, lengths)
     old = far_table(config.rope_parameters)
     kept = {key: value for key, value in old.items() if key not in SCALING_KEYS}
     if set(kept) - {"partial_rotary_factor"}:  # a family's own, which may count from the original window
         kept[ORIGINAL] = lengths.original
-    return {**kept, **parameters}
+    if _takes(config, {**kept, **parameters}):
+        return {**kept, **parameters}
+    frequencies = scaling.frequencies(info.rotary_dim, info.theta, lengths)
+    return {**kept, **longrope_parameters(frequencies, info.rotary_dim, info.theta, lengths)}
+
+
+def _takes(config: PreTrainedConfig, parameters: dict[str, Any]) -> bool:
+    """Whether a config's own class takes these RoPE parameters; that of Phi-3 knows `longrope` alone."""
+    changed = copy.copy(config)
+    vars(changed)["rope_parameters"] = parameters
+    _set_head_dim(changed)
+    try:
+        changed.validate_rope()
+    except (KeyError, TypeError, ValueError):  # whatever a class says no with
+        return False
+    return True
+
+
+def _set_head_dim(config: PreTrainedConfig) -> None:
+    """Fill in what transformers' YaRN and checks look for, and take for a number."""
+    if getattr(config, "head_dim", 0) is None:
+        config.head_dim = config.hidden_size // config.num_attention_heads
 
 
 def is_rotary_table(module: nn.Module) -> bool:
@@ -298,7 +328,9 @@ def _check_tables(
     if isinstance(scaling, Mixed):
         wanted[lengths.original] = scaling.short_frequencies(info.rotary_dim, info.theta, lengths)
     same = all(
-        _close(table_of(table, length, _far(table)), own) for table in tables.values() for length, own in wanted.items()
+        _close(table_of(table, length, _far(table)), own) and _used(table, length, own)
+        for table in tables.values()
+        for length, own in wanted.items()
     )
     if not tables or not same:
         raise UserError(
@@ -306,3 +338,21 @@ def _check_tables(
             f"{scaling.name!r} from it. Choose another --rope, or a model of the Llama kind.",
             code="scaling_not_supported",
         )
+
+
+def _used(table: nn.Module, length: int, wanted: Frequencies) -> bool:
+    """Whether the cosines and sines that a table gives for a text of so many tokens are those of these frequencies.
+
+    Phi-3.5-MoE switches its table with the length, and computes with the shorter one all the same. What is no pair of
+    cosines and sines is taken at its word.
+    """
+    kind = _far(table)
+    positions = torch.tensor([[1, length - 1]])
+    with torch.no_grad():
+        given = table(torch.zeros(1, 2, 1), positions, *([] if kind is None else [kind]))
+    if not isinstance(given, tuple) or len(given) != 2:
+        return True
+    cosines, sines = (part.double().numpy().reshape(-1, 2, part.shape[-1])[0, 0] for part in given)
+    frequencies, factor = wanted
+    angles = np.sort(np.arctan2(sines, cosines))[:: max(1, len(cosines) // len(frequencies))]
+    return _close((angles, float(np.hypot(sines, cosines).max())), (np.sort(frequencies), factor))

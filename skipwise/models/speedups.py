@@ -12,6 +12,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import import_utils
 
 from skipwise.config import ModelConfig, TrainConfig
+from skipwise.errors import UserError
+from skipwise.models.forward import autocast
+from skipwise.models.load import compute_dtype
 
 # Earlier ones rotated every window of a batch by the positions of its first.
 LIGER = "0.6"
@@ -35,6 +38,31 @@ def usable_attention(config: ModelConfig, device: torch.device) -> tuple[ModelCo
 
 def _never(**_: Any) -> bool:
     return False
+
+
+@torch.no_grad()
+def usable_dtype(config: ModelConfig, model: PreTrainedModel, device: torch.device) -> tuple[torch.dtype, list[str]]:
+    """The compute dtype that a model runs in, and a line where it is another one than this machine is fast in.
+
+    Raises:
+        UserError: where the model does not run in the one asked for. DBRX adds its experts to a tensor of another one.
+    """
+    dtype = compute_dtype(config.dtype, device)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+    try:
+        with autocast(device, dtype):
+            if dtype != torch.float32:
+                model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except RuntimeError as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if config.dtype != "auto":
+            raise UserError(
+                f"A model must run in its compute dtype, but {type(model).__name__} does not in {config.dtype}: "
+                f"{reason}. Set model.dtype=float32.",
+                code="compute_dtype_not_supported",
+            ) from error
+        return torch.float32, [f"model.dtype: {type(model).__name__} runs in float32 only ({reason}); that is used."]
+    return dtype, []
 
 
 def usable_speedups(config: TrainConfig, model: PreTrainedModel, device: torch.device) -> tuple[TrainConfig, list[str]]:

@@ -21,6 +21,16 @@ from skipwise.models.windows import FAR, WINDOWED
 # Attention that takes a mask of scores.
 TAKES_MASKS = ("sdpa", "eager", attention.NAME)
 Masks = torch.Tensor | dict[str, torch.Tensor | None]
+# What layers do that neither position ids nor a mask by distance reach.
+_STATE = "carry a state from token to token, across every skip"
+_OTHER_LAYERS = {
+    "linear_attention": _STATE,
+    "conv": _STATE,
+    "hybrid": _STATE,
+    "mamba": _STATE,
+    "chunked_attention": "see the chunk of their token, cut by index",
+    "indexed_attention": "choose their keys by content",
+}
 # Of a mask, at a time.
 ROWS = 1024
 # Rounding of logits is smaller.
@@ -70,9 +80,10 @@ def windowed_layers(config: PreTrainedConfig, target: int) -> Layers | None:
         return Layers(int(window), total, total, False) if used and window is not None and window < target else None
     others = sorted(set(kinds) - {FAR, WINDOWED, "attention"})
     if others:
+        reasons = dict.fromkeys(_OTHER_LAYERS.get(kind, "are not known") for kind in others)
         raise UserError(
-            f"Layers must see all of the text or its last tokens, but {config.model_type!r} has {', '.join(others)}, "
-            "for which there is no mask by distance. Choose a model with full or sliding attention.",
+            f"Layers must see all of the text or its last tokens, but {config.model_type!r} has others "
+            f"({', '.join(others)}), which {' or '.join(reasons)}. Choose a model with full or sliding attention.",
             code="layer_type_not_supported",
         )
     windowed = sum(kind == WINDOWED for kind in kinds)

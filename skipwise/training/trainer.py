@@ -3,8 +3,8 @@
 import math
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import (
+    PreTrainedConfig,
     PreTrainedModel,
     PrinterCallback,
     Trainer,
@@ -317,6 +318,21 @@ def training_arguments(
         ) from error
 
 
+@contextmanager
+def use_cache_kept(config: PreTrainedConfig) -> Iterator[None]:
+    """Leave `use_cache` as it is, and absent where it is, as in configs of several models.
+
+    Trainer switches it off, and it would be saved so.
+    """
+    before = vars(config).get("use_cache")
+    try:
+        yield
+    finally:
+        vars(config).pop("use_cache", None)
+        if before is not None:
+            config.use_cache = before
+
+
 def train(
     *,
     model: PreTrainedModel,
@@ -342,8 +358,8 @@ def train(
     Raises:
         UserError: when loss or gradients are no numbers any more, or a checkpoint cannot be written.
     """
-    use_cache = model.config.use_cache
     with ExitStack() as stack:
+        stack.enter_context(use_cache_kept(model.config))
         stack.enter_context(tracker_places(Path(str(arguments.output_dir)).parent))
         trainer = WindowTrainer(
             model=model,
@@ -366,6 +382,5 @@ def train(
         checkpoint = from_first(is_first() and newest_checkpoint(Path(str(arguments.output_dir)), say)) or None
         stack.enter_context(weights_only_checkpoints())
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
     finished = trainer.state.global_step >= arguments.max_steps
     return Trained(finished, whole_weights(trainer) if finished else None)

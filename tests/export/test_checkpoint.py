@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from skipwise import (
     NTK,
@@ -25,6 +25,7 @@ from skipwise.export import checkpoint
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.models.rope import read_rope
 from tests.conftest import PICO_MODELS, WINDOW, pico_llama
+from tests.zoo import small_model
 
 LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=512)
 SCALINGS = [YaRN(), YaRNRevised(), Linear(), NTK(), AdjustedBase(theta=5e5), NoScaling(), Mixed(beta_fast=4)]
@@ -139,3 +140,18 @@ def test_legacy_only_configs_are_read(tmp_path: Path) -> None:
     )
     info = read_rope(config)
     assert (info.theta, info.original, info.current, info.rope_type) == (1e6, 4096, 16384, "yarn")
+
+
+@pytest.mark.parametrize("kind", ["mellum", "laguna", "cohere_compass_text", "mimo_v2_flash", "gemma3_text"])
+def test_tables_for_each_kind_of_layer_survive_the_older_form(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, kind: str
+) -> None:
+    """Where a class is newer than that form, it takes it for the parameters of all layers: then it is not written."""
+    model, lengths = small_model(kind), Lengths(original=64, train=64, target=512)
+    set_rope_scaling(model, YaRN(), lengths)
+    save_checkpoint(model, tokenizer, tmp_path / "model", lengths, card="")
+    written = json.loads((tmp_path / "model" / "config.json").read_text())
+    read = AutoConfig.from_pretrained(tmp_path / "model")
+    assert read.rope_parameters["full_attention"]["rope_type"] == "yarn"
+    assert written["rope_parameters"]["full_attention"]["factor"] == 8
+    assert ("rope_scaling" in written) is (kind == "gemma3_text")

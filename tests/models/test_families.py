@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from skipwise import UserError
+from skipwise import Lengths, UserError
 from skipwise.models.doctor import diagnose
 from skipwise.models.families import FAMILIES, REFUSED, Family, family_of
 from skipwise.models.rope import read_rope, set_rope_scaling
-from skipwise.rope import YaRN
+from skipwise.rope import Mixed, YaRN
 from tests.support import (
     ENCODERS,
     LENGTHS,
@@ -23,6 +24,7 @@ from tests.support import (
     picomodel,
     row_of,
 )
+from tests.zoo import small_model
 
 DOCS = Path(__file__).parents[2] / "docs"
 SUPPORT: dict[str, list[dict[str, Any]]] = json.loads((DOCS / "results/support.json").read_text())
@@ -108,9 +110,23 @@ def test_a_scaling_that_scales_all_of_attention_is_refused() -> None:
 
 
 def test_a_class_with_rules_of_its_own_is_left_as_it_was() -> None:
-    """Phi-3.5-MoE computes its attention factor in its forward pass, from keys that YaRN does not have."""
+    """Phi-3.5-MoE switches its table with the length of a text, and computes with that of short texts all the same."""
     model = picomodel(Family("phimoe", "Phi-3.5-MoE"))
     before = model.config.to_dict()
-    with pytest.raises(UserError, match="does not take 'yarn'"):
-        set_rope_scaling(model, YaRN(), LENGTHS)
+    with pytest.raises(UserError, match="does not take 'mixed'") as refused:
+        set_rope_scaling(model, Mixed(beta_fast=4.0), LENGTHS)
+    assert refused.value.code == "scaling_not_supported"
     assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("kind", ["phi3", "phimoe", "phi4_multimodal"])
+def test_a_class_that_knows_longrope_alone_is_given_that(kind: str) -> None:
+    """Phi-3.5-MoE besides reads its attention factor from keys that YaRN does not have. Classes are asked."""
+    model = small_model(kind)
+    lengths = Lengths(original=64, train=64, target=512)
+    set_rope_scaling(model, YaRN(), lengths)
+    parameters = model.config.rope_parameters
+    assert parameters["rope_type"] == "longrope" and parameters["long_mscale"] == parameters["attention_factor"]
+    model.config.validate()  # as when it is written
+    ids = torch.randint(2, 258, (1, 8), generator=torch.Generator().manual_seed(0))
+    assert model(input_ids=ids, position_ids=torch.arange(8)[None] + 500, use_cache=False).logits.isfinite().all()

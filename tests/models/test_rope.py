@@ -1,5 +1,6 @@
 """Setting the RoPE of stock models: tables and config together."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from skipwise import Lengths, Linear, Mixed, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
+from skipwise import NTK, Lengths, Linear, Mixed, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
 from skipwise.config_files import parse_config
-from skipwise.models.rope import live_rope, read_rope, with_far_table
+from skipwise.models.rope import check_scaling, live_rope, read_rope, with_far_table
 from skipwise.rope import RopeScaling
 from tests.conftest import PICO_MODELS, WINDOW, pico_llama
 from tests.support import SIZES, SPECIAL
+from tests.zoo import small_config, small_model
 
 LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=16 * WINDOW)
 
@@ -143,11 +145,13 @@ def test_a_table_that_does_not_follow_is_refused(llama: PreTrainedModel, monkeyp
         from transformers import LlamaConfig
 
         rotary.__init__(self, LlamaConfig(head_dim=16))
+        self.config = config
 
     stubborn.__init__ = ignore_config  # type: ignore[method-assign]
     llama.model.rotary_emb = stubborn(llama.config)
-    with pytest.raises(UserError, match="rotary table"):
+    with pytest.raises(UserError, match="rotary table") as caught:
         set_rope_scaling(llama, Linear(), LENGTHS)
+    assert caught.value.code == "scaling_not_supported"
     assert llama.config.rope_parameters["rope_type"] == "default"
     assert llama.config.max_position_embeddings == WINDOW
 
@@ -203,3 +207,27 @@ def test_mixed_leaves_what_fits_the_original_window_as_it_was(kind: str) -> None
             assert torch.allclose(mixed(short).logits, untouched(short).logits, atol=1e-5)
             assert torch.allclose(mixed(long).logits, yarn(long).logits, atol=1e-5)
             assert not torch.allclose(mixed(long).logits, untouched(long).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("llama", None), ("phi3", None), ("gemma3_text", None), ("phimoe", "scaling_not_supported")],
+)
+def test_a_scaling_is_refused_before_weights_are_loaded(kind: str, code: str | None) -> None:
+    config = small_config(kind)
+    before = config.to_dict()
+    with nullcontext() if code is None else pytest.raises(UserError) as refused:
+        check_scaling(config, Mixed(beta_fast=4), LENGTHS, trust_remote_code=False)
+    assert code is None or refused.value.code == code
+    assert config.to_dict() == before
+
+
+@pytest.mark.parametrize("kind", ["granite_swa", "granitemoe_swa"])
+def test_a_theta_for_each_layer_is_refused(kind: str) -> None:
+    """Their tables are made from a list, and a new theta in `rope_parameters` would be lost when they are read back."""
+    model = small_model(kind)
+    before = model.config.to_dict()
+    with pytest.raises(UserError) as refused:
+        set_rope_scaling(model, NTK(), LENGTHS)
+    assert refused.value.code == "rope_of_layers_apart"
+    assert model.config.to_dict() == before

@@ -8,11 +8,13 @@ from pydantic import ValidationError
 from transformers.utils import import_utils
 
 from skipwise.config import ModelConfig, TrainConfig
-from skipwise.models import speedups
+from skipwise.errors import UserError
+from skipwise.models import load, speedups
 from skipwise.models.attention import prefer_blocks
 from skipwise.models.forward import autocast
-from skipwise.models.speedups import compiled_layers, usable_attention, usable_speedups
+from skipwise.models.speedups import compiled_layers, usable_attention, usable_dtype, usable_speedups
 from tests.conftest import VOCABULARY, pico_llama
+from tests.zoo import small_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -32,6 +34,23 @@ def test_what_a_cpu_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
         "train.torch_compile",
     ]
     assert "No working C++ compiler" in more[1] and "\n" not in more[1]
+
+
+@pytest.mark.parametrize(("kind", "runs"), [("llama", True), ("dbrx", False)])
+def test_a_model_that_runs_in_one_dtype_only(kind: str, runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the choice is ours, with a line; where it was the user's, refused with the remedy."""
+    monkeypatch.setattr(load, "native_bfloat16", lambda: True)
+    model = small_model(kind)
+    dtype, lines = usable_dtype(ModelConfig(path="x"), model, CPU)
+    assert (dtype, len(lines)) == ((torch.bfloat16, 0) if runs else (torch.float32, 1))
+    assert usable_dtype(ModelConfig(path="x", dtype="float32"), model, CPU) == (torch.float32, [])
+    asked = ModelConfig(path="x", dtype="bfloat16")
+    if runs:
+        assert usable_dtype(asked, model, CPU) == (torch.bfloat16, [])
+    else:
+        with pytest.raises(UserError) as refused:
+            usable_dtype(asked, model, CPU)
+        assert refused.value.code == "compute_dtype_not_supported"
 
 
 @pytest.mark.parametrize("there", [False, True])

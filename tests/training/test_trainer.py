@@ -13,6 +13,7 @@ from skipwise import Lengths, PoSE, UserError, WindowCollator
 from skipwise.config import ModelConfig, TrainConfig
 from skipwise.data.store import Documents
 from skipwise.data.windows import Source, TrainingExamples, cut_spans
+from skipwise.models.forward import last_hidden_states, logits_rule
 from skipwise.models.load import load_model
 from skipwise.training.callbacks import TrainLog
 from skipwise.training.loss import chunked_cross_entropy
@@ -25,6 +26,7 @@ from skipwise.training.trainer import (
     window_loss,
 )
 from tests.conftest import pico_llama
+from tests.zoo import small_model
 
 LENGTHS = Lengths(original=64, train=32, target=256)
 CPU = torch.device("cpu")
@@ -55,6 +57,35 @@ def test_our_loss_is_that_of_the_model(llama: PreTrainedModel) -> None:
     batch = WindowCollator(PoSE(), LENGTHS)([examples(1)[0]])
     stock = llama(**batch, use_cache=False).loss
     torch.testing.assert_close(window_loss(llama, llama, batch), stock, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "kind", ["modernbert-decoder", "gemma3n_text", "minicpm3", "nanochat", "cohere", "granite", "llama"]
+)
+def test_hidden_states_are_what_the_output_layer_is_given(kind: str) -> None:
+    """In ModernBERT the module called `decoder` is the output layer; MiniCPM3 divides before it; others cap or scale
+    what comes out, one of them by a setting that must be a number.
+    """
+    model = small_model(kind)
+    ids = torch.randint(2, 258, (2, 24), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    before = model.config.to_dict()
+    with torch.no_grad():
+        hidden, head = last_hidden_states(model, inputs), model.get_output_embeddings()
+        product = torch.nn.functional.linear(hidden, head.weight, getattr(head, "bias", None))
+        logits = model(**inputs, use_cache=False).logits
+    torch.testing.assert_close(logits_rule(model.config).apply(product), logits, rtol=1e-4, atol=1e-5)
+    check_loss(model)
+    assert model.config.to_dict() == before
+
+
+def test_a_model_of_several_is_trained_and_its_config_stays(tmp_path: Path) -> None:
+    """Its config has no `use_cache`, which stands in that of its language model."""
+    model = small_model("gemma3")
+    assert "use_cache" not in model.config.to_dict()
+    settings = TrainConfig(max_steps=1, per_device_train_batch_size=1, learning_rate=1e-3, save_steps=10)
+    assert run(model, tmp_path, settings, [])
+    assert "use_cache" not in model.config.to_dict() and model.config.text_config.use_cache
 
 
 def test_the_teacher_term_vanishes_for_the_teacher_itself(llama: PreTrainedModel) -> None:
