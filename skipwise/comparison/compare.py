@@ -138,10 +138,13 @@ def _prepare(one: Compared, config: EvaluateConfig, console: Console) -> Prepare
     from skipwise.data.tokenised import open_sources
     from skipwise.evaluation.prompts import encoder
     from skipwise.models.aided import check_aid
-    from skipwise.models.load import load_config, load_tokenizer
+    from skipwise.models.load import check_weights, load_config, load_tokenizer
+    from skipwise.models.weights import has_weights
 
     own = model_config(one, config)
     known = load_config(own)
+    if has_weights(Path(model_location(own.path))):
+        check_weights(own)
     tokenizer = load_tokenizer(own)
     encoder(tokenizer, config.chat)  # refuses a chat without a template
     if one.aid is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 from skipwise.config import ModelConfig
 from skipwise.errors import UserError
 from skipwise.models.families import why_refused
-from skipwise.models.load import explained, load_config
+from skipwise.models.load import check_weights, explained, load_config
 from skipwise.models.locate import model_location
+from skipwise.models.quantized import check_quantization
 from skipwise.models.readers import Reading, transformers_5
 from skipwise.models.rope import FREQUENCY_TOLERANCE, RopeInfo, read_rope, table_of, text_config
 from skipwise.models.shape import ModelShape, read_config, read_tokenizer_limit, shape_of
 from skipwise.models.skeleton import Parameters, build_skeleton, count_parameters, layers_with_rope, rotary_modules
+from skipwise.models.weights import has_weights
 from skipwise.models.windowed import Layers, windowed_layers
 from skipwise.models.windows import FAR, WINDOWED, Windows, windows_of
 
@@ -78,6 +81,8 @@ def inspect_model(model: ModelConfig, target: int | None = None, original: int |
     skeleton = explained(model, lambda: build_skeleton(config, model.trust_remote_code))
     check_positions(skeleton, rope)
     layers = windowed_layers(config, target or 2 * windows.current)
+    if has_weights(Path(model_location(model.path))):
+        check_weights(model)
     parameters = count_parameters(skeleton)
     return ModelInfo(config, windows, rope, parameters, _shape(config, parameters), layers)
 
@@ -102,6 +107,7 @@ def load_config_and_windows(model: ModelConfig, original: int | None) -> tuple[P
         return config, windows_of(text_config(config).to_dict(), original=original)
     given = read_config(model.path, model.revision)
     check_type(given, model.trust_remote_code)
+    check_quantization(given, model.path)
     config = load_config(model)
     check_kind(config, model.trust_remote_code)
     completed, written = text_config(config).to_dict(), given.get("text_config") or given

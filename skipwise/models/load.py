@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -23,8 +23,13 @@ from skipwise.errors import UserError
 from skipwise.models.attention import prefer_blocks
 from skipwise.models.locate import model_location
 from skipwise.models.memory import use_huge_pages
+from skipwise.models.quantized import check_quantization, dequantising, forget_quantization
+from skipwise.models.shape import read_config
+from skipwise.models.weights import check_files, check_loaded, check_names
 
 T = TypeVar("T")
+# A model, and what was found of it.
+Loaded = tuple[PreTrainedModel, dict[str, Any]]
 
 
 def _sources(config: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -65,7 +70,7 @@ def load_model(
 
         keywords["quantization_config"] = GgufConfig(dequantize=True)
     else:
-        keywords["use_safetensors"] = True  # and no pickles
+        keywords |= _safe(config, location)
     if four_bits:
         _check_four_bits(config)
         keywords["quantization_config"] = BitsAndBytesConfig(
@@ -77,9 +82,14 @@ def load_model(
         keywords["device_map"] = {"": device}
     if config.attn_implementation is not None:
         keywords["attn_implementation"] = config.attn_implementation
-    model: PreTrainedModel = explained(
-        config, lambda: AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **keywords)
+    keywords |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded = explained(
+        config, lambda: cast("Loaded", AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **keywords))
     )
+    model, found = loaded
+    check_loaded(config.path, model, found)
+    if keywords.get("quantization_config") is not None and not four_bits:
+        forget_quantization(model)
     if four_bits:
         _keep_gradients(model)
     else:
@@ -89,6 +99,30 @@ def load_model(
     if config.attn_implementation is None:
         prefer_blocks(model)
     return model
+
+
+def check_weights(config: ModelConfig) -> None:
+    """Whether the weights of a model directory can be opened and are whole, without reading them.
+
+    Raises:
+        UserError: when they are not.
+    """
+    location, keywords = _sources(config)
+    explained(config, lambda: check_names(location, {**keywords, **_safe(config, location)}))
+
+
+def _safe(config: ModelConfig, location: str) -> dict[str, Any]:
+    """How `from_pretrained` opens safetensors: no pickles, and ordinary weights also where they are quantized.
+
+    Raises:
+        UserError: for weights that are of another form, or quantized so that it cannot be undone.
+    """
+    if Path(location).is_dir():
+        check_files(Path(location))
+    given = read_config(config.path, config.revision)
+    check_quantization(given, config.path)
+    settings = dequantising(given)
+    return {"use_safetensors": True} | ({} if settings is None else {"quantization_config": settings})
 
 
 def _check_four_bits(config: ModelConfig) -> None:
@@ -119,6 +153,8 @@ def explained(config: ModelConfig, load: Callable[[], T]) -> T:
     known = (OSError, ValueError, KeyError, ImportError, struct.error, SafetensorError)
     try:
         return load()
+    except UserError:
+        raise
     except Exception as error:
         if not isinstance(error, known) and not config.trust_remote_code:  # code of others raises what it wants
             raise
