@@ -1,4 +1,4 @@
-"""Which of several processes of one run this is: launchers (torchrun, deepspeed) say so in the environment."""
+"""Which of several processes of one run this is: torch says so, and before they have met their launcher."""
 
 import atexit
 import os
@@ -23,12 +23,20 @@ _waiting: Any = None
 
 def world_size() -> int:
     """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    group = _group()
+    return int(os.environ.get("WORLD_SIZE", "1")) if group is None else int(group.get_world_size())
 
 
 def rank() -> int:
     """The number of this one, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    group = _group()
+    return int(os.environ.get("RANK", "0")) if group is None else int(group.get_rank())
+
+
+def _group() -> Any:
+    """`torch.distributed` where the processes have met, as by hand after `mp.spawn`; None before, or without torch."""
+    group = getattr(sys.modules.get("torch"), "distributed", None)
+    return group if group is not None and group.is_available() and group.is_initialized() else None
 
 
 def is_first() -> bool:

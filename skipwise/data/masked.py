@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
+from skipwise.data.features import IGNORED
 from skipwise.data.windows import WindowCollator
 from skipwise.errors import UserError
 
@@ -51,6 +52,6 @@ class MaskedWindowCollator:
         but for the tokens that were chosen.
         """
         batch = self.windows([dict(feature) for feature in features])
-        special = torch.isin(batch["input_ids"], self._special)
+        special = torch.isin(batch["input_ids"], self._special) | (batch["labels"] == IGNORED)
         ids, labels = self._masking.torch_mask_tokens(batch["input_ids"].clone(), special_tokens_mask=special)
         return {**batch, "input_ids": ids, "labels": labels}

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from skipwise.data.features import start_in, tokens_of
 from skipwise.data.retrieval import RetrievalDocuments
 from skipwise.data.sentences import Sentences
 from skipwise.data.store import Documents
@@ -169,11 +170,17 @@ def grown(lengths: Lengths, progress: float, growth: float) -> Lengths:
 class WindowCollator:
     """Draws a window from each document and makes a batch: fresh positions at every visit.
 
-    Works in any training loop. Features need `input_ids`, at least `sampler.tokens_needed(lengths)` of them. Optional
-    are `scored` (bool per token: only these have a loss), `answers` (the same of a conversation, whose text may be
-    cut), `visit` (epoch, index, source: the random stream to draw from) and `progress` (share of the training done, in
-    [0, 1]). Without `visit` the draw comes from torch's generator, which `DataLoader` seeds anew for every worker and
-    epoch, and from the rank of the process.
+    Works in any training loop. A stock `Trainer` needs `remove_unused_columns=False`, or it takes away the columns that
+    a model's forward pass does not name before the collator sees them.
+
+    Features need `input_ids`, at least `sampler.tokens_needed(lengths)` of them without padding; of a longer text a
+    window begins at a random token, another one at every visit. `labels` of -100 have no loss, zeros of
+    `attention_mask` are padding and left out, and zeros of TRL's `completion_mask` and `assistant_masks` have no loss.
+    Several texts in one feature (packing), or inputs that are no text, are refused. Optional are `scored` (bool per
+    token: only these have a loss, and no text between them is cut out), `answers` (the same of a conversation, whose
+    text may be cut), `visit` (epoch, index, source: the random stream to draw from) and `progress` (share of the
+    training done, in [0, 1]). Without `visit` the draw comes from torch's generator, which `DataLoader` seeds anew for
+    every worker and epoch, and from the rank of the process; a batch for evaluation is then another one at every call.
 
     The attention mask is always there, usually all ones: transformers reads a jump in `position_ids`
     without a mask as the start of another packed sequence, and cuts the attention there.
@@ -220,7 +227,7 @@ class WindowCollator:
         untouched = [rng.random() < self.untouched_share for rng in streams]
         if self.whole_batches:
             untouched = [untouched[0]] * len(features)
-        rows, echoes = zip(*map(self._row, features, streams, untouched), strict=True)
+        rows, echoes = zip(*map(self._row, features, streams, untouched, range(len(features))), strict=True)
         batch = {key: torch.from_numpy(np.stack([row[key] for row in rows])) for key in rows[0]}
         if any(echo is not None for echo in echoes):
             size = batch["input_ids"].shape[1]
@@ -231,10 +238,13 @@ class WindowCollator:
         return {**batch, "attention_mask": mask}
 
     def _row(
-        self, feature: dict[str, Any], rng: np.random.Generator, untouched: bool
+        self, feature: dict[str, Any], rng: np.random.Generator, untouched: bool, number: int
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.float32] | None]:
         """Ids, positions and labels of one window, and its mask if it echoes."""
-        tokens = np.asarray(feature["input_ids"], dtype=np.int64)
+        text = tokens_of(feature, number)
+        tokens, answers = text.ids, text.scored
+        if "answers" in feature:
+            answers = np.asarray(feature["answers"], dtype=bool)
         sampler = self._untouched if untouched else self.sampler
         if "scored" in feature and isinstance(sampler, PoSE):
             # Such a document is one window long, and cutting pieces out would cut out what is asked for.
@@ -244,11 +254,14 @@ class WindowCollator:
         needed = sampler.tokens_needed(lengths)
         if len(tokens) < needed:
             raise UserError(
-                f"{sampler.name} needs documents of at least {needed:,} tokens, but one has {len(tokens):,}. "
-                "Filter them out, or lower the train length.",
+                f"{sampler.name} needs documents of at least {needed:,} tokens, but feature {number} of a batch has "
+                f"{len(tokens):,}. Filter them out, or lower the train length.",
                 code="documents_too_short",
             )
-        answers = feature.get("answers")
+        used = max(needed, sampler.tokens_used(lengths))
+        begin = start_in(len(tokens), used, answers, rng)
+        piece = slice(begin, begin + used)
+        tokens, answers = tokens[piece], None if answers is None else answers[piece]
         if answers is not None:  # skips between turns, where the sampler looks for sentences
             boundaries = np.flatnonzero(answers[:-1] & ~answers[1:]) + 1
         else:
@@ -256,7 +269,7 @@ class WindowCollator:
         window = sampler.sample(Document(len(tokens), boundaries), lengths, rng, progress)
         ids = tokens[window.token_index]
         everything = np.ones(len(tokens), dtype=bool) if answers is None else answers
-        scored = np.asarray(feature.get("scored", everything))
+        scored = np.asarray(feature["scored"])[piece] if "scored" in feature else everything
         labels = np.where(scored[window.token_index], ids, -100)
         missing = window.position_ids - np.arange(len(ids))
         echo = echo_mask(missing, rng) if missing.any() and rng.random() < self.echo_share else None
@@ -275,5 +288,10 @@ class WindowCollator:
         if "visit" in feature:
             epoch, index, source = feature["visit"]
             return example_rng(self.seed, epoch, index, source)
-        # Trainers seed all processes alike.
-        return np.random.default_rng((int(torch.randint(2**62, ()).item()), rank()))
+        # Trainers seed all processes alike, and a worker of a DataLoader does not know the rank of its process.
+        process = vars(self).get("_rank", rank())
+        return np.random.default_rng((int(torch.randint(2**62, ()).item()), process))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker of a `DataLoader` gets: also the rank of the process that starts it."""
+        return {**vars(self), "_rank": rank()}

@@ -45,10 +45,26 @@ def _measure(
     name, shots = parse_task(text)
     if name not in manager.all_tasks:
         raise UserError(f"harness.tasks: {name!r} is not known.{nearest(name, manager.all_tasks)}", code="unknown_task")
+
+    class Model(HFLM):  # type: ignore[misc]
+        """The harness's own, which puts one token in front of a text whose likelihood it wants.
+
+        A tokenizer that begins texts with a token itself would put a second one there, and that would be scored.
+        """
+
+        def loglikelihood_rolling(self, *arguments: Any, **keywords: Any) -> list[float]:
+            before = vars(self)["add_bos_token"]
+            self.add_bos_token = False
+            try:
+                likelihoods: list[float] = super().loglikelihood_rolling(*arguments, **keywords)
+            finally:
+                self.add_bos_token = before
+            return likelihoods
+
     results = _explained(
         text,
         lm_eval.simple_evaluate,
-        model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=spec.batch_size),
+        model=Model(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=spec.batch_size),
         tasks=[name],
         num_fewshot=shots,
         limit=spec.limit,
