@@ -196,6 +196,30 @@ def test_batches_bound_memory(
     assert max(sizes) < 2000 + 2000
 
 
+def test_a_huge_document_is_tokenised_in_pieces(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer needs 100 to 250 bytes for a character of what it is given at once."""
+    text = "\n".join("words and more words " * (i % 7) for i in range(500)) + "x" * 5000
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 2000)
+    given: list[list[str]] = []
+    real = build._encode
+    monkeypatch.setattr(build, "_encode", lambda texts, *rest: (given.append(texts), real(texts, *rest))[1])
+    path = tmp_path / "huge.jsonl"
+    path.write_text(json.dumps({"text": text}) + "\n")
+    data = DataConfig(sources=(SourceConfig(source=str(path)),), held_out_share=0.3)
+    opened = open_store(data.sources[0], data, tokenizer)
+    ids = np.concatenate(
+        [
+            opened.train.read(0, int(opened.train.stops[0])),
+            opened.held_out.read(int(opened.held_out.starts[0]), int(opened.held_out.stops[0])),
+        ]
+    )
+    assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False)
+    assert max(len(one) for texts in given for one in texts) <= 2000
+    assert [len(texts) for texts in given] == [1] * len(given)
+
+
 def test_documents_are_whole_whatever_the_tokenizer_asks_for(
     text_file: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
