@@ -263,10 +263,9 @@ def _encode(
 ) -> list[Encoded]:
     """The ids of some texts, and of conversations what the assistant says."""
     if answers and answers[0] is not None:
-        special = frozenset(tokenizer.added_tokens_decoder)
         encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         return [
-            (np.array(one.ids, dtype), np.array(scored_tokens(one.offsets, one.ids, spans or (), special), bool))
+            (np.array(one.ids, dtype), np.array(scored_tokens(one.offsets, spans or ()), bool))
             for one, spans in zip(encodings, answers, strict=True)
         ]
     backend = getattr(tokenizer, "backend_tokenizer", None)

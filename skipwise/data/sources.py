@@ -362,14 +362,14 @@ def _conversation_of(record: object, name: str, where: str, report: ReadReport, 
         report.reject(where, f"no messages with role and text as content, one the assistant's, in field {name!r}")
         return
     try:
-        written = write(messages)
-    except MessagesError as error:
+        written, key = write(messages), json.dumps(messages, default=str)
+    except (MessagesError, RecursionError) as error:
         report.reject(where, str(error))
         return
     if not _is_unicode(written.text):
         report.reject(where, NO_UNICODE)
         return
-    yield RawDocument(json.dumps(messages, default=str), written.text, written.answers)
+    yield RawDocument(key, written.text, written.answers)
 
 
 def _is_unicode(text: str) -> bool:

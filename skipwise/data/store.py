@@ -18,7 +18,7 @@ from skipwise.data.sources import describe_source
 # Raise it when the layout of a store changes: older ones are then built anew.
 LAYOUT = 1
 # The same for stores of conversations alone.
-CHAT_LAYOUT = 2
+CHAT_LAYOUT = 3
 # Of a source that is one single document, its last fifth is held out.
 SINGLE_DOCUMENT_HELD_OUT = 0.2
 
