@@ -104,7 +104,7 @@ def _write(
                 f"{source.source} holds no text. Give --data a source with text in field {source.text_field!r}.",
                 code="source_has_no_text",
             )
-        content = {"source": source.source, "identity": describe_source(source), "dtype": dtype.name}
+        content = {"identity": describe_source(source), "dtype": dtype.name}
         finished = {name: part.finish() for name, part in parts.items()}
         write_json(path / "store.json", {**content, "report": asdict(report), **finished})
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from skipwise.config import SourceConfig
 from skipwise.data import builtin
+from skipwise.digests import file_digest
 from skipwise.errors import UserError, nearest
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -382,7 +383,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def describe_source(config: SourceConfig) -> dict[str, Any]:
-    """What identifies the content of a source: file sizes and times, or names and versions."""
+    """What identifies the content of a source: hashes of its files, wherever they are; or names and versions."""
     path = Path(config.source).expanduser()
     # What came later is not in the names of stores made before.
     later = {"messages_field"} if config.messages_field is None else set()
@@ -390,9 +391,24 @@ def describe_source(config: SourceConfig) -> dict[str, Any]:
     if config.source == builtin.PYTHON:
         return identity | {"python": sys.version}
     if path.exists():
-        stats = [(str(file.relative_to(path)), file.stat()) for file in files_of(path)]
-        identity |= {
-            "source": str(path.resolve()),
-            "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        # Names decide the order in a directory, and how a file is read.
+        names = [(suffix_of(path) if file == path else str(file.relative_to(path)), file) for file in files_of(path)]
+        return identity | {
+            "source": "file" if path.is_file() else "directory",
+            "files": [(name, file.stat().st_size, file_digest(file)) for name, file in names],
         }
     return identity
+
+
+def same_content(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two summaries of a tokenised source, each with its identity, are of the same content.
+
+    Runs that were begun when files were identified by their times and places are compared by the sizes of the files
+    and by what was read from them.
+    """
+    if not any(isinstance(file[2], int) for file in before["identity"].get("files", [])):
+        aside = {"source", "report"} if "files" in now["identity"] else set()  # they name the place
+        return {key: before[key] for key in before.keys() - aside} == {key: now[key] for key in now.keys() - aside}
+    counts = ("train", "held_out", "split_by")
+    sizes = [[file[1] for file in one["identity"].get("files", [])] for one in (before, now)]
+    return sizes[0] == sizes[1] and all(before[key] == now[key] for key in counts)
