@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from skipwise import __version__, config_commands, model_commands, planning_commands, report_commands
-from skipwise.errors import UserError
+from skipwise.errors import UserError, of_machine
 from skipwise.ranks import is_first, joined, leave_processes, lost_process, rank
 from skipwise.terminal import Command, OneLine, Program, console, errors, unexpected
 
@@ -332,18 +332,23 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(STOPPED)
 
 
+def _refuse(error: UserError) -> int:
+    """Print a mistake in the input, or a condition of the machine; the exit code."""
+    if errors.show_origin:
+        errors.print_exception()
+    if is_first() or joined():  # before, every process finds the same
+        errors.print("Error:", style="red", end=" ")
+        of = "" if is_first() else f"process {rank()}: "
+        errors.print(f"{of}{error} [{error.code}]", soft_wrap=True)
+    return 2
+
+
 def run(command: Callable[[], Any]) -> int:
-    """The exit code: 0 done, 2 wrong input, 75 stopped after saving, 1 for what nobody expected."""
+    """The exit code: 0 done, 2 wrong input or a file that cannot be used, 75 stopped after saving, 1 unexpected."""
     try:
         command()
     except UserError as error:
-        if errors.show_origin:
-            errors.print_exception()
-        if is_first() or joined():  # before, every process finds the same
-            errors.print("Error:", style="red", end=" ")
-            of = "" if is_first() else f"process {rank()}: "
-            errors.print(f"{of}{error} [{error.code}]", soft_wrap=True)
-        return 2
+        return _refuse(error)
     except SystemExit as ended:
         if ended.code in (INTERRUPTED, STOPPED):
             word = "Interrupted" if ended.code == INTERRUPTED else "Stopped"
@@ -361,6 +366,9 @@ def run(command: Callable[[], Any]) -> int:
                 soft_wrap=True,
             )
             return STOPPED
+        condition = of_machine(error)
+        if condition is not None:
+            return _refuse(condition)
         if errors.show_origin:
             raise
         errors.print(f"Error: {unexpected(error)}", soft_wrap=True)

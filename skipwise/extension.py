@@ -12,7 +12,7 @@ from rich.console import Console
 
 from skipwise.config import LengthsConfig, RunConfig
 from skipwise.config_files import read_deepspeed, to_yaml
-from skipwise.data.sources import check_source, is_hub_dataset
+from skipwise.data.sources import check_source, is_hub_dataset, same_content
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
 from skipwise.evaluation.cost import describe_evaluation
@@ -305,9 +305,13 @@ def parts_of(config: RunConfig) -> list[str]:
 
 def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench", given: str, resolved: str) -> None:
     if run.resolved.exists():
-        if json.loads(run.data.read_text(encoding="utf-8")) != json.loads(json.dumps(bench.data_summary)):
+        sources = [
+            json.loads(text)["sources"] for text in (run.data.read_text("utf-8"), json.dumps(bench.data_summary))
+        ]
+        if len(sources[0]) != len(sources[1]) or not all(map(same_content, *sources)):
             raise UserError(
-                f"{run.path} was started on other data (see {run.data}). Bring them back, or choose another --output.",
+                f"{run.path} was started on data of other content (see {run.data}). Bring them back, or choose another "
+                "--output.",
                 code="data_changed",
             )
         before = json.loads(run.plan.read_text(encoding="utf-8"))["windows_per_step"]

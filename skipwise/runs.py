@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -288,10 +289,13 @@ class RunDir:
         Raises:
             UserError: while another process holds it.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        place = self.path.resolve()  # `.` has no name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place.parent):
+            pass  # where nothing can be written, a lock would be waited for
         try:
             # What a killed process had started may hold it for a few seconds more.
-            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=LOCK_SECONDS):
+            with FileLock(place.with_name(f".{place.name}.lock"), timeout=LOCK_SECONDS):
                 yield
         except Timeout as error:
             raise UserError(

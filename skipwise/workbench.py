@@ -1,5 +1,6 @@
 """Model, tokenizer and data of one extension, and what is done with them. Everything here needs torch."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,7 @@ from skipwise.rope import Mixed
 from skipwise.runs import RunDir, write_json
 from skipwise.training.adapters import add_adapters, check_adapters, merged, trained_weights
 from skipwise.training.batch import step_on, with_fitting_batch
+from skipwise.training.builds import check_builds
 from skipwise.training.callbacks import ProgressBar, StopOnSignal, TrainLog
 from skipwise.training.trainer import Teacher, check_loss, train, training_arguments
 
@@ -304,6 +306,8 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
             code="window_too_short_for_retrieval",
         )
     _check_processes(config.train)
+    if config.train.deepspeed:
+        check_builds(several_hosts=world_size() > int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
     join_processes(default_device(), deepspeed=bool(config.train.deepspeed))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

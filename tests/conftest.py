@@ -1,9 +1,7 @@
 """Models and tokenizers small enough to make on the fly. Nothing is downloaded."""
 
-import contextlib
 import os
 import sys
-import time
 
 # Before torch is imported. Tests run side by side, each with one thread; more threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -87,16 +85,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 # Imported by the process that others are forked from, and by nobody else.
 collect_ignore = ["preload.py"]
-# Seconds after which a lock of a build is taken for one that a killed session left behind.
-OLD_LOCK = 3600
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remove old locks: a build would wait for them for ever."""
-    for lock in Path(os.environ["TORCH_EXTENSIONS_DIR"]).rglob("lock"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - lock.stat().st_mtime > OLD_LOCK:
-                lock.unlink()
+    """Remove the locks of builds that were killed: the next one would wait for them for ever."""
+    from skipwise.training.builds import build_folder, stale_locks
+
+    for lock in stale_locks(build_folder()):
+        lock.unlink(missing_ok=True)
 
 
 @pytest.fixture(autouse=True)

@@ -105,6 +105,19 @@ def test_an_interrupted_run_saves_and_resumes(
     assert (whole / "report.html").is_file()  # though nothing was measured
 
 
+def test_the_same_text_at_another_time_is_resumed_and_another_is_not(
+    config_file: Path, text_file: Path, tmp_path: Path
+) -> None:
+    run, options = tmp_path / "run", ["--set", "evaluate=[]", "--method", "interpolate"]
+    skipwise("extend", config_file, "--output", run, *options)
+    content = text_file.read_text()
+    text_file.write_text(content)
+    os.utime(text_file, (1, 1))
+    skipwise("extend", config_file, "--output", run, *options, "--resume")
+    text_file.write_text(content.replace("document 1:", "document 9:"))
+    assert error_code(skipwise("extend", config_file, "--output", run, *options, "--resume", code=2)) == "data_changed"
+
+
 @pytest.mark.parametrize("method", ["randpos", "plain", "interpolate", "full"])
 def test_methods(config_file: Path, tmp_path: Path, method: str) -> None:
     run = tmp_path / method

@@ -104,7 +104,7 @@ def _write(
                 f"{source.source} holds no text. Give --data a source with text in field {source.text_field!r}.",
                 code="source_has_no_text",
             )
-        content = {"source": source.source, "identity": describe_source(source), "dtype": dtype.name}
+        content = {"identity": describe_source(source), "dtype": dtype.name}
         finished = {name: part.finish() for name, part in parts.items()}
         write_json(path / "store.json", {**content, "report": asdict(report), **finished})
 
@@ -208,18 +208,65 @@ def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
         yield batch
 
 
+def _pieces(text: str, size: int) -> Iterator[tuple[int, str]]:
+    """(begin, piece) of a text, in pieces of at most `size` characters that most tokenizers encode as they encode it.
+
+    They end at the last line end of a piece, else before its last word. A tokenizer that marks the beginning of a text
+    marks that of every piece.
+
+    >>> list(_pieces("one two\\nthree four", 9))
+    [(0, 'one two\\n'), (8, 'three'), (13, ' four')]
+    """
+    begin = 0
+    while len(text) - begin > size:
+        stop = begin + size
+        line, word = (_last(mark, text, begin + 1, stop) for mark in "\n ")
+        stop = line + 1 if line > 0 else word if word > 0 else stop
+        yield begin, text[begin:stop]
+        begin = stop
+    yield begin, text[begin:]
+
+
+def _last(mark: str, text: str, begin: int, stop: int) -> int:
+    """Where a mark stands last that no white space follows; -1 if it stands nowhere."""
+    found = text.rfind(mark, begin, stop)
+    while found > 0 and text[found + 1].isspace():
+        found = text.rfind(mark, begin, found)
+    return found
+
+
 def _ids(batch: list[RawDocument], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype[Any]) -> list[Encoded]:
-    """The ids of each document, without those of the beginning and the end of a text."""
-    texts = [document.text for document in batch]
-    if batch and batch[0].answers is not None:
-        special = frozenset(tokenizer.added_tokens_decoder)
+    """The ids of each document, without those of the beginning and the end of a text.
+
+    A tokenizer takes 100 to 250 bytes for a character, so no call gets much more than `BATCH_CHARACTERS`.
+    """
+    if all(len(document.text) <= BATCH_CHARACTERS for document in batch):
+        return _encode(
+            [document.text for document in batch], [document.answers for document in batch], tokenizer, dtype
+        )
+    encoded = []
+    for document in batch:
+        parts = []
+        for begin, piece in _pieces(document.text, BATCH_CHARACTERS):
+            answers = document.answers and tuple((start - begin, stop - begin) for start, stop in document.answers)
+            parts += _encode([piece], [answers], tokenizer, dtype)
+        ids, scored = zip(*parts, strict=True)
+        encoded.append((np.concatenate(ids), None if document.answers is None else np.concatenate(scored)))
+    return encoded
+
+
+def _encode(
+    texts: list[str],
+    answers: list[tuple[tuple[int, int], ...] | None],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: np.dtype[Any],
+) -> list[Encoded]:
+    """The ids of some texts, and of conversations what the assistant says."""
+    if answers and answers[0] is not None:
         encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         return [
-            (
-                np.array(one.ids, dtype),
-                np.array(scored_tokens(one.offsets, one.ids, document.answers or (), special), bool),
-            )
-            for one, document in zip(encodings, batch, strict=True)
+            (np.array(one.ids, dtype), np.array(scored_tokens(one.offsets, spans or ()), bool))
+            for one, spans in zip(encodings, answers, strict=True)
         ]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -11,10 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from skipwise.config import SourceConfig
 from skipwise.data import builtin
+from skipwise.digests import file_digest
 from skipwise.errors import UserError, nearest
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -26,6 +25,10 @@ MALFORMED_GRACE = 100
 NO_UNICODE = "half of a surrogate pair, which is no Unicode text"
 # Characters of a text file that are held at a time.
 TEXT_BLOCK = 16_000_000
+# Bytes of a line that are read; a longer line is one malformed record, so that memory is bounded whatever the file.
+LINE_BYTES = 2**26
+# Bytes of a Parquet file that are decoded at a time, if no row is larger.
+PARQUET_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -204,43 +207,69 @@ def _open(config: SourceConfig, report: ReadReport, write: Write) -> Iterator[Ra
 
 def _read_file(path: Path, only: str | None, report: ReadReport) -> Iterator[Record]:
     """The records of a file; of a Parquet file one column `only`, if it is given."""
+    import pyarrow as pa
+
     try:
         if suffix_of(path) == ".parquet":
             yield from _read_parquet(path, only, report)
         else:
             yield from _read_jsonl(path, report)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"{path} cannot be read: {error}", code="unreadable_data") from error
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def _unreadable(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} cannot be read: {why}. If it is damaged or was cut off, fetch it again.", code="unreadable_data"
+    )
 
 
 def _read_text(path: Path, report: ReadReport) -> Iterator[RawDocument]:
     """A file is a document; a huge one is several, cut at line ends."""
+    report.records += 1
     try:
         with path.open(encoding="utf-8") as file:
             while text := file.read(TEXT_BLOCK):
-                text += file.readline() if len(text) == TEXT_BLOCK else ""
-                report.records += 1
+                text += file.readline(TEXT_BLOCK) if len(text) == TEXT_BLOCK else ""
                 yield RawDocument(text, text)
     except UnicodeDecodeError as error:
+        if error.reason == "unexpected end of data":
+            raise _unreadable(path, "its last character is not whole") from error
         report.reject(str(path), f"not UTF-8 ({error.reason})")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}", code="unreadable_data") from error
+        raise _unreadable(path, str(error)) from error
 
 
 def _read_jsonl(path: Path, report: ReadReport) -> Iterator[Record]:
     # Bytes, so that one line that is no UTF-8 does not end the whole file.
-    with _open_binary(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
+    with _open_binary(path) as file:
+        for number, line in enumerate(_lines(file), start=1):
+            if line is not None and not line.strip():
                 continue
             report.records += 1
             where = f"{path}:{number}"
+            if line is None:
+                report.reject(where, f"longer than {LINE_BYTES:,} bytes; divide it into several records")
+                continue
             try:
                 record = json.loads(line)
-            except ValueError as error:  # JSON and UTF-8 errors alike
+            except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors alike; brackets in brackets
+                if not line.endswith(b"\n"):
+                    raise _unreadable(path, f"line {number}, its last, is not whole ({error})") from error
                 report.reject(where, f"not JSON ({error})")
             else:
                 yield where, record
+
+
+def _lines(file: io.BufferedIOBase) -> Iterator[bytes | None]:
+    """The lines of a file, None in place of one that is longer than `LINE_BYTES`."""
+    while line := file.readline(LINE_BYTES + 1):
+        if len(line) <= LINE_BYTES:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(LINE_BYTES)
+        yield None
 
 
 def _open_binary(path: Path) -> io.BufferedIOBase:
@@ -248,31 +277,41 @@ def _open_binary(path: Path) -> io.BufferedIOBase:
         case ".jsonl.gz":
             return gzip.open(path)
         case ".jsonl.zst":
-            return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb")))
+            import pyarrow as pa
+
+            # It notices where a file was cut off; most readers of Zstandard take that for its end.
+            return io.BufferedReader(pa.CompressedInputStream(path.open("rb"), "zstd"))
         case _:
             return path.open("rb")
 
 
 def _read_parquet(path: Path, only: str | None, report: ReadReport) -> Iterator[Record]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is no readable Parquet file: {error}", code="unreadable_data") from error
-    if only is not None and only not in file.schema_arrow.names:
-        raise UserError(
-            f"{path} has no column {only!r}. Set data.text_field (or messages_field) to one of "
-            f"{file.schema_arrow.names}.",
-            code="column_not_found",
-        )
-    row = 0
-    for batch in file.iter_batches(batch_size=256, columns=None if only is None else [only]):
-        for record in batch.to_pylist():
-            row += 1
-            report.records += 1
-            yield f"{path} row {row}", record
+    # A stream of pages; otherwise a whole row group is held, whose size is the writer's choice.
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+        if only is not None and only not in file.schema_arrow.names:
+            raise UserError(
+                f"{path} has no column {only!r}. Set data.text_field (or messages_field) to one of "
+                f"{file.schema_arrow.names}.",
+                code="column_not_found",
+            )
+        row = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group)
+            rows = PARQUET_BYTES * size.num_rows // max(1, size.total_byte_size)
+            columns = None if only is None else [only]
+            for batch in file.iter_batches(min(256, max(1, rows)), row_groups=[group], columns=columns):
+                for values in zip(*batch.columns, strict=True):
+                    row += 1
+                    report.records += 1
+                    where = f"{path} row {row}"
+                    try:
+                        record = dict(zip(batch.schema.names, (value.as_py() for value in values), strict=True))
+                    except (ValueError, OverflowError) as error:  # no UTF-8, a time that Python cannot express
+                        report.reject(where, f"not readable ({error})")
+                    else:
+                        yield where, record
 
 
 def _read_hub(config: SourceConfig, report: ReadReport) -> Iterator[Record]:
@@ -291,9 +330,7 @@ def _read_hub(config: SourceConfig, report: ReadReport) -> Iterator[Record]:
         for row, record in enumerate(stream):
             report.records += 1
             yield f"{config.source} row {row}", record
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, UserError):
-            raise
+    except Exception as error:  # of the library, and of what it calls: HTTP, files of all formats, code of a dataset
         raise UserError(
             f"{config.source!r} is neither a path on this machine nor a hub dataset that could be opened "
             f"(split {config.split!r}): {error}",
@@ -326,14 +363,14 @@ def _conversation_of(record: object, name: str, where: str, report: ReadReport, 
         report.reject(where, f"no messages with role and text as content, one the assistant's, in field {name!r}")
         return
     try:
-        written = write(messages)
-    except MessagesError as error:
+        written, key = write(messages), json.dumps(messages, default=str)
+    except (MessagesError, RecursionError) as error:
         report.reject(where, str(error))
         return
     if not _is_unicode(written.text):
         report.reject(where, NO_UNICODE)
         return
-    yield RawDocument(json.dumps(messages, default=str), written.text, written.answers)
+    yield RawDocument(key, written.text, written.answers)
 
 
 def _is_unicode(text: str) -> bool:
@@ -346,7 +383,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def describe_source(config: SourceConfig) -> dict[str, Any]:
-    """What identifies the content of a source: file sizes and times, or names and versions."""
+    """What identifies the content of a source: hashes of its files, wherever they are; or names and versions."""
     path = Path(config.source).expanduser()
     # What came later is not in the names of stores made before.
     later = {"messages_field"} if config.messages_field is None else set()
@@ -354,9 +391,24 @@ def describe_source(config: SourceConfig) -> dict[str, Any]:
     if config.source == builtin.PYTHON:
         return identity | {"python": sys.version}
     if path.exists():
-        stats = [(str(file.relative_to(path)), file.stat()) for file in files_of(path)]
-        identity |= {
-            "source": str(path.resolve()),
-            "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        # Names decide the order in a directory, and how a file is read.
+        names = [(suffix_of(path) if file == path else str(file.relative_to(path)), file) for file in files_of(path)]
+        return identity | {
+            "source": "file" if path.is_file() else "directory",
+            "files": [(name, file.stat().st_size, file_digest(file)) for name, file in names],
         }
     return identity
+
+
+def same_content(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two summaries of a tokenised source, each with its identity, are of the same content.
+
+    Runs that were begun when files were identified by their times and places are compared by the sizes of the files
+    and by what was read from them.
+    """
+    if not any(isinstance(file[2], int) for file in before["identity"].get("files", [])):
+        aside = {"source", "report"} if "files" in now["identity"] else set()  # they name the place
+        return {key: before[key] for key in before.keys() - aside} == {key: now[key] for key in now.keys() - aside}
+    counts = ("train", "held_out", "split_by")
+    sizes = [[file[1] for file in one["identity"].get("files", [])] for one in (before, now)]
+    return sizes[0] == sizes[1] and all(before[key] == now[key] for key in counts)

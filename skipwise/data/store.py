@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from skipwise.config import DocumentsConfig, SourceConfig
 from skipwise.data.build import SCORED, Progress, build_store
 from skipwise.data.sources import describe_source
+from skipwise.digests import cache_directory
 
 # Raise it when the layout of a store changes: older ones are then built anew.
 LAYOUT = 1
 # The same for stores of conversations alone.
-CHAT_LAYOUT = 2
+CHAT_LAYOUT = 3
 # Of a source that is one single document, its last fifth is held out.
 SINGLE_DOCUMENT_HELD_OUT = 0.2
 
@@ -83,13 +83,6 @@ def fingerprint(source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrain
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def cache_directory() -> Path:
-    """Where stores are kept: `$SKIPWISE_CACHE`, else `skipwise` in the user's cache directory."""
-    own = os.environ.get("SKIPWISE_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own or f"{shared}/skipwise").expanduser()
-
-
 def _place(source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase) -> Path:
     return cache_directory() / "stores" / fingerprint(source, data, tokenizer)
 
@@ -116,10 +109,10 @@ def open_store(
     path = _place(source, data, tokenizer)
     if not path.exists():
         build_store(path, source, data, tokenizer, on_progress)
-    return _load(path, split=data.held_out_share < 1)
+    return _load(path, source.source, split=data.held_out_share < 1)
 
 
-def _load(path: Path, split: bool) -> TokenStore:
+def _load(path: Path, name: str, split: bool) -> TokenStore:
     summary = json.loads((path / "store.json").read_text(encoding="utf-8"))
     train, train_hashes = _load_part(path, "train", summary)
     held_out, held_out_hashes = _load_part(path, "held_out", summary)
@@ -132,7 +125,8 @@ def _load(path: Path, split: bool) -> TokenStore:
         train=train,
         held_out=held_out,
         summary={
-            **{key: summary[key] for key in ("source", "identity", "report")},
+            "source": name,  # the same content may have been read in another place
+            **{key: summary[key] for key in ("identity", "report")},
             "split_by": rule,
             "train": {"documents": len(train), "tokens": int(train.lengths.sum())},
             "held_out": {

@@ -118,13 +118,10 @@ def _measure_questions(
     subject: Subject, spec: QuestionAnswering, length: int, done: set[Key], lengths: Sequence[int | None]
 ) -> Iterator[Example]:
     encode = encoder(subject.tokenizer, subject.chat)
-    for number, record in _records(spec, (spec.context_field, spec.question_field, spec.answers_field)):
+    for number, (context, question), references in _records(spec, (spec.context_field, spec.question_field)):
         if (length, str(number)) not in done:
-            template = QUESTION.replace("{question}", _escaped(str(record[spec.question_field])))
-            prompt = fitted_context(
-                encode, template, ANSWER, str(record[spec.context_field]), length - spec.max_new_tokens
-            )
-            references = _references(record[spec.answers_field])
+            template = QUESTION.replace("{question}", _escaped(question))
+            prompt = fitted_context(encode, template, ANSWER, context, length - spec.max_new_tokens)
             # Models without a chat template go on with the next question; the first line is the answer.
             prediction = _written(subject, encode(prompt, ANSWER), spec.max_new_tokens, until="\n")
             score = max(token_f1(prediction, reference) for reference in references)
@@ -135,11 +132,9 @@ def _measure_summaries(
     subject: Subject, spec: Summarization, length: int, done: set[Key], lengths: Sequence[int | None]
 ) -> Iterator[Example]:
     encode = encoder(subject.tokenizer, subject.chat)
-    for number, record in _records(spec, (spec.context_field, spec.answers_field)):
+    for number, (context,), references in _records(spec, (spec.context_field,)):
         if (length, str(number)) not in done:
-            context = str(record[spec.context_field])
             prompt = fitted_context(encode, DOCUMENT, SUMMARY, context, length - spec.max_new_tokens)
-            references = _references(record[spec.answers_field])
             prediction = _written(subject, encode(prompt, SUMMARY), spec.max_new_tokens, until=None)
             best = max((rouge(prediction, reference) for reference in references), key=lambda scores: scores["rougeL"])
             yield _example(length, number, prompt, references, prediction) | best | {"score": best["rougeL"]}
@@ -157,17 +152,20 @@ def _escaped(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def _records(spec: QuestionAnswering | Summarization, fields: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The first records of the source.
+def _records(
+    spec: QuestionAnswering | Summarization, texts: tuple[str, ...]
+) -> Iterator[tuple[int, list[str], list[str]]]:
+    """The first records of the source: (number, the texts of some fields, the references).
 
     Raises:
-        UserError: for a record without one of the fields, or a source without records.
+        UserError: for a record without one of the fields or with one of unknown shape, or a source without records.
     """
     source = SourceConfig(source=spec.source, split=spec.split, subset=spec.subset)
+    fields = (*texts, spec.answers_field)
     found, report = False, ReadReport(0.0)  # a sample is small, and no line of it should get lost
     for number, (where, record) in enumerate(islice(read_records(source, report), spec.samples)):
         report.check()
-        missing = [field for field in fields if not (isinstance(record, dict) and record.get(field))]
+        missing = [field for field in fields if not (isinstance(record, dict) and _given(record.get(field)))]
         if missing or not isinstance(record, dict):
             raise UserError(
                 f"{spec.name} needs the fields {', '.join(fields)} in every record, but {where} lacks "
@@ -175,14 +173,77 @@ def _records(spec: QuestionAnswering | Summarization, fields: tuple[str, ...]) -
                 code="record_field_missing",
             )
         found = True
-        yield number, record
+        yield number, [_text_of(record[field], field, where) for field in texts], _references(record, spec, where)
     report.check()
     if not found:
         raise UserError(f"{spec.source} holds no records for {spec.name}.", code="source_has_no_records")
 
 
-def _references(answers: object) -> list[str]:
-    return [answers] if isinstance(answers, str) else [str(answer) for answer in answers]  # type: ignore[attr-defined]
+def _given(value: object) -> bool:
+    """Whether a field holds something; the number 0 is an answer."""
+    return value is not None and value != "" and value != []
+
+
+def _text_of(value: object, field: str, where: str) -> str:
+    """The text of a context or a question, in the shapes that published sets have.
+
+    A string; a list of paragraphs; `{"text": ...}` (Natural Questions, NarrativeQA); the titles and sentences of
+    HotpotQA.
+    """
+    match value:
+        case str(text) | {"text": str(text)}:
+            return text
+        case [*paragraphs] if all(isinstance(one, str) for one in paragraphs):
+            return "\n\n".join(map(str, paragraphs))
+        case {"title": [*titles], "sentences": [*sentences]} if len(titles) == len(sentences):
+            return "\n\n".join(f"{title}\n{''.join(those)}" for title, those in zip(titles, sentences, strict=True))
+    raise UserError(
+        f"A text is a string, a list of strings, {{text: ...}} or HotpotQA's {{title: [...], sentences: [...]}}, but "
+        f"{field} of {where} is {_shown(value)}. Name another field, or write the records in one of these shapes.",
+        code="record_shape_unknown",
+    )
+
+
+def _references(record: dict[str, Any], spec: QuestionAnswering | Summarization, where: str) -> list[str]:
+    """The reference answers of a record."""
+    value = record[spec.answers_field]
+    references = references_of(value)
+    if not references:
+        raise UserError(
+            "References are a string, a list of strings, SQuAD's {text: [...]}, TriviaQA's {value: ..., aliases: "
+            f"[...]}} or DROP's {{spans: [...]}}, at least one of them, but {spec.answers_field} of {where} is "
+            f"{_shown(value)}. Name another field with answers_field, or leave the record out.",
+            code="record_shape_unknown",
+        )
+    return references
+
+
+def references_of(value: object) -> list[str] | None:
+    """The reference answers in a field, in the shapes that published sets have; None for others.
+
+    >>> references_of({"text": ["Paris", "in Paris"], "answer_start": [4, 1]})
+    ['Paris', 'in Paris']
+    >>> references_of({"value": "Paris", "aliases": ["Paris, France"]})
+    ['Paris', 'Paris, France']
+    """
+    match value:
+        case bool():
+            return None
+        case str() | int() | float():
+            return [str(value)] if str(value).strip() else []
+        case {"value": str(first), "aliases": [*others]}:
+            return references_of([first, *others])
+        case {"text": inner} | {"spans": inner} if not isinstance(inner, dict):
+            return references_of(inner)
+        case [*items] if not any(isinstance(item, list) for item in items):
+            found = [references_of(item) for item in items]
+            return None if None in found else list(dict.fromkeys(one for those in found for one in those or ()))
+    return None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _written(subject: Subject, ids: list[int], max_new_tokens: int, until: str | None) -> str:

@@ -49,8 +49,7 @@ def encoded(talk: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> t
     """Tokens of a conversation, and which of them the assistant says."""
     written = conversation(talk, tokenizer)
     encoding = tokenizer.backend_tokenizer.encode(written.text, add_special_tokens=False)
-    special = frozenset(tokenizer.added_tokens_decoder)
-    return np.array(encoding.ids), np.array(scored_tokens(encoding.offsets, encoding.ids, written.answers, special))
+    return np.array(encoding.ids), np.array(scored_tokens(encoding.offsets, written.answers))
 
 
 ANSWERS = [
@@ -94,13 +93,143 @@ def test_the_day_is_not_in_it(tokenizer: PreTrainedTokenizerFast) -> None:
     assert "01 Jan 2025" in conversation(TALK, tokenizer).text
 
 
-def test_templates_that_change_answers_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper }}.{% endfor %}"
-    with pytest.raises(MessagesError, match="writes something else"):
+# The structures of published templates, and the special tokens they write.
+FORMS = {
+    "chatml": (CHATML, ["<|im_start|>", "<|im_end|>"]),
+    "chatml, marked": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}",
+        ["<|im_start|>", "<|im_end|>"],
+    ),
+    "llama 3": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    ),
+    "mistral": (
+        "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set turns = messages[1:] %}"
+        "{% else %}{% set turns = messages %}{% endif %}{{ bos_token }}{% for m in turns %}{% if m.role == 'user' %}"
+        "[INST]{% if loop.index0 >= turns | length - 2 and system is defined and (loop.last or loop.revindex == 2) %}"
+        "{{ system }}\n\n{% endif %} {{ m.content }}[/INST]{% else %}"
+        " {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        ["[INST]", "[/INST]"],
+    ),
+    "gemma": (
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        ["<start_of_turn>", "<end_of_turn>"],
+    ),
+    "deepseek": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}"
+        "<|User|>{{ m.content }}{% else %}<|Assistant|>{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}",
+        ["<|User|>", "<|Assistant|>"],
+    ),
+    "qwen3": (
+        "{% set last = namespace(user=-1) %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{% set last.user = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}{% set said = m.content.split('</think>')[-1].lstrip('\n') %}"
+        "{% if loop.index0 > last.user %}<think>\n"
+        "{% if '</think>' in m.content %}{{ m.content.split('</think>')[0].split('<think>')[-1].strip() }}{% endif %}"
+        "{{ '\n</think>\n\n' }}{% endif %}{{ said }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        ["<|im_start|>", "<|im_end|>"],
+    ),
+}
+END = {"chatml": "<|im_end|>", "chatml, marked": "<|im_end|>", "llama 3": "<|eot_id|>", "gemma": "<end_of_turn>",
+       "mistral": "</s>", "deepseek": "</s>", "qwen3": "<|im_end|>"}  # fmt: skip
+
+
+def of_form(name: str) -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template, special = FORMS[name]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    return tokenizer
+
+
+def spoken(talk: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The texts that have a loss, one after the other."""
+    tokens, marked = encoded(talk, tokenizer)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marked, [False]])))
+    return [tokenizer.decode(tokens[begin:stop]) for begin, stop in edges.reshape(-1, 2)]
+
+
+SHORT = ["a", "s", "user", "assistant", "1", "\u00e4", "<|im", "a a", "model", "t", ">", "[", "/", "e", "."]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_loss_is_on_answers_whatever_they_are(form: str) -> None:
+    """Also where they stand in the prompt, in the template's own words, or twice."""
+    tokenizer, end = of_form(form), END[form]
+    for answer in SHORT:
+        turn = [{"role": "user", "content": f"Say {answer} or a user, a model, an assistant."}]
+        talk = [*turn, {"role": "assistant", "content": answer}] * 2
+        first, last = spoken(talk, tokenizer)
+        thought = "<think>\n\n</think>\n\n" if form == "qwen3" else ""
+        assert first == answer + end
+        assert last == thought + answer + end
+
+
+@pytest.mark.parametrize("form", ["chatml", "llama 3", "mistral", "deepseek", "qwen3"])
+def test_system_text_has_no_loss(form: str) -> None:
+    """Also where the template moves it into the last turn of the user."""
+    talk = [{"role": "system", "content": "Be short. a"}, *TALK]
+    said = [text.removeprefix("<think>\n\n</think>\n\n").strip() for text in spoken(talk, of_form(form))]
+    assert said == [f"Paris.{END[form]}", f"It is Lima.\nThat is all.{END[form]}"]
+
+
+@pytest.mark.parametrize("form", ["qwen3", "deepseek"])
+def test_thoughts_that_a_template_leaves_out_do_not_matter(form: str) -> None:
+    """Those of the last turn are written, and the model learns them."""
+    talk = [dict(message) for message in TALK]
+    talk[1]["content"] = "<think>\nIt is Paris.\n</think>\n\nParis."
+    talk[3]["content"] = "<think>\nLima?\n</think>\n\nLima."
+    first, last = spoken(talk, of_form(form))
+    assert first.strip() == f"Paris.{END[form]}"
+    assert last.strip() == ("<think>\nLima?\n</think>\n\n" if form == "qwen3" else "") + f"Lima.{END[form]}"
+
+
+def test_a_template_may_change_an_answer(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content | upper }}\n{% endfor %}"
+    assert spoken(TALK, tokenizer) == ["PARIS.", "IT IS LIMA.\nTHAT IS ALL."]
+
+
+DROPS, CHANGES = "chat_template_drops_answer", "chat_template_changes_answer"
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "words"),
+    [
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", DROPS, "message 2"),
+        ("{{ messages[-1].content }}", DROPS, "message 2"),
+        ("{{ messages[1].content }}{{ messages[3].content }}{{ messages[3].content }}", DROPS, "2 times"),
+        ("{% for m in messages %}{{ m.content | length }}{{ m.content }}{% endfor %}", CHANGES, "message 2"),
+        ("{{ raise_exception('no such role') }}", "chat_template_failed", "no such role"),
+        ("{{ messages[0].content.missing() }}", "chat_template_failed", "missing"),
+        ("{% generation %}{% endgeneration %}{{ messages[0].content }}", DROPS, "no answer"),
+    ],
+)  # fmt: skip
+def test_conversations_are_refused_for_the_right_reason(
+    template: str, code: str, words: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(MessagesError, match=words) as caught:
         conversation(TALK, tokenizer)
-    tokenizer.chat_template = None
-    with pytest.raises(UserError, match="has none"):
+    assert caught.value.code == code
+
+
+def test_a_system_role_that_a_template_refuses_is_the_reason() -> None:
+    with pytest.raises(MessagesError, match="no system role"):
+        conversation([{"role": "system", "content": "x"}, *TALK], of_form("gemma"))
+
+
+def test_a_tokenizer_without_template_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError) as caught:
         conversation(TALK, tokenizer)
+    assert caught.value.code == "no_chat_template"
 
 
 def talks(path: Path, count: int = 40) -> Path:

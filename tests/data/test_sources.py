@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 
 from skipwise import UserError
 from skipwise.config import SourceConfig
@@ -23,13 +24,18 @@ def read(path: Path, max_share: float = 0.01, **keywords: str) -> tuple[list[str
     return [document.text for document in read_documents(source, report, json.dumps)], report
 
 
+def zstd(content: bytes) -> bytes:
+    compressed: bytes = pa.compress(content, codec="zstd", asbytes=True)
+    return compressed
+
+
 def write(path: Path) -> Path:
     lines = "".join(json.dumps({"text": text, "other": 1}, ensure_ascii=False) + "\n" for text in TEXTS).encode()
     match path.suffix:
         case ".gz":
             path.write_bytes(gzip.compress(lines))
         case ".zst":
-            path.write_bytes(zstandard.compress(lines))
+            path.write_bytes(zstd(lines))
         case ".parquet":
             pq.write_table(pa.table({"text": TEXTS, "other": [1, 2, 3]}), path)
         case _:
@@ -123,7 +129,7 @@ def test_half_a_surrogate_pair_is_malformed(tmp_path: Path) -> None:
         ("missing.jsonl", None, "does not exist"),
         ("empty.jsonl", b"", "is empty"),
         ("data.docx", b"x", "no file of a kind"),
-        ("broken.parquet", b"no parquet", "no readable Parquet"),
+        ("broken.parquet", b"no parquet", "cannot be read"),
         ("broken.jsonl.gz", b"no gzip", "cannot be read"),
         ("cut.jsonl.gz", gzip.compress(b"{}" * 500, mtime=0)[:-20], "cannot be read"),
         ("broken.jsonl.zst", b"no zstandard", "cannot be read"),
@@ -134,6 +140,123 @@ def test_unreadable_sources(tmp_path: Path, name: str, content: bytes | None, me
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / name)
+
+
+LINES = b"".join(json.dumps({"text": f"{i} äöü {i * i}"}, ensure_ascii=False).encode() + b"\n" for i in range(2000))
+
+
+@pytest.mark.parametrize("cut", [1, 4, 1000])
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt"])
+def test_a_file_that_was_cut_off_is_an_error_that_names_it(tmp_path: Path, suffix: str, cut: int) -> None:
+    """However many malformed records are allowed. Of plain text only half a character gives a cut away."""
+    path = tmp_path / f"data.{suffix}"
+    match suffix:
+        case "jsonl":
+            path.write_bytes(LINES[: -1 - cut])
+        case "jsonl.gz":
+            path.write_bytes(gzip.compress(LINES)[:-cut])
+        case "jsonl.zst":
+            path.write_bytes(zstd(LINES)[:-cut])
+        case "parquet":
+            pq.write_table(pa.table({"text": [str(i) for i in range(500)]}), path)
+            path.write_bytes(path.read_bytes()[:-cut])
+        case "txt":
+            path.write_bytes("ä".encode() * cut + b"\xc3")
+    with pytest.raises(UserError) as caught:
+        read(path, max_share=1.0)
+    assert caught.value.code == "unreadable_data"
+    assert str(path) in str(caught.value)
+
+
+def test_damaged_pages_of_a_parquet_file_are_an_error(tmp_path: Path) -> None:
+    """Its footer is whole, so that it opens."""
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"text": [f"text {i}" * 50 for i in range(500)]}), path)
+    content = bytearray(path.read_bytes())
+    content[200:2000] = b"\xff" * 1800
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read(path, max_share=1.0)
+    assert caught.value.code == "unreadable_data"
+    assert str(path) in str(caught.value)
+
+
+def test_frames_in_a_row_are_one_file(tmp_path: Path) -> None:
+    """As parallel compressors write it."""
+    path = tmp_path / "data.jsonl.zst"
+    half = LINES[: len(LINES) // 2]
+    path.write_bytes(zstd(half) + zstd(LINES[len(half) :]))
+    assert len(read(path)[0]) == 2000
+
+
+def test_a_row_that_is_not_utf8_is_one_malformed_record(tmp_path: Path) -> None:
+    texts = pa.array([b"good", b"\xff\xfe", "süß".encode()], pa.binary()).cast(pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "data.parquet")
+    documents, report = read(tmp_path / "data.parquet", max_share=0.5)
+    assert documents == ["good", "süß"]
+    assert (report.records, report.malformed) == (3, 1)
+    assert "row 2" in report.examples[0]
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"text": ' + b"9" * 5000 + b"}", b'["text"]', b'{"text": null}'])
+def test_a_line_of_another_kind_is_one_malformed_record(tmp_path: Path, line: bytes) -> None:
+    """Brackets that nobody closes, numbers without end, lists, null."""
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"text": "good"}\n' + line + b"\n" + b'{"text": "also good"}\n')
+    documents, report = read(path, max_share=0.5)
+    assert documents == ["good", "also good"]
+    assert (report.records, report.malformed) == (3, 1)
+
+
+def peak(call: Callable[[], object]) -> int:
+    """The largest number of bytes that Python holds during a call, above what it held before."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_a_line_without_end_is_skipped_in_bounded_memory(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LINE_BYTES", 10_000)
+    longest = b'{"text": "' + b"x" * (10_000 - 12) + b'"}'
+    lines = longest[:-1] + b"\n" + longest + b"\n" + b"y" * 5_000_000 + b'\n{"text": "good"}\n'
+    path = tmp_path / f"data.{suffix}"
+    path.write_bytes({"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstd}[suffix](lines))
+    found: list[tuple[list[str], ReadReport]] = []
+    assert peak(lambda: found.append(read(path, max_share=0.8))) < 1_000_000
+    documents, report = found[0]
+    assert documents == ["good"]
+    assert (report.records, report.malformed) == (4, 3)
+    assert "10,000 bytes" in report.examples[-1]
+
+
+def test_large_rows_of_parquet_are_held_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "PARQUET_BYTES", 1_000_000)
+    rows = [chr(65 + i) * 400_000 for i in range(40)]
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"text": rows}), path, compression="none", use_dictionary=False, write_batch_size=1)
+    held = []
+
+    def look() -> None:
+        for number, document in enumerate(read_documents(SourceConfig(source=str(path)), ReadReport(0.0), json.dumps)):
+            assert document.text == rows[number]
+            held.append(pa.total_allocated_bytes())
+
+    assert peak(look) < 1_500_000
+    assert max(held) < 5_000_000
+
+
+def test_a_text_file_without_line_ends_is_held_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "TEXT_BLOCK", 100)
+    (tmp_path / "huge.txt").write_text("x" * 1050)
+    parts, report = read(tmp_path / "huge.txt")
+    assert list(map(len, parts)) == [200] * 5 + [50]
+    assert report.records == 1
 
 
 def test_an_unknown_builtin_names_the_nearest() -> None:

@@ -1,7 +1,9 @@
 """Tokenised stores: content, split, reuse."""
 
+import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from skipwise import UserError
+from skipwise import UserError, digests
 from skipwise.config import DataConfig, SourceConfig
 from skipwise.data import build, store
-from skipwise.data.sources import RawDocument
+from skipwise.data.sources import RawDocument, same_content
 from skipwise.data.store import TokenStore, open_store
 
 
@@ -78,6 +80,49 @@ def test_changed_content_is_noticed(text_file: Path, tokenizer: PreTrainedTokeni
     text_file.write_text(text_file.read_text() + json.dumps({"text": "one more"}) + "\n")
     assert len(open_file(text_file, tokenizer).train) + len(open_file(text_file, tokenizer).held_out) == 13
     assert before <= 12
+
+
+def test_the_same_content_is_the_same_data(
+    text_file: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At another time, in another directory, under another name; other content is not, at the same time and size."""
+    first = open_file(text_file, tokenizer)
+    content, stat = text_file.read_bytes(), text_file.stat()
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere" / "copy.jsonl"
+    copy.write_bytes(content)
+    os.utime(text_file, (1, 1))
+    monkeypatch.setattr(build, "read_documents", lambda *_: pytest.fail("read again"))
+    for path in (text_file, copy):
+        again = open_file(path, tokenizer)
+        assert again.summary["source"] == str(path)
+        assert same_content(first.summary, json.loads(json.dumps(again.summary)))
+    text_file.write_bytes(content.replace(b"document 1:", b"document 9:"))
+    os.utime(text_file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        open_file(text_file, tokenizer)
+
+
+def test_data_of_a_run_that_knew_files_by_their_times(text_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    now = json.loads(json.dumps(open_file(text_file, tokenizer).summary))
+    old = {
+        **now,
+        "identity": {**now["identity"], "source": str(text_file), "files": [[".", text_file.stat().st_size, 5]]},
+    }
+    assert same_content(old, now)
+    assert not same_content({**old, "held_out": {**now["held_out"], "hashes": []}}, now)
+    old["identity"]["files"][0][1] += 1
+    assert not same_content(old, now)
+
+
+def test_the_hash_of_a_large_file_is_kept(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "LARGE_FILE", 1)
+    expected = hashlib.sha256(text_file.read_bytes()).hexdigest()
+    assert digests.file_digest(text_file) == expected
+    digests._file_digest.cache_clear()  # another process
+    monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: expected if path.parent.name == "hashes" else "")
+    assert digests.file_digest(text_file) == expected
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -194,6 +239,30 @@ def test_batches_bound_memory(
     sizes = [sum(len(document.text) for document in batch) for batch in batches]
     assert len(sizes) >= 4
     assert max(sizes) < 2000 + 2000
+
+
+def test_a_huge_document_is_tokenised_in_pieces(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer needs 100 to 250 bytes for a character of what it is given at once."""
+    text = "\n".join("words and more words " * (i % 7) for i in range(500)) + "x" * 5000
+    monkeypatch.setattr(build, "BATCH_CHARACTERS", 2000)
+    given: list[list[str]] = []
+    real = build._encode
+    monkeypatch.setattr(build, "_encode", lambda texts, *rest: (given.append(texts), real(texts, *rest))[1])
+    path = tmp_path / "huge.jsonl"
+    path.write_text(json.dumps({"text": text}) + "\n")
+    data = DataConfig(sources=(SourceConfig(source=str(path)),), held_out_share=0.3)
+    opened = open_store(data.sources[0], data, tokenizer)
+    ids = np.concatenate(
+        [
+            opened.train.read(0, int(opened.train.stops[0])),
+            opened.held_out.read(int(opened.held_out.starts[0]), int(opened.held_out.stops[0])),
+        ]
+    )
+    assert ids.tolist() == tokenizer.encode(text, add_special_tokens=False)
+    assert max(len(one) for texts in given for one in texts) <= 2000
+    assert [len(texts) for texts in given] == [1] * len(given)
 
 
 def test_documents_are_whole_whatever_the_tokenizer_asks_for(

@@ -9,7 +9,16 @@ import pytest
 
 from skipwise import UserError
 from skipwise.evaluation import applications
-from skipwise.evaluation.applications import fitted_context, question_units, rouge, summary_units, token_f1
+from skipwise.evaluation.applications import (
+    _records,
+    _text_of,
+    fitted_context,
+    question_units,
+    references_of,
+    rouge,
+    summary_units,
+    token_f1,
+)
 from skipwise.evaluation.prompts import encoder
 from skipwise.evaluation.specs import QuestionAnswering, Summarization
 from skipwise.evaluation.unit import Setting, Subject
@@ -108,3 +117,64 @@ def test_wrong_records(subject: Subject, make_setting: MakeSetting, tmp_path: Pa
     (unit,) = question_units(subject, QuestionAnswering(source=str(path), context_lengths=(400,)), make_setting())
     with pytest.raises(UserError, match=message):
         list(unit.measure(set(), unit.context_lengths))
+
+
+@pytest.mark.parametrize(
+    ("value", "references"),
+    [
+        ("Paris", ["Paris"]),  # HotpotQA
+        (["Paris", "paris"], ["Paris", "paris"]),  # LongBench, NQ-open
+        ({"text": ["Paris", "Paris"], "answer_start": [1, 9]}, ["Paris"]),  # SQuAD
+        ({"text": "Paris"}, ["Paris"]),
+        ([{"text": "Paris", "tokens": ["Paris"]}, {"text": "it is Paris"}], ["Paris", "it is Paris"]),  # NarrativeQA
+        ({"value": "Paris", "aliases": ["Paris, France"], "type": "x"}, ["Paris", "Paris, France"]),  # TriviaQA
+        ({"spans": ["4"], "types": ["number"]}, ["4"]),  # DROP
+        (0, ["0"]),
+        ([1987, "87"], ["1987", "87"]),
+        ({"text": [], "answer_start": []}, []),  # SQuAD 2: no answer
+        ([" "], []),
+        (None, None),
+        (True, None),
+        ([["Paris"]], None),
+        ({"answer": "Paris"}, None),
+        ([{"unanswerable": False, "free_form_answer": "x"}], None),  # Qasper
+        ({"text": {"a": 1}}, None),
+    ],
+)
+def test_references_of_published_sets(value: object, references: list[str] | None) -> None:
+    assert references_of(value) == references
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a", "a"),
+        (["a", "b"], "a\n\nb"),
+        ({"text": "a", "tokens": ["a"]}, "a"),
+        ({"title": ["T", "U"], "sentences": [["One. ", "Two."], ["Three."]]}, "T\nOne. Two.\n\nU\nThree."),
+        ({"html": "<p>"}, None),
+        ([["a"]], None),
+        (5, None),
+    ],
+)
+def test_texts_of_published_sets(value: object, text: str | None) -> None:
+    if text is not None:
+        assert _text_of(value, "context", "here") == text
+        return
+    with pytest.raises(UserError, match="here") as caught:
+        _text_of(value, "context", "here")
+    assert caught.value.code == "record_shape_unknown"
+
+
+@pytest.mark.parametrize("answers", [{"start": 3}, {"text": [], "answer_start": []}, [["a"]]])
+def test_another_shape_is_refused_with_the_record(tmp_path: Path, answers: object) -> None:
+    file = tmp_path / "questions.jsonl"
+    good = {"context": "a", "input": "b", "answers": {"text": ["c"], "answer_start": [0]}}
+    file.write_text(json.dumps(good) + "\n" + json.dumps({**good, "answers": answers}) + "\n")
+    spec = QuestionAnswering(source=str(file), context_lengths=(64,))
+    read = _records(spec, (spec.context_field, spec.question_field))
+    assert next(read) == (0, ["a", "b"], ["c"])
+    with pytest.raises(UserError) as caught:
+        next(read)
+    assert caught.value.code == "record_shape_unknown"
+    assert f"{file}:2" in str(caught.value)
