@@ -10,8 +10,9 @@ from skipwise import UserError
 from skipwise.config import ModelConfig
 from skipwise.models.inspection import inspect_model
 from skipwise.models.skeleton import build_skeleton, layers_with_rope
+from skipwise.models.stock import stock_config
 from tests.commands import error_code, skipwise
-from tests.zoo import small_config
+from tests.zoo import WINDOW, small_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
@@ -220,3 +221,12 @@ def test_a_layer_with_a_table_of_its_own_is_not_asked() -> None:
     """It takes positions, and no cosines and sines."""
     assert layers_with_rope(build_skeleton(small_config("moshi"))) == {}
     assert layers_with_rope(build_skeleton(small_config("llama"))) == dict.fromkeys(range(4), True)
+
+
+@pytest.mark.parametrize("kind", ["dbrx", "longcat_flash", "persimmon"])
+def test_a_config_with_names_of_its_own_is_read(kind: str, tmp_path: Path) -> None:
+    """DBRX calls its window max_seq_len. Seen to be refused as one without RoPE."""
+    small_config(kind).save_pretrained(tmp_path / "model")
+    info = inspect_model(ModelConfig(path=str(tmp_path / "model")))
+    assert (info.windows.original, info.windows.current) == (WINDOW, WINDOW)
+    assert stock_config(info.config.to_dict())["max_position_embeddings"] == WINDOW
