@@ -54,4 +54,6 @@ def test_a_type_that_dies_or_hangs_is_a_row(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_page_shows_the_table() -> None:
-    assert types_markdown(COMMITTED) in (DOCS / "models.md").read_text()
+    page, outcomes = (DOCS / "models.md").read_text(), [row["outcome"] for row in COMMITTED]
+    assert types_markdown(COMMITTED) in page
+    assert f"{outcomes.count(WORKS)} work and {outcomes.count(REFUSED)} are refused" in page
