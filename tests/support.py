@@ -5,11 +5,13 @@
 For every row of `skipwise.models.families`, a model of some ten thousand parameters from transformers' own config class
 is given every RoPE scaling, asked with every attention backend whether it sees across a skip, trained for a step,
 written, read back by stock transformers, and by the rules of each reader; and encoders, as far as that goes for them. A
-cell is `yes`, or says why not.
+cell is `yes`, or says why not. Before that, a small model of every causal type of transformers goes the way of
+`skipwise extend` (tests/sweep.py). All of it takes a quarter of an hour.
 """
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -53,6 +55,8 @@ from skipwise.rope import AdjustedBase, Mixed, RopeScaling, Scaling
 from skipwise.runs import write_json
 from skipwise.training.trainer import check_loss, window_loss
 from tests.conftest import byte_tokenizer
+from tests.sweep import outcome_apart, types_markdown
+from tests.zoo import CAUSAL_TYPES
 
 WINDOW, NEAR = 64, 24
 LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=512)
@@ -319,14 +323,21 @@ def main() -> None:
     output = parser.parse_args().output
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    types = []  # first: their processes are forked from one that has not computed anything
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["SKIPWISE_CACHE"] = cache
+        for kind in CAUSAL_TYPES:
+            types.append(outcome_apart(kind).as_dict())
+            print(kind, types[-1]["outcome"], flush=True)
     rows = []
     for family in FAMILIES:
         rows.append(row_of(family))
         print(family.model_type, flush=True)
     encoders = [encoder_row(kind) for kind in ENCODERS]
-    write_json(output, {"families": rows, "encoders": encoders})
+    write_json(output, {"families": rows, "encoders": encoders, "model_types": types})
     print(markdown(rows))
     print(encoder_markdown(encoders))
+    print(types_markdown(types))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ CAUSAL_TYPES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 WINDOW, NEAR, LAYERS, HEADS = 64, 24, 4, 4
 # Every byte, two special tokens of the tests' tokenizer, and room for those that a type has besides.
 BYTES, VOCABULARY = 258, 320
-# Weights of the largest model, in numbers: 8 MB.
-MOST_PARAMETERS = 2_000_000
+# Of the largest model: 4 MB in float32.
+MOST_PARAMETERS = 1_000_000
 
 
 def _named(value: int, *names: str) -> dict[str, int]:
@@ -100,6 +100,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "deepseek_v4": {"head_dim": 64},  # of which an eighth is rotated
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note": {"text_config": _DOTS, "audio_config": {"adapter_input_size": 64}},
     "dots3_note_text": _DOTS,
@@ -137,8 +138,6 @@ NEEDED: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
     },
 }
-
-
 # What transformers does not build from a config: its auto class takes that of a part (musicgen), the layers of an
 # assistant share what none of them has (gemma4), or a package is missing (timm). They have a config, and no weights.
 CONFIG_ONLY = ("gemma3n", "gemma4_assistant", "gemma4_unified_assistant", "musicgen", "musicgen_melody")
@@ -150,25 +149,34 @@ def small_config(kind: str) -> PreTrainedConfig:
 
 
 def _small(default: PreTrainedConfig, special: dict[str, Any]) -> PreTrainedConfig:
+    """The same config with small sizes.
+
+    Args:
+        special: values of its own, in a dictionary for each nested config.
+    """
     values = {name: value for name, value in vars(default).items() if not name.startswith("_")}
-    settings: dict[str, Any] = {}
-    nested: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, PreTrainedConfig):
-            settings[name] = nested[name] = _small(value, special.get(name, {})).to_dict()
-        elif name in SIZES and isinstance(value, int) and not isinstance(value, bool):
-            settings[name] = min(value, SIZES[name])
-    settings |= {name: 0.2 for name in ("initializer_range", "init_std", "init_method_std") if name in values}
+    nested = {
+        name: _small(value, special.get(name, {})).to_dict()
+        for name, value in values.items()
+        if isinstance(value, PreTrainedConfig)
+    }
+    settings: dict[str, Any] = {
+        name: min(value, SIZES[name]) for name, value in values.items() if _is_size(name, value)
+    }
+    settings |= {
+        name: 0.2 for name in ("initializer_range", "init_std") if name in values
+    }  # or attention hardly matters
     if isinstance(values.get("rope_parameters"), dict):
         settings["rope_parameters"] = _rope(values["rope_parameters"])
-    if values.get("num_key_value_heads") == values.get("num_attention_heads"):
-        settings |= (
-            {"num_key_value_heads": settings["num_attention_heads"]} if "num_attention_heads" in settings else {}
-        )
+    if "num_attention_heads" in settings and values.get("num_key_value_heads") == values["num_attention_heads"]:
+        settings["num_key_value_heads"] = settings["num_attention_heads"]
     if "qk_rope_head_dim" in values:  # of which the class makes the size of a head
         settings.pop("head_dim", None)
-    special = {name: value for name, value in special.items() if name not in nested}
-    return type(default)(**{**settings, **_layers(values), **_tokens(values), **special})
+    return type(default)(**{**settings, **_layers(values), **_tokens(values), **special, **nested})
+
+
+def _is_size(name: str, value: Any) -> bool:
+    return name in SIZES and isinstance(value, int) and not isinstance(value, bool)
 
 
 def _rope(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -186,12 +194,11 @@ def _layers(values: dict[str, Any]) -> dict[str, Any]:
     chosen = sorted({kinds.index(kind) for kind in kinds})
     rest = [number for number in range(len(kinds)) if number not in chosen]
     chosen = sorted([*chosen, *rest[: max(0, LAYERS - len(chosen))]])
-    sizes = {"num_hidden_layers": len(chosen)} if "num_hidden_layers" in values else {}
-    found = {name: [value[number] for number in chosen] for name, value in lists.items()}
-    for name, value in found.items():
-        if name in SIZES:
-            found[name] = [SIZES[name]] * len(value)
-    return sizes | found
+    found: dict[str, Any] = {
+        name: [min(value[number], SIZES[name]) if name in SIZES else value[number] for number in chosen]
+        for name, value in lists.items()
+    }
+    return found | ({"num_hidden_layers": len(chosen)} if "num_hidden_layers" in values else {})
 
 
 def _tokens(values: dict[str, Any]) -> dict[str, Any]:

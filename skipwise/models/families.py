@@ -98,6 +98,7 @@ _ALIBI = "has ALiBi, a fixed penalty for distance without position ids, which go
 REFUSED = {
     "gptj": "GPT-J keeps a table of sines of its own that no config changes. Rewrite it first: skipwise convert gptj.",
     "codegen": "CodeGen keeps a table of sines of its own that no config changes.",
+    "roformer": "RoFormer keeps a table of sines of its own that no config changes.",
     "baichuan": "Baichuan is remote code. Rewrite it as a Llama first: skipwise convert baichuan.",
     "t5": (
         "T5 adds a learned bias for buckets of relative distance, and has no position ids to skip. To it all distances "

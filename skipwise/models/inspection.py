@@ -79,6 +79,7 @@ def inspect_model(model: ModelConfig, target: int | None = None, original: int |
     windows.certain(model.path)
     rope = read_rope(config)
     skeleton = explained(model, lambda: build_skeleton(config, model.trust_remote_code))
+    check_loads_again(skeleton, model.trust_remote_code)
     check_positions(skeleton, rope)
     layers = windowed_layers(config, target or 2 * windows.current)
     if has_weights(Path(model_location(model.path))):
@@ -157,13 +158,13 @@ def check_kind(config: PreTrainedConfig, trust_remote_code: bool = False) -> Non
         UserError: with what it is, and what to do instead.
     """
     kind = str(config.model_type)
-    try:
-        text = text_config(config)
-    except ValueError as error:
+    if _is_of_several(config):
         raise UserError(
-            f"Skipwise extends models with one language model, but {kind!r} has several. Choose one such as Llama.",
+            f"Skipwise extends models with one language model, but {kind!r} is made of several parts with positions of "
+            "their own. Choose one such as Llama.",
             code="several_language_models",
-        ) from error
+        )
+    text = text_config(config)
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (trust_remote_code and getattr(config, "auto_map", None)):
         return
     if text is not config:
@@ -181,6 +182,32 @@ def check_kind(config: PreTrainedConfig, trust_remote_code: bool = False) -> Non
         what = "is no model that writes text. Choose a decoder such as Llama, Qwen or Mistral"
     raise UserError(
         f"Skipwise extends decoders that transformers loads as causal language models, but {kind!r} {what}.",
+        code="not_a_causal_model",
+    )
+
+
+def _is_of_several(config: PreTrainedConfig) -> bool:
+    """Whether several parts of a model have positions, and none of them alone is its language model."""
+    try:
+        text = text_config(config)
+    except ValueError:  # transformers finds more than one
+        return True
+    parts = [part for part in vars(config).values() if isinstance(part, PreTrainedConfig)]
+    return text is config and any(getattr(part, "rope_parameters", None) for part in parts)
+
+
+def check_loads_again(skeleton: PreTrainedModel, trust_remote_code: bool = False) -> None:
+    """Refuse a model whose checkpoint transformers would not load as a causal language model when it is written.
+
+    Raises:
+        UserError: for a language model that transformers takes out of a larger one.
+    """
+    config = skeleton.config
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (trust_remote_code and getattr(config, "auto_map", None)):
+        return
+    raise UserError(
+        f"Skipwise writes models that transformers loads again, but it takes {config.model_type!r} out of a larger "
+        "model and does not load it on its own. Extend a text model of the same family instead.",
         code="not_a_causal_model",
     )
 

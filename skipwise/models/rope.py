@@ -74,6 +74,12 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
             "Choose a RoPE model such as Llama, Qwen, Mistral or SmolLM.",
             code="no_rope",
         )
+    if parameters.get(FAR, parameters) is None:
+        raise UserError(
+            f"Skipwise rescales the rotary positions of layers that see all of the text, but {kind} has none there. "
+            "Choose another model.",
+            code="no_rope_in_full_attention",
+        )
     parameters = far_table(parameters)
     if "rope_theta" not in parameters:
         raise UserError(
@@ -131,6 +137,23 @@ def check_scaling(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengt
     set_rope_scaling(build_skeleton(copy.deepcopy(config), trust_remote_code), scaling, lengths)
 
 
+def rotary_tables(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The rotary tables of a model, by name.
+
+    Raises:
+        UserError: where some of them are made from settings of their own, which no change of the config reaches.
+    """
+    config = text_config(model.config)
+    tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
+    if any(getattr(table, "config", config) is not config for table in tables.values()):
+        raise UserError(
+            f"Rotary tables must follow the rope_parameters of a config, but {config.model_type!r} makes some of them "
+            "from settings of their own (a theta for each layer). Choose a model with one RoPE for all layers.",
+            code="rope_of_layers_apart",
+        )
+    return tables
+
+
 def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Lengths) -> None:
     """Give a stock model new frequencies, in place: config and rotary tables together.
 
@@ -142,13 +165,7 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     """
     config = text_config(model.config)
     info = read_rope(config)
-    tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
-    if any(getattr(table, "config", config) is not config for table in tables.values()):
-        raise UserError(
-            f"Rotary tables must follow the rope_parameters of a config, but {config.model_type!r} makes some of them "
-            "from settings of their own (a theta for each layer). Choose a model with one RoPE for all layers.",
-            code="rope_of_layers_apart",
-        )
+    tables = rotary_tables(model)
     before = copy.deepcopy(vars(config))
     _set_config(config, with_far_table(config, scaling, lengths), lengths)
     try:

@@ -75,13 +75,10 @@ def _layer_number(name: str) -> int:
 
 def rotary_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The rotary tables of a skeleton, made again with their values; by name."""
-    from skipwise.models.rope import is_rotary_table
+    from skipwise.models.rope import rotary_tables
 
-    return {
-        name: type(module)(config=model.config.get_text_config())
-        for name, module in model.named_modules()
-        if is_rotary_table(module)
-    }
+    config = model.config.get_text_config()
+    return {name: type(table)(config=config) for name, table in rotary_tables(model).items()}
 
 
 def layers_with_rope(model: PreTrainedModel) -> dict[int, bool]:
@@ -102,6 +99,8 @@ def layers_with_rope(model: PreTrainedModel) -> dict[int, bool]:
     for name, layer in model.named_modules():
         number = getattr(layer, "layer_idx", None)
         if table is None or number is None or not _ATTENTION.search(name):
+            continue
+        if "position_embeddings" not in inspect.signature(layer.forward).parameters:  # it has a table of its own
             continue
         try:
             found[int(number)] = _depends_on_rope(layer, table, kinds[number] if kinds else None, text.hidden_size)

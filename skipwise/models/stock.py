@@ -29,13 +29,16 @@ def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     try:  # with a copy, in which classes change what they like
         built = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
-        completed: dict[str, Any] = built.get_text_config().to_dict()
+        text = built.get_text_config()
+        completed: dict[str, Any] = text.to_dict()
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"The config.json is not one that transformers takes for {kind!r}: {first}", code="malformed_model_config"
         ) from error
-    return completed
+    # Under the usual names, too: the window of DBRX is its max_seq_len.
+    usual = {name: completed[own] for name, own in text.attribute_map.items() if own in completed}
+    return usual | completed
 
 
 def knows_key(config_class: type, key: str) -> bool:

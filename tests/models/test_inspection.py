@@ -9,7 +9,10 @@ import pytest
 from skipwise import UserError
 from skipwise.config import ModelConfig
 from skipwise.models.inspection import inspect_model
+from skipwise.models.skeleton import build_skeleton, layers_with_rope
+from skipwise.models.stock import stock_config
 from tests.commands import error_code, skipwise
+from tests.zoo import WINDOW, small_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
@@ -109,7 +112,8 @@ def test_plan_says_what_the_model_is_whatever_its_kind(tmp_path: Path) -> None:
         assert plan["total"] / 1e6 == pytest.approx(total, rel=0.01)
         assert plan["active"] / 1e6 == pytest.approx(active, rel=0.01)
         assert bool(plan["costs"]) == (total == active)
-        assert f"{plan['total'] / 1e6:,.1f} M parameters" in skipwise("plan", model, "--target", "256k")
+        printed = " ".join(skipwise("plan", model, "--target", "256k").split())  # a long path breaks lines
+        assert f"{plan['total'] / 1e6:,.1f} M parameters" in printed
 
 
 def test_layers_for_multi_token_prediction_are_counted_apart(tmp_path: Path) -> None:
@@ -191,3 +195,38 @@ def test_how_far_layers_see_is_said_before_a_run(kind: str, tmp_path: Path) -> N
     layers = json.loads(skipwise("doctor", model, "--json"))["layers"]
     assert any("1,024" in line for line in layers) == (kind != "llama")
     assert json.loads(skipwise("doctor", everywhere, "--json"))["layers"] == ["all 4 see all of the text"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("blt", "several_language_models"),
+        ("moshi", "several_language_models"),
+        ("musicgen", "several_language_models"),
+        ("emu3", "not_a_causal_model"),
+        ("mllama", "not_a_causal_model"),
+        ("beam", "no_rope_in_full_attention"),
+        ("roformer", "family_not_supported"),
+        ("granite_swa", "rope_of_layers_apart"),
+    ],
+)
+def test_others_are_refused_from_their_config_alone(kind: str, code: str, tmp_path: Path) -> None:
+    small_config(kind).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError) as refused:
+        inspect_model(ModelConfig(path=str(tmp_path / "model")))
+    assert refused.value.code == code
+
+
+def test_a_layer_with_a_table_of_its_own_is_not_asked() -> None:
+    """It takes positions, and no cosines and sines."""
+    assert layers_with_rope(build_skeleton(small_config("moshi"))) == {}
+    assert layers_with_rope(build_skeleton(small_config("llama"))) == dict.fromkeys(range(4), True)
+
+
+@pytest.mark.parametrize("kind", ["dbrx", "longcat_flash", "persimmon"])
+def test_a_config_with_names_of_its_own_is_read(kind: str, tmp_path: Path) -> None:
+    """DBRX calls its window max_seq_len. Seen to be refused as one without RoPE."""
+    small_config(kind).save_pretrained(tmp_path / "model")
+    info = inspect_model(ModelConfig(path=str(tmp_path / "model")))
+    assert (info.windows.original, info.windows.current) == (WINDOW, WINDOW)
+    assert stock_config(info.config.to_dict())["max_position_embeddings"] == WINDOW
