@@ -1,8 +1,13 @@
 """Model, tokenizer and data of one extension, and what is done with them. Everything here needs torch."""
 
 import os
+import random
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -28,6 +33,7 @@ from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Perplexity, St
 from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
+from skipwise.export.proof import proof_loss, prove
 from skipwise.lengths import Lengths
 from skipwise.models.load import check_vocabulary, default_device, load_model, load_tokenizer
 from skipwise.models.probe import probe_attention, probe_score_mask
@@ -50,6 +56,20 @@ from skipwise.training.trainer import Teacher, check_loss, train, training_argum
 EVAL_WINDOWS = 32
 # Their order takes 16 bytes each.
 MOST_EXAMPLES = 2**28
+
+
+# Where a model is written once, for a moment, in the run directory.
+PROOF = ".proof-"
+
+
+@contextmanager
+def _randomness_kept() -> Iterator[None]:
+    """Leave the random numbers that training draws as they are."""
+    states, devices = (random.getstate(), np.random.get_state()), range(torch.accelerator.device_count())
+    with torch.random.fork_rng(devices, device_type=default_device().type if devices else "cuda"):
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
 
 
 @dataclass
@@ -188,6 +208,7 @@ class Workbench:
             teacher=teacher,
             dtype=self.dtype,
             say=lambda line: self.console.print(line, highlight=False),
+            on_first_step=lambda weights: self._prove(run, weights),
             compiled=config.torch_compile,
             lean=config.gradient_checkpointing is True,
         )
@@ -225,20 +246,46 @@ class Workbench:
 
     def _make_plain(self, gathered: dict[str, torch.Tensor] | None) -> None:
         """Leave a model without shards, adapters or weights of 4 bits, where there is one to be left."""
-        lora = self.config.train.lora
         if gathered is not None or self._four_bits:
             weights = trained_weights(self.model) if gathered is None else gathered
-            if not is_first():
-                return
-            # An accelerator may have no room for it; it is read again from what is written.
-            self.model = load_model(self.config.model, torch.device("cpu"))
-            self.interpolate()
-            if lora:
-                self.model = add_adapters(self.model, lora.model_copy(update={"load_in_4bit": False}))
-            unknown = self.model.load_state_dict(weights, strict=False).unexpected_keys
-            assert not unknown, unknown
-        if lora:
+            if is_first():
+                # An accelerator may have no room for it; it is read again from what is written.
+                self.model = self._plain_model(weights)
+        elif self.config.train.lora:
             self.model = merged(self.model)
+
+    def _plain_model(self, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+        """A model without shards, adapters or weights of 4 bits, with these trained weights, on the CPU."""
+        lora = self.config.train.lora
+        model = load_model(self.config.model, torch.device("cpu"))
+        set_rope_scaling(model, self.config.rope, self.lengths)
+        if lora:
+            model = add_adapters(model, lora.model_copy(update={"load_in_4bit": False}))
+        unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+        assert not unknown, unknown
+        return merged(model) if lora else model
+
+    def _prove(self, run: RunDir, gathered: dict[str, torch.Tensor] | None) -> None:
+        """Write the model once, as at the end, and read it back as a stranger would; nothing of that is left.
+
+        Args:
+            gathered: the weights of a model that several processes share; None where this one has them all.
+        """
+        if not is_first():
+            return
+        for leftover in run.path.glob(f"{PROOF}*"):  # of a run that was killed meanwhile
+            shutil.rmtree(leftover, ignore_errors=True)
+        with self.console.status("writing the model once, to see that it can be read"), _randomness_kept():
+            model = self.model
+            if gathered is not None or self.config.train.lora:
+                model = self._plain_model(trained_weights(self.model) if gathered is None else gathered)
+            # Weights in 4 bits are others than those that are written.
+            compared = model if gathered is not None or self._four_bits else self.model
+            with TemporaryDirectory(dir=run.path, prefix=PROOF) as directory:
+                path = Path(directory) / "model"
+                save_checkpoint(model, self.tokenizer, path, self.lengths, card="")
+                prove(path, proof_loss(compared), self.tokenizer, model, self.lengths)
+        self.console.print("the model was written, read back by transformers and is the same: checked")
 
     def _teacher(self) -> Teacher | None:
         if not self.config.train.kl_weight:
@@ -253,6 +300,8 @@ class Workbench:
             # Before the model: nothing may claim another one later.
             write_json(run.rope, {**live_rope(self.model, self.lengths), "before": self.frequencies_before})
             save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
+            if self.config.method == "interpolate":  # else it was read back after the first step
+                prove(run.model, proof_loss(self.model), self.tokenizer, self.model, self.lengths)
             if self.model.device.type != default_device().type or self._four_bits:
                 self._load_trained(run)
 

@@ -23,6 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations.deepspeed import set_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -91,6 +92,26 @@ class SayEngine(TrainerCallback):
         line = engine_line(self.trainer.model_wrapped, args)
         if line:
             self.say(f"training on {args.device.type}: {line}")
+
+
+class OnFirstStep(TrainerCallback):
+    """Calls a function after the first step of a training, in every process: not when it goes on from a checkpoint.
+
+    Args:
+        trainer: of the training.
+        call: with the weights of a model that processes share, gathered; None where each process has them all.
+    """
+
+    def __init__(self, trainer: Trainer, call: Callable[[dict[str, torch.Tensor] | None], None]) -> None:
+        self.trainer, self.call = trainer, call
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After the weights have changed."""
+        if state.global_step != 1:
+            return
+        self.call(whole_weights(self.trainer))
+        if args.deepspeed:  # the training goes on in shards
+            set_hf_deepspeed_config(args.hf_deepspeed_config)
 
 
 class WindowTrainer(Trainer):
@@ -344,6 +365,7 @@ def train(
     teacher: Teacher | None,
     dtype: torch.dtype = torch.float32,
     say: Callable[[str], None] = print,
+    on_first_step: Callable[[dict[str, torch.Tensor] | None], None] | None = None,
     compiled: bool = False,
     lean: bool = False,
 ) -> Trained:
@@ -352,6 +374,7 @@ def train(
     Args:
         dtype: of matrix products.
         say: told what training runs on, and of checkpoints that are damaged.
+        on_first_step: called after the first step (`OnFirstStep`).
         compiled: compile its layers.
         lean: on a CPU give freed memory back at once; a step then takes a tenth longer.
 
@@ -373,6 +396,8 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)  # ours shows the progress
         trainer.add_callback(SayEngine(trainer, say))
+        if on_first_step is not None:
+            trainer.add_callback(OnFirstStep(trainer, on_first_step))
         if model.device.type == "cpu" and not lean:
             stack.enter_context(freed_memory_kept())
         elif model.device.type == "cpu":

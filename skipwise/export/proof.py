@@ -1,0 +1,86 @@
+"""Is what was written what was in memory? It is read back with stock transformers alone, and compared."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from skipwise.errors import UserError
+from skipwise.lengths import Lengths
+from skipwise.models.load import vocabulary_size
+from skipwise.models.rope import is_rotary_table, same_table
+
+# Tokens of the text on which losses are compared, and by how much they may differ: weights in float32 give equal ones
+# but for the order of sums, those rounded to 16 bits do not.
+PROOF_TOKENS = 64
+EQUAL, ROUNDED = 1e-3, 0.05
+# What the tokenizers are compared on.
+SAMPLE = "A tokenizer's sample: 3 words, ünïcode and\n  spaces."
+
+
+@torch.no_grad()
+def proof_loss(model: PreTrainedModel) -> float:
+    """The loss, in nats a token, on a fixed text of random tokens. The model's mode is kept.
+
+    Args:
+        model: whole, on one device.
+    """
+    ids = torch.randint(vocabulary_size(model), (1, PROOF_TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(model.device)
+    mode = model.training
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):  # compiling for one text takes longer than reading it
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
+    finally:
+        model.train(mode)
+    return float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]))
+
+
+def prove(
+    path: Path,
+    loss: float,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None = None,
+    lengths: Lengths | None = None,
+    tolerance: float = EQUAL,
+) -> None:
+    """Open a written model with plain `AutoModelForCausalLM` and `AutoTokenizer`, and compare.
+
+    Args:
+        path: the directory that was written.
+        loss: of the model in memory (`proof_loss`).
+        tokenizer: that was written.
+        model: in memory, for its rotary tables; None to compare no tables.
+        lengths: at which these are compared.
+        tolerance: share of the loss by which the two may differ.
+
+    Raises:
+        UserError: when it cannot be opened, or is another model or tokenizer.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        opened = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # whatever a stranger would see
+        raise _differs(path, f"transformers does not open it ({type(error).__name__}: {error})") from error
+    read, found = loaded
+    if missing := found["missing_keys"]:
+        raise _differs(path, f"{len(missing):,} weights are missing in its files, {sorted(missing)[0]} among them")
+    if opened(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
+        raise _differs(path, "its tokenizer makes other tokens")
+    if model is not None and lengths is not None:
+        ours, theirs = ([one for one in own.modules() if is_rotary_table(one)] for own in (model, read))
+        if not ours or not all(same_table(one, other, lengths) for one, other in zip(ours, theirs, strict=False)):
+            raise _differs(path, "its rotary tables are others")
+    again = proof_loss(read)
+    if not abs(again - loss) <= tolerance * max(1.0, loss):
+        raise _differs(path, f"its loss on the same tokens is {again:.4f}, and that of the model in memory {loss:.4f}")
+
+
+def _differs(path: Path, what: str) -> UserError:
+    return UserError(
+        f"What is written must be the model in memory, but of {path} {what}. This family cannot be written as it is; "
+        "choose another --rope, or another model.",
+        code="written_model_differs",
+    )

@@ -1,0 +1,105 @@
+"""What is written is read back by stock transformers and compared: after the first step of a training, not the last."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from skipwise import Lengths, UserError, YaRN, set_rope_scaling, workbench
+from skipwise.export.checkpoint import save_checkpoint
+from skipwise.export.proof import proof_loss, prove
+from tests.commands import error_code, skipwise
+from tests.conftest import WINDOW, byte_tokenizer
+
+LENGTHS = Lengths(WINDOW, WINDOW, 8 * WINDOW)
+
+
+@pytest.fixture
+def written(tmp_path: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
+    set_rope_scaling(llama, YaRN(), LENGTHS)
+    save_checkpoint(llama, tokenizer, tmp_path / "model", LENGTHS, card="")
+    return tmp_path / "model"
+
+
+def change_config(path: Path, **keys: Any) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **keys}))
+
+
+def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    save_file(change(load_file(path / "model.safetensors")), path / "model.safetensors", {"format": "pt"})
+
+
+def test_what_was_written_well_passes(written: Path, llama: PreTrainedModel) -> None:
+    prove(written, proof_loss(llama), byte_tokenizer(), llama, LENGTHS)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "a weight less": lambda path: change_weights(
+        path, lambda weights: {name: own for name, own in weights.items() if "layers.0.mlp.up" not in name}
+    ),
+    "another weight": lambda path: change_weights(
+        path, lambda weights: {**weights, "model.embed_tokens.weight": weights["model.embed_tokens.weight"] * 1.5}
+    ),
+    "another scaling": lambda path: change_config(
+        path, rope_scaling=None, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}
+    ),
+    "a config that is none": lambda path: (path / "config.json").write_text("{") and None,
+    "no tokenizer": lambda path: [file.unlink() for file in path.glob("tokenizer*")] and None,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_another_model_is_found(name: str, written: Path, llama: PreTrainedModel) -> None:
+    DAMAGE[name](written)
+    with pytest.raises(UserError) as caught:
+        prove(written, proof_loss(llama), byte_tokenizer(), llama, LENGTHS)
+    assert caught.value.code == "written_model_differs"
+
+
+def test_another_tokenizer_is_found(written: Path, llama: PreTrainedModel) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["words"])
+    with pytest.raises(UserError, match="tokenizer"):
+        prove(written, proof_loss(llama), tokenizer.add_tokens(["sample"]) and tokenizer, llama, LENGTHS)
+
+
+def test_a_family_that_cannot_be_written_is_found_after_one_step(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found after the last one. Nothing of the trial is left."""
+    steps = []
+
+    def lossy(model: PreTrainedModel, tokenizer: Any, path: Path, *more: Any, **keywords: Any) -> None:
+        steps.append(path)
+        save_checkpoint(model, tokenizer, path, *more, **keywords)
+        DAMAGE["another weight"](path)
+
+    monkeypatch.setattr(workbench, "save_checkpoint", lossy)
+    run = tmp_path / "run"
+    said = skipwise("extend", config_file, "--output", run, "--set", "evaluate=[]", code=2)
+    assert error_code(said) == "written_model_differs" and len(steps) == 1
+    logged = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()] if (
+        run / "train.jsonl").exists() else []  # fmt: skip
+    assert all(line["step"] <= 1 for line in logged)
+    assert not list(run.glob(".proof*")) and not (run / "model").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--set", "train.lora.r=2"]], ids=["full", "lora"])
+def test_the_proof_changes_nothing_that_is_trained(
+    more: list[str], config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    for name in ("with", "without"):
+        if name == "without":
+            monkeypatch.setattr(workbench.Workbench, "_prove", lambda *_: None)
+        said = skipwise("extend", config_file, "--output", tmp_path / name, "--set", "evaluate=[]", *more)
+        assert ("read back" in said) == (name == "with")
+        weights.append(load_file(tmp_path / name / "model" / "model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(own, weights[1][key]) for key, own in weights[0].items())
