@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from skipwise import Lengths, PoSE, WindowCollator, YaRN, masks_for, probe_attention, set_rope_scaling
+from skipwise import Lengths, PoSE, WindowCollator, YaRN, masks_for, probe_attention, save, set_rope_scaling
 
 name, text, output = sys.argv[1:4]
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,5 +39,4 @@ for step, batch in enumerate(loader):
     optimizer.zero_grad()
     if step % 10 == 0:
         print(f"step {step}: loss {loss.item():.3f}")
-model.save_pretrained(output)
-tokenizer.save_pretrained(output)
+save(model, tokenizer, output)

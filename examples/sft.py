@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from skipwise import Lengths, PoSE, WindowCollator, YaRN, masks_for, probe_attention, set_rope_scaling
+from skipwise import Lengths, PoSE, WindowCollator, YaRN, masks_for, probe_attention, save, set_rope_scaling
 
 name, text, output = sys.argv[1:4]
 model = AutoModelForCausalLM.from_pretrained(name, dtype="float32")
@@ -54,4 +54,4 @@ trainer = SFTTrainer(
     processing_class=tokenizer,
 )
 trainer.train()
-trainer.save_model(output)
+save(model, tokenizer, output)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from skipwise import Lengths, PoSE, WindowCollator, YaRN, masks_for, probe_attention, set_rope_scaling
+from skipwise import Lengths, PoSE, WindowCollator, YaRN, masks_for, probe_attention, save, set_rope_scaling
 
 name, text, output = sys.argv[1:4]
 model = AutoModelForCausalLM.from_pretrained(name, dtype="float32")  # in bfloat16 small updates vanish
@@ -42,5 +42,4 @@ arguments = TrainingArguments(
 )
 trainer = Trainer(model=model, args=arguments, train_dataset=pieces, data_collator=collate)
 trainer.train()
-trainer.save_model(output)
-tokenizer.save_pretrained(output)
+save(model, tokenizer, output)

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from skipwise.data.masked import MaskedWindowCollator
     from skipwise.data.sentences import sentences_of
     from skipwise.data.windows import WindowCollator
+    from skipwise.export.adapter import load_adapter
+    from skipwise.export.checkpoint import save
     from skipwise.lengths import Lengths
     from skipwise.models.probe import probe_attention
     from skipwise.models.rope import set_rope_scaling
@@ -33,6 +35,8 @@ _MODULES = {
     "skipwise.data.masked": ("MaskedWindowCollator",),
     "skipwise.data.sentences": ("sentences_of",),
     "skipwise.data.windows": ("WindowCollator",),
+    "skipwise.export.adapter": ("load_adapter",),
+    "skipwise.export.checkpoint": ("save",),
     "skipwise.lengths": ("Lengths",),
     "skipwise.models.probe": ("probe_attention",),
     "skipwise.models.rope": ("set_rope_scaling",),
@@ -67,8 +71,10 @@ __all__ = [
     "WindowCollator",
     "YaRN",
     "YaRNRevised",
+    "load_adapter",
     "masks_for",
     "probe_attention",
+    "save",
     "sentences_of",
     "set_rope_scaling",
 ]

@@ -102,7 +102,7 @@ def convert(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: Annotated[Path, typer.Argument(help="Run directory, or directory of a model that carries its RoPE.")],
     output: Annotated[Path, typer.Argument(help="New directory.")],
     dtype: Annotated[str | None, typer.Option(help="Of weights: float32, float16, bfloat16; else as they are.")] = None,
     gguf: Annotated[str | None, typer.Option(help="Also a file for llama.cpp: f32, f16, bf16 or q8_0.")] = None,
@@ -111,36 +111,37 @@ def export(
     push: Annotated[str | None, typer.Option(help="Upload to this repository of the Hugging Face hub.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: nobody else sees it.")] = False,
 ) -> None:
-    """Write the model of a run for others: with a card and its figures, checked as every server reads it."""
+    """Write the model of a run, or any other, for others: with a card and its figures, checked as servers read it."""
     from skipwise.config_files import parse_config, read_yaml
-    from skipwise.export.publish import Export, export_run, push_to_hub
+    from skipwise.export.publish import Export, export_model, export_run, push_to_hub
     from skipwise.extension import retrieval_warnings
     from skipwise.report.table import comparison_markdown, stage_columns
     from skipwise.runs import RunDir
 
     directory = RunDir(run)
-    if not all(file.is_file() for file in (directory.model / "config.json", directory.resolved, directory.rope)):
+    choices = Export(dtype=dtype, gguf=gguf, converter=converter, without=tuple(without or ()), name=push)
+    plain = (run / "config.json").is_file()
+    if not plain and not all(
+        file.is_file() for file in (directory.model / "config.json", directory.resolved, directory.rope)
+    ):
         if directory.resolved.is_file():
             raise UserError(
                 f"export takes a finished run, and {run} is not finished. Finish it with --resume.",
                 code="run_not_finished",
             )
         raise UserError(
-            f"export takes a run of skipwise extend, and {run} is none. Name the directory that was its --output.",
+            f"export takes a run of skipwise extend or the directory of a model, and {run} is neither. Name the "
+            "directory that was the --output of the run, or one with a config.json and weights.",
             code="not_a_run",
         )
-    config, rows = parse_config(read_yaml(directory.resolved)), directory.read_results()
-    wanted = Export(
-        dtype=dtype,
-        gguf=gguf,
-        converter=converter,
-        without=tuple(without or ()),
-        name=push,
-        table=comparison_markdown(stage_columns(rows)) if rows else "",
-        warnings=tuple(retrieval_warnings(rows, config.lengths.original or 0, remedies=False)),
-    )
     with console.status(f"exporting {run}"):
-        said = export_run(directory, config, output, wanted)
+        if plain:
+            said = export_model(run, output, choices)
+        else:
+            config, rows = parse_config(read_yaml(directory.resolved)), directory.read_results()
+            table = comparison_markdown(stage_columns(rows)) if rows else ""
+            warnings = tuple(retrieval_warnings(rows, config.lengths.original or 0, remedies=False))
+            said = export_run(directory, config, output, replace(choices, table=table, warnings=warnings))
     console.print(f"Written: {output}")
     for line in said:
         console.print(line, soft_wrap=True)

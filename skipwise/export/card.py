@@ -12,6 +12,7 @@ from skipwise.config import RunConfig
 from skipwise.environment import without_directories
 from skipwise.lengths import Lengths
 from skipwise.models.locate import is_hub_id
+from skipwise.models.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Published:
         gguf: name of the file for llama.cpp; None if there is none.
     """
 
-    windows: int
-    window: int
+    windows: int = 0
+    window: int = 0
     table: str = ""
     warnings: Sequence[str] = ()
     base: str | None = None
@@ -72,17 +73,29 @@ It opens with `transformers.AutoModelForCausalLM.from_pretrained`.
 """
 
 
+def plain_card(path: str, windows: Windows, published: Published) -> str:
+    """The card of a model of whose training nothing is known but what its config says."""
+    about: dict[str, Any] = {"library_name": "transformers", "tags": ["skipwise", "long-context"]}
+    about |= {"base_model": published.base} if published.base is not None else {}
+    about |= {"license": published.licence} if published.licence is not None else {}
+    grown = f", extended from {windows.original:,}" if windows.original != windows.current else ""
+    return f"""---
+{yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip()}
+---
+
+# {shown_name(path)} with a window of {windows.current:,} tokens
+
+Its config says a context window of {windows.current:,} tokens{grown}. How it was trained is not recorded.
+It opens with `transformers.AutoModelForCausalLM.from_pretrained`.
+
+{_serving(windows.current, published)}"""
+
+
 def _for_others(config: RunConfig, lengths: Lengths, published: Published) -> str:
     """Figures, limits, licence, and commands to serve it."""
     sources = ", ".join(f"`{shown_name(source.source)}`" for source in config.data.sources)
     count = f"{published.windows:,} window{'s' * (published.windows != 1)}"
     read = f"{count} of {published.window:,} tokens from {sources}" if published.windows else "nothing"
-    limits = [
-        f"Nothing is known of texts longer than {lengths.target:,} tokens, nor of tasks that are not in the table.",
-        *published.warnings,
-    ]
-    licence = published.licence or "not said by the model that this one was made from; look at its page"
-    llama = f"    llama-server -m {published.gguf} -c {lengths.target}\n" if published.gguf else ""
     return f"""
 Trained on {read}.
 
@@ -90,7 +103,18 @@ Trained on {read}.
 
 {published.table.rstrip() or "None were measured."}
 
-## To serve it
+{_serving(lengths.target, published)}"""
+
+
+def _serving(window: int, published: Published) -> str:
+    """Commands to serve it, limits and licence."""
+    limits = [
+        f"Nothing is known of texts longer than {window:,} tokens, nor of tasks that were not measured.",
+        *published.warnings,
+    ]
+    licence = published.licence or "not said by the model that this one was made from; look at its page"
+    llama = f"    llama-server -m {published.gguf} -c {window}\n" if published.gguf else ""
+    return f"""## To serve it
 
     {published.vllm}
 {llama}

@@ -3,15 +3,47 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import UserError
+from skipwise.export.adapter import is_adapted, write_rope
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import with_legacy_rope
-from skipwise.models.rope import is_rotary_table, same_table, text_config
+from skipwise.models.rope import is_rotary_table, read_rope, same_table, text_config
 from skipwise.runs import share_weights, write_json, write_text
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
+    """Write a model with its tokenizer so that every program reads the RoPE that it was trained with.
+
+    `save_pretrained` writes RoPE in the form of transformers 5 alone, from which older programs read a theta of 10,000
+    and no scaling, and leaves the tokenizer's limit at the window of before. Of a peft model the adapter is written,
+    with the RoPE beside it: `load_adapter` puts both on the base.
+
+    Args:
+        model: with the RoPE of `set_rope_scaling`, or any other; also a peft model around it.
+        tokenizer: of the model; it stays as it is.
+        directory: new, or one whose other files stay, such as the output of a `Trainer`.
+
+    Raises:
+        UserError: when the written config does not give back the frequencies of the model in memory. Then nothing is
+            written.
+    """
+    path = Path(directory)
+    base: PreTrainedModel = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
+    info = read_rope(base.config)
+    lengths = Lengths(info.original, info.original, text_config(base.config).max_position_embeddings)
+    with _aside(path) as temporary:
+        model.save_pretrained(temporary)
+        _complete(temporary, base, tokenizer, lengths)
+        if is_adapted(model):
+            write_rope(temporary, base.config)
+        _move_into(temporary, path)
 
 
 def save_checkpoint(
@@ -21,7 +53,7 @@ def save_checkpoint(
     lengths: Lengths,
     card: str,
 ) -> None:
-    """Write model (safetensors), tokenizer and card to `path`, all or nothing.
+    """Write model (safetensors), tokenizer and card to `path`, all or nothing; what was there before is gone.
 
     The config carries the RoPE twice with the same content: `rope_parameters` for transformers 5, and
     `rope_theta` + `rope_scaling` for readers of the older form (vLLM builds, llama.cpp converters),
@@ -30,22 +62,45 @@ def save_checkpoint(
     Raises:
         UserError: when the written config does not give back the frequencies of the model in memory.
     """
+    with _aside(path) as temporary:
+        model.save_pretrained(temporary)
+        _complete(temporary, model, tokenizer, lengths)
+        write_text(temporary / "README.md", card)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A place beside a directory to fill first; it is gone in the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        model.save_pretrained(temporary)
-        tokenizer.model_max_length = lengths.target
-        tokenizer.save_pretrained(temporary)
-        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
-        write_json(temporary / "config.json", with_legacy_rope(config))
-        _drop_shorter_limit(temporary / "generation_config.json", lengths.target)
-        write_text(temporary / "README.md", card)
-        share_weights(temporary)
-        _check_written(temporary, model, lengths)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _complete(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> None:
+    """Add tokenizer and limits to what `save_pretrained` wrote, put RoPE into every form, and check it."""
+    tokenizer.save_pretrained(directory)
+    tokenizer_for_all(directory / "tokenizer_config.json", lengths.target)
+    if (directory / "config.json").is_file():  # which an adapter has not
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        write_json(directory / "config.json", with_legacy_rope(config))
+        _drop_shorter_limit(directory / "generation_config.json", lengths.target)
+        share_weights(directory)
+        _check_written(directory, model, lengths)
+
+
+def tokenizer_for_all(path: Path, window: int) -> None:
+    """The window as a tokenizer's limit, and a class that transformers 4 has, too; nothing where there is no file."""
+    if not path.is_file():
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(path, {**settings, "model_max_length": window})
 
 
 def _drop_shorter_limit(path: Path, target: int) -> None:
@@ -55,11 +110,18 @@ def _drop_shorter_limit(path: Path, target: int) -> None:
         write_json(path, {name: value for name, value in settings.items() if name != "max_length"})
 
 
+def _move_into(source: Path, directory: Path) -> None:
+    """Move files to a directory, and the config last: until then none of them says anything new."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir(), key=lambda file: file.name in ("config.json", "adapter_config.json")):
+        file.replace(directory / file.name)
+
+
 def _check_written(path: Path, model: PreTrainedModel, lengths: Lengths) -> None:
     """Read the config back as a user will, and compare with the model in memory."""
     config = text_config(type(model.config).from_pretrained(path))
     for table in (module for module in model.modules() if is_rotary_table(module)):
-        read = type(table)(config=config)
+        read: Any = type(table)(config=config)
         if not same_table(read, table, lengths):
             raise UserError(
                 f"The written config must give back the rotary table of the model, but that of {config.model_type!r} "

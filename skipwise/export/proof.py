@@ -41,7 +41,7 @@ def proof_loss(model: PreTrainedModel) -> float:
 def prove(
     path: Path,
     loss: float,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     model: PreTrainedModel | None = None,
     lengths: Lengths | None = None,
     tolerance: float = EQUAL,
@@ -51,7 +51,7 @@ def prove(
     Args:
         path: the directory that was written.
         loss: of the model in memory (`proof_loss`).
-        tokenizer: that was written.
+        tokenizer: that was written; None for none.
         model: in memory, for its rotary tables; None to compare no tables.
         lengths: at which these are compared.
         tolerance: share of the loss by which the two may differ.
@@ -61,13 +61,13 @@ def prove(
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-        opened = AutoTokenizer.from_pretrained(path)
+        opened = None if tokenizer is None else AutoTokenizer.from_pretrained(path)
     except Exception as error:  # whatever a stranger would see
         raise _differs(path, f"transformers does not open it ({type(error).__name__}: {error})") from error
     read, found = loaded
     if missing := found["missing_keys"]:
         raise _differs(path, f"{len(missing):,} weights are missing in its files, {sorted(missing)[0]} among them")
-    if opened(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
+    if opened and tokenizer and opened(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
         raise _differs(path, "its tokenizer makes other tokens")
     if model is not None and lengths is not None:
         ours, theirs = ([one for one in own.modules() if is_rotary_table(one)] for own in (model, read))
@@ -76,6 +76,19 @@ def prove(
     again = proof_loss(read)
     if not abs(again - loss) <= tolerance * max(1.0, loss):
         raise _differs(path, f"its loss on the same tokens is {again:.4f}, and that of the model in memory {loss:.4f}")
+
+
+def prove_copy(source: Path, copy: Path) -> None:
+    """Open a model and its copy, whose weights may be rounded to 16 bits, and compare.
+
+    Raises:
+        UserError: as `prove`.
+    """
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    loss = proof_loss(model)
+    del model  # one of them at a time
+    tokenizer = AutoTokenizer.from_pretrained(source) if (source / "tokenizer_config.json").is_file() else None
+    prove(copy, loss, tokenizer, tolerance=ROUNDED)
 
 
 def _differs(path: Path, what: str) -> UserError:

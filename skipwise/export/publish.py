@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,19 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from skipwise.config import RunConfig
+from skipwise.config import ModelConfig, RunConfig
 from skipwise.errors import UserError, nearest
-from skipwise.export.card import Published, model_card
+from skipwise.export.card import Published, model_card, plain_card
+from skipwise.export.checkpoint import tokenizer_for_all
 from skipwise.export.gguf import TYPES, find_converter, write_gguf
+from skipwise.export.proof import prove_copy
 from skipwise.lengths import Lengths
+from skipwise.models.legacy import with_legacy_rope
+from skipwise.models.load import check_weights
 from skipwise.models.locate import TINY
-from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
+from skipwise.models.readers import NO_READING, READERS, Reading, UnreadableError, difference, transformers_5
+from skipwise.models.stock import stock_config
+from skipwise.models.windows import windows_of
 from skipwise.rope.scaling import base_frequencies
 from skipwise.runs import RunDir, new_directory, write_json, write_text
 
@@ -27,6 +33,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 INDEX = "model.safetensors.index.json"
 # Those that read a config; llama.cpp has a file of its own.
 CONFIG_READERS = ("transformers 5", "transformers 4", "vLLM")
+# The one that is installed, and opens what is written; what others do is known from their sources.
+OPENED = "transformers 5"
 
 
 @dataclass(frozen=True)
@@ -66,35 +74,95 @@ def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> 
     Raises:
         UserError: for an unknown choice, or where a reader would compute something else than was trained.
     """
-    _check_choices(wanted)
-    converter = find_converter(wanted.converter) if wanted.gguf else None
-    written, trained = read_json(run.model / "config.json"), read_json(run.rope)
-    readers = [name for name in CONFIG_READERS if name not in wanted.without]
-    meant = check_readers(written, trained, readers)
     lengths = config.lengths
     assert lengths.original is not None and lengths.train is not None, "a resolved configuration has all lengths"
+    three, plan = Lengths(original=lengths.original, train=lengths.train, target=lengths.target), read_json(run.plan)
+    published = Published(
+        windows=plan["steps"] * plan["windows_per_step"],
+        window=plan["window_tokens"],
+        table=wanted.table,
+        warnings=wanted.warnings,
+        base=written_base(run.model),
+        licence=base_licence(config.model.path),
+    )
+    trained = read_json(run.rope)
+    return _export(run.model, trained, output, wanted, published, lambda known: model_card(config, three, known))
+
+
+def export_model(model: Path, output: Path, wanted: Export) -> list[str]:
+    """Write a model that carries its RoPE in its config to a new directory, all or nothing: one that `skipwise.save` or
+    another training loop wrote.
+
+    Args:
+        model: directory with config and safetensors.
+        output: new directory.
+
+    Returns:
+        As `export_run`.
+
+    Raises:
+        UserError: as `export_run`, and for weights that cannot be opened.
+    """
+    check_weights(ModelConfig(path=str(model)))
+    windows = windows_of(stock_config(read_json(model / "config.json"))).certain(str(model))
+    published = Published(base=written_base(model), licence=base_licence(str(model)), warnings=wanted.warnings)
+    return _export(model, None, output, wanted, published, lambda known: plain_card(str(model), windows, known))
+
+
+def _export(
+    source: Path,
+    trained: dict[str, Any] | None,
+    output: Path,
+    wanted: Export,
+    published: Published,
+    card: Callable[[Published], str],
+) -> list[str]:
+    """Write a model, read it back, and say what was checked.
+
+    Args:
+        source: directory of the model.
+        trained: frequencies and attention factor that were trained, if they are known; else those of its config.
+        published: what its card says, without what is found here.
+        card: the text of it.
+    """
+    _check_choices(wanted)
+    converter = find_converter(wanted.converter) if wanted.gguf else None
+    written = with_legacy_rope(read_json(source / "config.json"))
+    unread = {name: reason for name in CONFIG_READERS if (reason := _no_reading(name, written))}
+    readers = [name for name in CONFIG_READERS if name not in (*wanted.without, *unread)]
+    meant = check_readers(written, trained, readers)
     with new_directory(output) as directory:
-        write_model(run.model, directory, wanted.dtype)
+        write_model(source, directory, wanted.dtype)
+        write_json(directory / "config.json", {**with_legacy_rope(read_json(directory / "config.json"))})
+        tokenizer_for_all(directory / "tokenizer_config.json", meant.window)
         file = None
         if converter is not None and wanted.gguf is not None:
             file = f"{output.name}-{wanted.gguf}.gguf"
             write_gguf(directory, directory / file, wanted.gguf, converter, meant)
-        plan = read_json(run.plan)
         limits = _left_out(written, meant, wanted.without, own_file=file is not None)
-        published = Published(
-            windows=plan["steps"] * plan["windows_per_step"],
-            window=plan["window_tokens"],
-            table=wanted.table,
-            warnings=[*wanted.warnings, *limits],
-            base=written_base(run.model),
-            licence=base_licence(config.model.path),
-            vllm=f"vllm serve {wanted.name or output.name} --max-model-len {lengths.target}",
+        limits += [f"{name}: {reason}." for name, reason in unread.items()]
+        known = replace(
+            published,
+            warnings=[*published.warnings, *limits],
+            vllm=f"vllm serve {wanted.name or output.name} --max-model-len {meant.window}",
             gguf=file,
         )
-        three = Lengths(original=lengths.original, train=lengths.train, target=lengths.target)
-        write_text(directory / "README.md", model_card(config, three, published))
-    checked = ", ".join([*readers, *[f"llama.cpp ({file})"] * (file is not None)])
-    return [f"Checked: the frequencies that it was trained with are read by {checked or 'nobody'}.", *limits]
+        write_text(directory / "README.md", card(known))
+        prove_copy(source, directory)
+    by_rule = [*(name for name in readers if name != OPENED), *[f"llama.cpp ({file})"] * (file is not None)]
+    said = [f"Checked: {OPENED} opens it and computes what {'was trained' if trained else 'its config says'}."]
+    if by_rule:
+        said.append(f"By rule, not opened: the same RoPE is read by {', '.join(by_rule)}.")
+    return [*said, *limits]
+
+
+def _no_reading(name: str, config: dict[str, Any]) -> str | None:
+    """Why a reader does not read such a model at all; None if it does."""
+    try:
+        READERS[name](config)
+    except UnreadableError as error:
+        return str(error) if error.code in NO_READING else None
+    return None
 
 
 def _left_out(config: dict[str, Any], meant: Reading, without: Sequence[str], own_file: bool) -> list[str]:
@@ -157,18 +225,20 @@ def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 ROUNDED = 1e-5
 
 
-def check_readers(config: dict[str, Any], trained: dict[str, Any], readers: Sequence[str]) -> Reading:
+def check_readers(config: dict[str, Any], trained: dict[str, Any] | None, readers: Sequence[str]) -> Reading:
     """The RoPE of a config, if it is what was trained, and every one of these reads it so.
 
     Args:
         config: as it is written.
-        trained: frequencies and attention factor of the live model (`RunDir.rope`).
+        trained: frequencies and attention factor of the live model (`RunDir.rope`); None where they are not known.
         readers: names.
 
     Raises:
         UserError: when the config says something else than was trained, or one of them reads something else.
     """
     meant = transformers_5(config)
+    own: dict[str, Any] = {"short": meant.short, "long": meant.long, "attention_factor": meant.attention_factor}
+    trained = own | (trained or {})
     tables = [(trained["short"], meant.short), (trained["long"], meant.long)]
     if near := trained.get("near"):
         tables.append((near, base_frequencies(2 * len(near), meant.near_theta or meant.theta)))

@@ -11,7 +11,7 @@ from typing import Any
 from skipwise.errors import UserError
 from skipwise.models.families import family_of, is_encoder, is_tested, why_refused
 from skipwise.models.legacy import with_legacy_rope
-from skipwise.models.readers import READERS, Reading, UnreadableError, difference, transformers_5
+from skipwise.models.readers import NO_READING, READERS, Reading, UnreadableError, difference, transformers_5
 from skipwise.models.stock import knows_key, stock_config
 from skipwise.models.windows import (
     BY_ORIGINAL,
@@ -28,8 +28,6 @@ from skipwise.models.windows import (
 from skipwise.rope.scaling import VLLM_FACTORS
 from skipwise.runs import new_directory, write_json
 
-# Of readers that do not read a model at all, which is nothing wrong with it.
-NO_READING = ("reader_lacks_model", "reader_not_known")
 # Rope types whose factor is the share of the window over the first one.
 BY_FACTOR = ("yarn", "longrope", "linear")
 # Kinds of layers that see all of the text, or its last tokens.

@@ -22,6 +22,8 @@ from skipwise.rope.yarn import interpolated_share, yarn_attention_factor
 
 # Readers compute in float32, from numbers written in decimal.
 PARITY = 1e-6
+# Codes of readers that do not read a model at all, which is nothing wrong with it.
+NO_READING = ("reader_lacks_model", "reader_not_known")
 # What llama.cpp takes for theta where its file has none.
 PLAIN_THETA = 10000.0
 Table = NDArray[np.float64]

@@ -154,6 +154,20 @@ def rotary_tables(model: PreTrainedModel) -> dict[str, nn.Module]:
     return tables
 
 
+def restore_rope(model: PreTrainedModel, parameters: dict[str, Any], lengths: Lengths) -> None:
+    """Give a model the RoPE parameters that one of its kind was written with, in place: config and tables together.
+
+    Args:
+        parameters: `rope_parameters`, as `set_rope_scaling` wrote them.
+        lengths: of that model.
+    """
+    config = text_config(model.config)
+    _set_config(config, copy.deepcopy(parameters), lengths)
+    _set_head_dim(config)
+    for name, module in [(name, module) for name, module in model.named_modules() if is_rotary_table(module)]:
+        model.set_submodule(name, type(module)(config=config).to(model.device))
+
+
 def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Lengths) -> None:
     """Give a stock model new frequencies, in place: config and rotary tables together.
 
