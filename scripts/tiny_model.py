@@ -205,7 +205,7 @@ def training_data() -> tuple[PreTrainedTokenizerFast, Source, RetrievalDocuments
     tokenizer = train_tokenizer(data)
     documents = open_store(data.sources[0], data, tokenizer).train
     source = Source(documents, cut_spans(documents, needed=WINDOW, used=1 << 30, join=False), weight=1.0)
-    return tokenizer, source, retrieval_documents(tokenizer, [source], COPIES_SHARE)
+    return tokenizer, source, retrieval_documents(tokenizer, len(tokenizer), [source], COPIES_SHARE)
 
 
 def pretrain(

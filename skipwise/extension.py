@@ -30,7 +30,7 @@ from skipwise.planning import (
     zero_stage,
 )
 from skipwise.ranks import is_first, wait_for_all, world_size
-from skipwise.runs import RunDir, write_json, write_text
+from skipwise.runs import RunDir, read_json, write_json, write_text
 from skipwise.training.trackers import check_trackers, send_results
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _measure_and_train(
             yield
         time_left.finish(name, time.monotonic() - started)
         if is_first():
-            done = json.loads(run.parts.read_text(encoding="utf-8")) if run.parts.exists() else {}
+            done = read_json(run.parts) if run.parts.exists() else {}
             write_json(run.parts, {**done, name: True})
 
     def measure(stage: Stage, window: int) -> None:
@@ -305,16 +305,14 @@ def parts_of(config: RunConfig) -> list[str]:
 
 def _write_start(run: RunDir, config: RunConfig, plan: Plan, bench: "Workbench", given: str, resolved: str) -> None:
     if run.resolved.exists():
-        sources = [
-            json.loads(text)["sources"] for text in (run.data.read_text("utf-8"), json.dumps(bench.data_summary))
-        ]
+        sources = [read_json(run.data).get("sources", []), json.loads(json.dumps(bench.data_summary))["sources"]]
         if len(sources[0]) != len(sources[1]) or not all(map(same_content, *sources)):
             raise UserError(
                 f"{run.path} was started on data of other content (see {run.data}). Bring them back, or choose another "
                 "--output.",
                 code="data_changed",
             )
-        before = json.loads(run.plan.read_text(encoding="utf-8"))["windows_per_step"]
+        before = read_json(run.plan)["windows_per_step"]
         if before != plan.windows_per_step:
             raise UserError(
                 f"{run.path} was started with {before} windows in a step, but these processes have "
@@ -355,7 +353,7 @@ def timed(run: RunDir, part: str) -> Iterator[None]:
         yield
     finally:
         if is_first():
-            seconds: dict[str, Any] = json.loads(run.timings.read_text()) if run.timings.exists() else {}
+            seconds: dict[str, Any] = read_json(run.timings) if run.timings.exists() else {}
             seconds[part] = round(seconds.get(part, 0.0) + time.monotonic() - started, 1)
             write_json(run.timings, seconds)
 

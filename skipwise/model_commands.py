@@ -215,8 +215,9 @@ def _probe(model: str, window: int) -> str:
 
 def _beside_the_run(found: "Diagnosis", config: Mapping[str, Any], trained: Path) -> "Diagnosis":
     """With what its run knows: the RoPE that it was trained with."""
-    from skipwise.export.publish import check_readers, read_json
+    from skipwise.export.publish import check_readers
     from skipwise.models.doctor import Finding
+    from skipwise.runs import read_json
 
     try:
         check_readers(dict(config), read_json(trained), [])

@@ -42,6 +42,29 @@ def write_json(path: Path, value: Mapping[str, Any], indent: int | None = 2) -> 
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that this program wrote.
+
+    Raises:
+        UserError: when the file holds something else: it was changed or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, and of text that is not UTF-8
+        raise _damaged(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, f"it holds {type(content).__name__}, not an object")
+    return content
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} was written by Skipwise and must be read by it, but cannot be: {what}. Bring the file back, or begin "
+        "again in another directory.",
+        code="damaged_file",
+    )
+
+
 @contextmanager
 def new_directory(output: Path) -> Iterator[Path]:
     """A directory to fill under another name, which is `output` in the end, or nothing is.
@@ -313,7 +336,10 @@ class RunDir:
 
     def read_results(self) -> list[EvalResult]:
         """The rows measured so far; empty for a new run."""
-        return [EvalResult(**line) for line in read_lines(self.results)]
+        try:
+            return [EvalResult(**line) for line in read_lines(self.results)]
+        except TypeError as error:  # of other columns than rows have
+            raise _damaged(self.results, str(error)) from error
 
     def add_results(self, rows: Iterable[EvalResult]) -> None:
         """Append rows, atomically; they take the place of rows that failed for the same figure."""

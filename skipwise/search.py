@@ -130,10 +130,11 @@ def _remembered(measure: Callable[[Factors], float], output: Path, setting: str)
 
 def _documents(bench: "Workbench", search: Search, lengths: Lengths) -> list[Scored]:
     """Documents of the target length, and which of their tokens count."""
+    from skipwise.models.load import vocabulary_size
     from skipwise.workbench import retrieval_documents
 
     if search.fitness == "needles":
-        retrieval = retrieval_documents(bench.tokenizer, bench.sources, copies_share=0.0)
+        retrieval = retrieval_documents(bench.tokenizer, vocabulary_size(bench.model), bench.sources, copies_share=0.0)
         streams = (example_rng(bench.config.seed, 0, index) for index in range(search.documents))
         return [retrieval.draw(lengths.target, rng) for rng in streams]
     places = [

@@ -35,7 +35,7 @@ from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.export.proof import proof_loss, prove
 from skipwise.lengths import Lengths
-from skipwise.models.load import check_vocabulary, default_device, load_model, load_tokenizer
+from skipwise.models.load import check_vocabulary, default_device, load_model, load_tokenizer, vocabulary_size
 from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.recompute import recompute_activations
 from skipwise.models.rope import live_rope, set_rope_scaling
@@ -325,7 +325,7 @@ class Workbench:
                 code="too_many_windows",
             )
         share = self.config.data.retrieval_share
-        retrieval = retrieval_documents(self.tokenizer, self.sources)
+        retrieval = retrieval_documents(self.tokenizer, vocabulary_size(self.model), self.sources)
         length = window_tokens(self.config.method, self.lengths)
         begin = begin_of_text(self.tokenizer)
         return TrainingExamples(self.sources, count, self.config.seed, begin, retrieval, share, length)
@@ -370,7 +370,8 @@ def open_workbench(config: RunConfig, lengths: Lengths, console: Console) -> Wor
     config = config.model_copy(update={"model": model_config})
     with console.status("loading the model"):
         model = load_model(config.model, default_device(), four_bits=in_four_bits(config))
-    check_vocabulary(model, tokenizer)
+    used = max(part.largest_id() for store in stores for part in (store.train, store.held_out))
+    check_vocabulary(model, tokenizer, used)
     dtype, more = usable_dtype(config.model, model, model.device)
     lines += more
     if config.method != "interpolate":
@@ -470,9 +471,9 @@ def _check_long_enough(
 
 
 def retrieval_documents(
-    tokenizer: PreTrainedTokenizerBase, sources: list[Source], copies_share: float = 0.25
+    tokenizer: PreTrainedTokenizerBase, vocabulary: int, sources: list[Source], copies_share: float = 0.25
 ) -> RetrievalDocuments:
-    """Synthetic retrieval documents with filler from the training text."""
+    """Synthetic retrieval documents with filler from the training text, and of tokens below `vocabulary`."""
     weights = np.array([source.weight for source in sources])
 
     def prose(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
@@ -485,7 +486,7 @@ def retrieval_documents(
         encode=lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
         bos=begin_of_text(tokenizer),
         special=frozenset(tokenizer.all_special_ids),
-        vocabulary_size=len(tokenizer),
+        vocabulary_size=min(len(tokenizer), vocabulary),
         prose=prose,
         copies_share=copies_share,
     )

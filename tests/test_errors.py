@@ -133,3 +133,20 @@ def test_a_disk_that_is_full_while_weights_are_written(capsys: pytest.CaptureFix
 
     assert cli.run(fail) == 2
     assert "[disk_full]" in capsys.readouterr().err
+
+
+DAMAGED = {
+    "report": ("plan.json", "environment.json", "rope.json", "timings.json", "results.jsonl"),
+    "extend": ("plan.json", "data.json", "parts.json"),
+}
+
+
+@pytest.mark.parametrize(("name", "file"), [(name, file) for name, files in DAMAGED.items() for file in files])
+def test_a_damaged_file_of_a_run_is_one_message(name: str, file: str, config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command("extend", config_file, "--output", run, "--set", "train.max_steps=1", "--set", "evaluate=[]")
+    for content in ('{"a": ', "[1, 2]", '{"unknown": 1}\n' if file.endswith("jsonl") else "\xff"):
+        (run / file).write_bytes(content.encode("latin-1") + b"\n")
+        arguments = ["report", run] if name == "report" else ["extend", config_file, "--output", run, "--resume"]
+        arguments += [] if name == "report" else ["--set", "train.max_steps=1", "--set", "evaluate=[]"]
+        assert error_code(command(*arguments, code=2)) in ("damaged_file", "damaged_line"), (file, content)

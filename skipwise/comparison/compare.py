@@ -250,7 +250,8 @@ def _measure(run: RunDir, one: Prepared, config: EvaluateConfig, console: Consol
         for line in lines:
             console.print(line, highlight=False)
         model = load_model(located, device, dtype)
-        check_vocabulary(model, one.tokenizer)
+        used = max((document.documents.largest_id() for document in one.held_out.documents), default=-1)
+        check_vocabulary(model, one.tokenizer, used)
         if compared.aid is not None:
             use_aid(model, compared.aid)
         window = read_window(one.config)

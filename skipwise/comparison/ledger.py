@@ -1,7 +1,6 @@
 """An evaluation directory holds one setting per figure: nothing that was measured in another way is mixed."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, replace
@@ -19,7 +18,7 @@ from skipwise.evaluation.specs import (
     Summarization,
 )
 from skipwise.models.locate import model_location
-from skipwise.runs import RunDir, figure_of, read_lines
+from skipwise.runs import RunDir, figure_of, read_json, read_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -102,7 +101,7 @@ def same(
     Raises:
         UserError: when something has changed.
     """
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known = read_json(file) if file.exists() else {}
     for name, own in now.items():
         if name not in may_change and known.get(name, own) != own:
             raise UserError(

@@ -1,6 +1,5 @@
 """What an evaluation directory holds, ready to be shown."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from skipwise.comparison.ledger import FigureKey
 from skipwise.evaluation.figures import Example, Figure, difference
 from skipwise.evaluation.specs import EvalResult
-from skipwise.runs import RunDir, figure_of
+from skipwise.runs import RunDir, figure_of, read_json
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def side_by_side(output: Path, models: Sequence[str] | None = None, asked: set[F
         asked: only these figures; None for all.
     """
     run = RunDir(output)
-    known = json.loads(run.models.read_text(encoding="utf-8"))
+    known = read_json(run.models)
     shorts = {name: known[name]["short"] for name in (known if models is None else models)}
     rows = [row for row in run.read_results() if asked is None or figure_of(row) in asked]
     columns = {short: [row for row in rows if row.model == name] for name, short in shorts.items()}

@@ -71,7 +71,8 @@ def build_store(
 def _write(
     path: Path, source: SourceConfig, data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, on_progress: Progress
 ) -> None:
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+    largest = max(tokenizer.get_vocab().values())  # ids may have holes between them
+    dtype = np.dtype(np.uint16 if largest < 2**16 else np.uint32)
     chat = source.messages_field is not None
     with ExitStack() as stack:
         parts = {

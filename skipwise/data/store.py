@@ -14,6 +14,7 @@ from skipwise.config import DocumentsConfig, SourceConfig
 from skipwise.data.build import SCORED, Progress, build_store
 from skipwise.data.sources import describe_source
 from skipwise.digests import cache_directory
+from skipwise.runs import read_json
 
 # Raise it when the layout of a store changes: older ones are then built anew.
 LAYOUT = 1
@@ -38,6 +39,10 @@ class Documents:
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
     scored: NDArray[np.bool_] | None = None
+
+    def largest_id(self) -> int:
+        """Of all tokens; -1 where there are none."""
+        return int(self.tokens.max()) if len(self.tokens) else -1
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -113,7 +118,7 @@ def open_store(
 
 
 def _load(path: Path, name: str, split: bool) -> TokenStore:
-    summary = json.loads((path / "store.json").read_text(encoding="utf-8"))
+    summary = read_json(path / "store.json")
     train, train_hashes = _load_part(path, "train", summary)
     held_out, held_out_hashes = _load_part(path, "held_out", summary)
     rule = "document hash"

@@ -1,6 +1,5 @@
 """Adapters (peft) and the RoPE they were trained with, which an adapter alone does not hold."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.load import default_device, load_model
 from skipwise.models.rope import read_rope, restore_rope, text_config
-from skipwise.runs import write_json
+from skipwise.runs import read_json, write_json
 
 # Beside `adapter_config.json`.
 ROPE_FILE = "skipwise_rope.json"
@@ -71,7 +70,7 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
             "PeftModel.from_pretrained.",
             code="adapter_without_rope",
         )
-    rope: dict[str, Any] = json.loads((directory / ROPE_FILE).read_text(encoding="utf-8"))
+    rope = read_json(directory / ROPE_FILE)
     model = base if isinstance(base, PreTrainedModel) else load_model(ModelConfig(path=str(base)), default_device())
     _check_base(model, rope, directory)
     lengths = Lengths(rope["original_length"], rope["original_length"], rope["max_position_embeddings"])

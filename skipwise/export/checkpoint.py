@@ -1,6 +1,5 @@
 """Writing a checkpoint that stock transformers and older readers open alike."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from skipwise.export.adapter import is_adapted, write_rope
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.rope import is_rotary_table, read_rope, same_table, text_config
-from skipwise.runs import share_weights, write_json, write_text
+from skipwise.runs import read_json, share_weights, write_json, write_text
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
@@ -86,7 +85,7 @@ def _complete(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     tokenizer.save_pretrained(directory)
     tokenizer_for_all(directory / "tokenizer_config.json", lengths.target)
     if (directory / "config.json").is_file():  # which an adapter has not
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = read_json(directory / "config.json")
         write_json(directory / "config.json", with_legacy_rope(config))
         _drop_shorter_limit(directory / "generation_config.json", lengths.target)
         share_weights(directory)
@@ -97,7 +96,7 @@ def tokenizer_for_all(path: Path, window: int) -> None:
     """The window as a tokenizer's limit, and a class that transformers 4 has, too; nothing where there is no file."""
     if not path.is_file():
         return
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(path, {**settings, "model_max_length": window})
@@ -105,7 +104,7 @@ def tokenizer_for_all(path: Path, window: int) -> None:
 
 def _drop_shorter_limit(path: Path, target: int) -> None:
     """A length at which generation stops, of before."""
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
     if (settings.get("max_length") or target) < target:
         write_json(path, {name: value for name, value in settings.items() if name != "max_length"})
 

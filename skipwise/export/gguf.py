@@ -1,6 +1,5 @@
 """GGUF files for llama.cpp: made by its own converter, then read back, and completed where that left the RoPE out."""
 
-import json
 import math
 import os
 import subprocess
@@ -19,6 +18,7 @@ from skipwise.models.stock import stock_config
 from skipwise.models.windows import far_table
 from skipwise.rope.scaling import base_frequencies
 from skipwise.rope.yarn import interpolated_share, yarn_attention_factor
+from skipwise.runs import read_json
 
 CONVERTER = "convert_hf_to_gguf.py"
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -81,7 +81,7 @@ def write_gguf(model: Path, output: Path, outtype: str, converter: Path, meant: 
             "with transformers, or extend it with another --rope.",
             code="gguf_needs_one_table",
         )
-    rope = far_table(stock_config(json.loads((model / "config.json").read_text(encoding="utf-8")))["rope_parameters"])
+    rope = far_table(stock_config(read_json(model / "config.json"))["rope_parameters"])
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         convert(model, temporary, outtype, converter)

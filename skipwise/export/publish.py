@@ -1,6 +1,5 @@
 """A model for others: in the dtype they want, with a card, and only if all that read it compute what was trained."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from skipwise.models.readers import NO_READING, READERS, Reading, UnreadableErro
 from skipwise.models.stock import stock_config
 from skipwise.models.windows import windows_of
 from skipwise.rope.scaling import base_frequencies
-from skipwise.runs import RunDir, new_directory, write_json, write_text
+from skipwise.runs import RunDir, new_directory, read_json, write_json, write_text
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INDEX = "model.safetensors.index.json"
@@ -310,9 +309,3 @@ def push_to_hub(directory: Path, repository: str, private: bool) -> str:
             code="hub_upload_failed",
         ) from error
     return str(made)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content

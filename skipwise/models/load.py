@@ -1,5 +1,6 @@
 """Loading stock transformers models and tokenizers."""
 
+import string
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -177,13 +178,23 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return weight.shape[0]
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `UserError` when the tokenizer makes ids that the model has no embedding for."""
-    rows = vocabulary_size(model)
-    if len(tokenizer) > rows:
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, used: int = -1) -> None:
+    """Refuse a tokenizer that makes ids of a text that the model has no embedding for.
+
+    A vocabulary may be larger than the model's: tokens that were added and never used, and ids with holes between them.
+
+    Args:
+        used: the largest id in the data; -1 where there are none.
+
+    Raises:
+        UserError: when a text, or one that begins or ends, has such an id.
+    """
+    ends = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
+    largest, rows = max([used, *ends, *tokenizer(string.printable)["input_ids"]]), vocabulary_size(model)
+    if largest >= rows:
         raise UserError(
-            f"Tokenizer and model must share a vocabulary, but the tokenizer has {len(tokenizer):,} tokens and the "
-            f"model {rows:,} embeddings. Load the tokenizer that came with the model.",
+            f"Tokenizer and model must share a vocabulary, but the tokenizer makes the id {largest:,} and the model "
+            f"has {rows:,} embeddings. Load the tokenizer that came with the model.",
             code="vocabulary_mismatch",
         )
 

@@ -1,6 +1,5 @@
 """What a report is made from: a run directory, read, and what came of it in one sentence. No torch."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from skipwise.config_files import parse_config, read_yaml
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult
 from skipwise.lengths import Lengths
-from skipwise.runs import RunDir, read_lines
+from skipwise.runs import RunDir, read_json, read_lines
 
 Row = dict[str, Any]
 # Words for the stages of a run.
@@ -42,8 +41,7 @@ class Run:
     def json(self, what: str) -> dict[str, Any]:
         """`plan`, `environment`, `parts`, `rope` or `timings`; {} where it is not there."""
         file = getattr(self.directory, what)
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return content
+        return read_json(file) if file.is_file() else {}
 
     @property
     def trained(self) -> bool:

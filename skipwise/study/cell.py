@@ -1,6 +1,5 @@
 """One cell of a study: train it, measure it, and keep what the study needs of it in one small file."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from skipwise.config_files import parse_config, parse_evaluate_config, parse_sec
 from skipwise.environment import describe_environment
 from skipwise.errors import UserError
 from skipwise.evaluation.specs import EvalResult, Stage
-from skipwise.runs import RunDir, read_lines, write_json
+from skipwise.runs import RunDir, read_json, read_lines, write_json
 from skipwise.study.config import Cell, StudyConfig
 
 # Lists of equal length: `example` (an identifier), and of perplexities `nll` and `tokens`, of all else `score`.
@@ -88,7 +87,7 @@ def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
     file = directory.cell(cell.name)
     if not file.exists():
         return None
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
     try:
         same = _same_setting(content["setting"], cell)
     except UserError:  # with a key that is no longer known
@@ -184,9 +183,9 @@ def _measured(cell: Cell, work: Path, console: Console) -> dict[str, Any]:
         "setting": _setting(cell),
         "environment": describe_environment(),
         "tokens": _tokens(run),
-        "seconds": json.loads(run.timings.read_text()) if run.timings.exists() else {},
+        "seconds": read_json(run.timings) if run.timings.exists() else {},
         "losses": [(line["step"], line["loss"]) for line in log if "loss" in line],
-        "documents": {name: json.loads(output.data.read_text()) for name, output in outputs.items()},
+        "documents": {name: read_json(output.data) for name, output in outputs.items()},
         "failed": {
             name: {f"{row.evaluation}/{row.context_length}": row.reason for row in own if row.status == "failed"}
             for name, own in rows.items()
@@ -201,8 +200,7 @@ def _measured(cell: Cell, work: Path, console: Console) -> dict[str, Any]:
 def _tokens(run: RunDir) -> int:
     if not run.plan.exists():
         return 0
-    plan: Mapping[str, Any] = json.loads(run.plan.read_text())
-    return int(plan["train_tokens"])
+    return int(read_json(run.plan)["train_tokens"])
 
 
 def _units(run: RunDir, model: str, rows: list[EvalResult]) -> dict[str, Units]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from skipwise.config import ModelConfig
 from skipwise.errors import UserError
-from skipwise.models.load import load_model, load_tokenizer
+from skipwise.models.load import check_vocabulary, load_model, load_tokenizer
 from skipwise.models.locate import model_location
 from skipwise.terminal import OneLine
 from tests.commands import error_code
@@ -72,6 +72,25 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_tokens_that_no_text_has_are_no_reason_to_refuse() -> None:
+    """A tokenizer with an added token that is not used, or with a hole in its ids."""
+    model, tokenizer = pico_llama(), byte_tokenizer()
+    tokenizer.add_tokens(["<never-used>"])
+    assert len(tokenizer) > model.config.vocab_size
+    check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer, used=model.config.vocab_size - 1)
+    for build in (
+        lambda: check_vocabulary(model, tokenizer, used=model.config.vocab_size),
+        lambda: check_vocabulary(pico_llama(vocab_size=60), tokenizer),
+    ):
+        with pytest.raises(UserError) as caught:
+            build()
+        assert caught.value.code == "vocabulary_mismatch"
+    tokenizer.add_special_tokens({"eos_token": "<end>"})  # which ends every document
+    with pytest.raises(UserError):
+        check_vocabulary(model, tokenizer)
 
 
 @torch.no_grad()
