@@ -1,9 +1,11 @@
 """The synthetic tasks of RULER: prompts with known answers, and how they are scored.
 
-Tasks, parameters, wording and scoring follow Hsieh et al. (arXiv 2404.06654) and what they released, in the form for
-base models. Different are: the haystack is the user's text, needles stand anywhere with equal chance, and the solved
-example of `vt` has a fixed number of sentences. Every prompt is made from a random generator of its own and a number of
-units (sentences, needles or words), so that it can be made as long as the context allows.
+Tasks, parameters, wording (misspellings included, since they are tokens) and scoring follow Hsieh et al. (arXiv
+2404.06654) and what they released, in the form for base models. Different are: the haystack is the user's text, and
+needles stand anywhere with equal chance; what else differs stands at each task. Every prompt is made from a random
+generator of its own and a number of units (sentences, needles or words), so that it can be made as long as the context
+allows, to the unit; the official generators go in steps (of ten words or sentences), and give all prompts of a length
+the same number.
 """
 
 import math
@@ -151,35 +153,42 @@ def _scatter(needles: list[str], sentences: list[str], rng: Rng) -> list[str]:
 # --- variable tracking -------------------------------------------------------------------------------------------
 
 HOPS = 4
-# Sentences of the solved example: about 500 tokens, or fewer where that would be much of the context.
-EXAMPLE_SENTENCES, SHORT_EXAMPLE_SENTENCES, SHORT_CONTEXT = 15, 5, 2048
+# Sentences of the solved example, or fewer where that would be much of the context.
+EXAMPLE_SENTENCES, SHORT_EXAMPLE_SENTENCES, SHORT_CONTEXT = 10, 5, 2048
 
 
 def variable_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
-    """A chain of assignments strewn over noise, after one solved example."""
+    """A chain of assignments strewn over noise, after one solved example.
+
+    The prompt ends with a space, and the example has two there, so that both are the same tokens. The official example
+    has as many sentences, in steps of five, as fit into 500 tokens: ten with the tokenizer of Llama. Here it has that
+    many with every tokenizer, and five below 2,048 tokens of context, where the official one is a third of it or more.
+    """
     shown = EXAMPLE_SENTENCES if length >= SHORT_CONTEXT else SHORT_EXAMPLE_SENTENCES
     example, prompt = _chain(rng, shown, letters=3), _chain(rng, units, letters=5)
-    solved = f"{example.text}{example.answer}{' '.join(example.expected)}"
+    solved = f"{example.text}{example.answer} {' '.join(example.expected)}"
     return Prompt(f"{solved}\n\n{prompt.text}", prompt.answer, prompt.expected)
 
 
 def _chain(rng: Rng, units: int, letters: int) -> Prompt:
     names = ["".join(rng.choice(list(string.ascii_uppercase), size=letters)) for _ in range(HOPS + 1)]
     value = str(rng.integers(10**4, 10**5))
-    steps = [f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a}" for a, b in pairwise(names))]
-    places = np.sort(rng.integers(0, units + 1, size=len(steps)))  # in the order of the chain
-    lines: list[str] = []
-    for number in range(units + 1):
-        lines += [step for step, place in zip(steps, places, strict=True) if place == number]
-        lines += [NOISE] * (number < units)
+    steps = [f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a} " for a, b in pairwise(names))]
+    # In the order of the chain, each before another sentence where there are enough; the official generator makes
+    # sentences shorter where there are not.
+    places = np.sort(rng.choice(units, size=len(steps), replace=units < len(steps)))
+    parts: list[str] = []
+    for number in range(units):
+        parts += [step for step, place in zip(steps, places, strict=True) if place == number]
+        parts.append(f"{NOISE}\n")
     text = (
         "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-        + "\n".join(lines)
+        + " ".join(parts)
         + f"\nQuestion: Find all variables that are assigned the value {value} in the text above."
     )
     answer = (
         f" Answer: According to the chain(s) of variable assignment in the text above, {len(names)} variables are "
-        f"assigned the value {value}, they are: "
+        f"assgined the value {value}, they are: "
     )
     return Prompt(text, answer, tuple(names))
 
@@ -195,7 +204,11 @@ COMMON_SHORT, COMMON_LONG = (10, (3, 1), (6, 1)), (30, (10, 3), (30, 3))
 
 
 def common_words_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
-    """A numbered list in which ten words appear often and `units` others seldom, after an example."""
+    """A numbered list in which ten words appear often and `units` others seldom, after an example.
+
+    The official generator has at most as many words as its list, about 5,500; here pairs of words follow, so that a
+    long context is filled. And it begins with no other word, here with one, so that "most common" means something.
+    """
     others, example_times, times = COMMON_SHORT if length < 4096 else COMMON_LONG
     example, prompt = _word_list(rng, others, example_times), _word_list(rng, units, times)
     solved = f"{example.text}{example.answer} {_numbered(example.expected)}"
@@ -231,7 +244,9 @@ def _different_words(rng: Rng, number: int) -> list[str]:
 def coded_words_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
     """A text of about `units` coded words whose frequencies fall with the square of their rank; the first is noise.
 
-    Nothing is expected where the third and the fourth word are too few to be told apart.
+    Nothing is expected where the third and the fourth word are too few to be told apart (the official generator asks
+    all the same), and there are at least five words (the official one has a fiftieth of the length). The answer has
+    its place within the length, which the official one fills with the text alone.
     """
     ranks = np.arange(1, max(5, length // 50) + 1)
     times = (units / ranks**2.0 / ZETA_2).astype(int)

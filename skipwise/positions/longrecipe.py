@@ -14,12 +14,23 @@ from skipwise.sections import section
 class LongRecipe:
     """Every sentence of the window is a chunk with a skip of its own, so that no sentence is torn apart.
 
-    The skips are independent and uniform, in order. A window without a boundary has none. Sentences end with a line
-    break, or with `.`, `!` or `?` and white space behind it (`data/sentences.py`). The paper also chooses which texts
-    to train on, which is left to the data here.
+    As in the authors' code: the S sentences are put into distinct ones of Lt - Lw + S places, the first at the
+    beginning, which makes all ordered lists of skips equally likely. Then the first U{1, ..., (Lw + 1) / 2} tokens of
+    the window get ordinary positions, whatever their sentences. A window without a boundary has no skip.
+
+    Sentences end with a line break, or with `.`, `!` or `?` and white space behind it (`data/sentences.py`); the
+    authors split at five tokens of Llama 3. They also drop sentences without digits at random, and choose tokens by a
+    model's change of mind about them; which text to train on is left to the data here.
+
+    With `start: sentence` it is a variant of ours: no ordinary beginning, and skips that are independent and uniform,
+    in order.
+
+    Attributes:
+        start: `contiguous` for the authors' form, `sentence` for ours.
     """
 
     name: Literal["longrecipe"] = "longrecipe"
+    start: Literal["contiguous", "sentence"] = "contiguous"
 
     def check(self, lengths: Lengths) -> None:
         """Any lengths will do."""
@@ -36,7 +47,14 @@ class LongRecipe:
         """Draw a skip for each sentence."""
         boundaries = np.asarray(document.boundaries, dtype=np.int64)
         boundaries = boundaries[(boundaries > 0) & (boundaries < lengths.train)]
-        skips = sorted_uniform(len(boundaries) + 1, lengths.target - lengths.train, rng)
+        count, most = len(boundaries) + 1, lengths.target - lengths.train
         ids = np.arange(lengths.train, dtype=np.int64)
         sizes = np.diff(boundaries, prepend=0, append=lengths.train)
-        return Window(token_index=ids, position_ids=ids + skips.repeat(sizes))
+        if self.start == "sentence":
+            return Window(token_index=ids, position_ids=ids + sorted_uniform(count, most, rng).repeat(sizes))
+        places = np.sort(rng.choice(most + count, size=count, replace=False)) - np.arange(count)
+        places[0] = 0
+        positions = ids + places.repeat(sizes)
+        first = int(rng.integers(1, (lengths.train + 1) // 2, endpoint=True))
+        positions[:first] = ids[:first]
+        return Window(token_index=ids, position_ids=positions)

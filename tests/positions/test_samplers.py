@@ -31,7 +31,9 @@ VARIANTS: list[PositionSampler] = [
     FullLength(),
     Plain(),
     CREAM(edge=2),
+    CREAM(edge=2, spread=0.3),
     LongRecipe(),
+    LongRecipe(start="sentence"),
     Matched(),
     Matched(cut="any"),
 ]
@@ -190,11 +192,78 @@ def test_cream_moves_its_middle_between_head_and_tail() -> None:
         assert np.std(own) == pytest.approx(deviation, rel=0.05)
 
 
+def published_cream_ends(train: int, target: int, edge: int, rng: np.random.Generator, draws: int) -> np.ndarray:
+    """Where the middle ends by the description of the authors' code, drawn half window by half window."""
+    factor, middle = target // train, train - 2 * edge
+    halves = np.clip(rng.normal(1 + factor, 3.0, draws), 2, 2 * factor).astype(int)
+    low = np.floor(edge + (middle - 1) * halves / 2)
+    high = halves * train // 2 - edge - 1
+    return low + np.floor(rng.random(draws) * (high - low + 1))
+
+
+@pytest.mark.parametrize("factor", [4, 8, 16])
+def test_cream_is_that_of_its_authors(factor: int) -> None:
+    """Ours had the mean at 0.5 of the range, an edge of 32 tokens, and text that ran on in long documents."""
+    train, draws = 240, 4000
+    lengths, sampler = Lengths(train, train, factor * train), CREAM()
+    ends: dict[int, list[int]] = {4 * factor: [], train // 3: []}
+    for i in range(draws):
+        window = sampler.sample(Document(lengths.target), lengths, example_rng(8, 0, i), 0.0)
+        ids = window.position_ids
+        edge = train // 3 if (np.diff(ids)[: train // 3 - 1] == 1).all() and ids[-train // 3] == lengths.target - (
+            train // 3) else 4 * factor  # fmt: skip
+        ends[edge].append(int(ids[-edge - 1]))
+        assert (ids[:edge] == np.arange(edge)).all() and (ids[-edge:] == np.arange(-edge, 0) + lengths.target).all()
+        assert (window.token_index == ids).all()  # of a document of the target's length
+    assert 0.45 < len(ends[train // 3]) / draws < 0.55
+    for edge, own in ends.items():
+        wanted = published_cream_ends(train, lengths.target, edge, np.random.default_rng(1), 40_000)
+        assert np.mean(own) == pytest.approx(wanted.mean(), abs=5 * wanted.std() / len(own) ** 0.5)
+        assert np.std(own) == pytest.approx(wanted.std(), rel=0.06)
+        if factor == 8:
+            first = edge + (train - 2 * edge) - 1
+            assert 0.28 < np.mean((np.array(own) - first) / (lengths.target - train)) < 0.45
+
+
+def test_cream_takes_the_end_of_a_short_document_for_its_tail() -> None:
+    lengths = Lengths(240, 240, 1920)
+    for i in range(200):
+        text = CREAM().sample(Document(600), lengths, example_rng(9, 0, i), 0.0).token_index
+        edge = 80 if text[-80] == 520 else 32
+        assert (text[-edge:] == np.arange(600 - edge, 600)).all() and (np.diff(text[edge:-edge]) == 1).all()
+
+
+def test_longrecipe_is_that_of_its_authors() -> None:
+    """A beginning of U{1, ..., Lw / 2} tokens, and every ordered list of skips alike."""
+    lengths, boundaries, draws = Lengths(40, 40, 44), [10, 30], 6000
+    first_jump, seen = np.zeros(41), {}
+    for i in range(draws):
+        skips = LongRecipe().sample(Document(40, boundaries), lengths, example_rng(7, 0, i), 0.0).position_ids
+        skips = skips - np.arange(40)
+        jumps = np.flatnonzero(np.diff(skips)) + 1
+        assert set(jumps) <= {*range(10, 21), 30}
+        seen[(int(skips[25]), int(skips[39]))] = seen.get((int(skips[25]), int(skips[39])), 0) + 1
+        if skips[25]:
+            first_jump[jumps[0]] += 1
+    # Behind the first sentence: the last two of an ordered list of three numbers of {0, ..., 4}.
+    lists = {(b, c): b + 1 for b in range(5) for c in range(b, 5)}
+    for pair, count in lists.items():
+        share = count / sum(lists.values())
+        assert abs(seen.get(pair, 0) / draws - share) < 5 * (share / draws) ** 0.5
+    # The beginning ends at 1 to 20 tokens alike: half of the jumps are where the sentence begins, the others later.
+    assert first_jump[10] / first_jump.sum() == pytest.approx(0.5, abs=0.05)
+    assert np.abs(first_jump[11:21] / first_jump.sum() - 0.05).max() < 0.02
+
+
 def test_longrecipe_skips_at_sentences_only() -> None:
     lengths, boundaries = Lengths(original=40, train=40, target=400), [0, 7, 19, 33, 60]
     seen: set[int] = set()
     for i in range(300):
-        ids = LongRecipe().sample(Document(80, boundaries), lengths, example_rng(6, 0, i), 0.0).position_ids
+        ids = (
+            LongRecipe(start="sentence")
+            .sample(Document(80, boundaries), lengths, example_rng(6, 0, i), 0.0)
+            .position_ids
+        )
         seen |= set((np.flatnonzero(np.diff(ids) > 1) + 1).tolist())
     assert seen == {7, 19, 33}
 
