@@ -16,7 +16,7 @@ from skipwise.models.forward import autocast, for_products
 from skipwise.models.load import vocabulary_size
 from skipwise.models.rope import text_config
 from skipwise.models.stock import knows_key
-from skipwise.models.windows import FAR, WINDOWED
+from skipwise.models.windows import FAR, ORIGINAL, WINDOWED, far_table
 
 # Attention that takes a mask of scores.
 TAKES_MASKS = ("sdpa", "eager", attention.NAME)
@@ -148,6 +148,7 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
     given = inputs["attention_mask"]
     layers = windowed_layers(model.config, text_config(model.config).max_position_embeddings)
     positions = inputs.get("position_ids")
+    _check_one_table(model, positions)
     if layers is None or positions is None or not bool((positions.diff(dim=-1) != 1).any()):
         return for_products(given) if given.is_floating_point() else given
     both_ways = sees_both_ways(model)
@@ -165,6 +166,23 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
         full = None if both_ways else for_products(scores)
         windowed = for_products(scores.masked_fill(~near, -torch.inf))
     return {FAR: full, WINDOWED: windowed} if layers.by_kind else windowed
+
+
+def _check_one_table(model: PreTrainedModel, positions: torch.Tensor | None) -> None:
+    """Refuse a batch that would need two rotary tables: with two lists of factors (`mixed`) the longest window of a
+    batch decides for all, and the others are read with frequencies that they are never read with later.
+    """
+    rope = far_table(getattr(text_config(model.config), "rope_parameters", None) or {})
+    if positions is None or rope.get("rope_type") != "longrope" or rope.get("short_factor") == rope.get("long_factor"):
+        return
+    beyond = positions.amax(dim=-1) >= int(rope[ORIGINAL])
+    if bool(beyond.any()) and not bool(beyond.all()):
+        raise UserError(
+            f"This model has other frequencies beyond {int(rope[ORIGINAL]):,} tokens, and {int(beyond.sum())} of the "
+            f"{len(beyond)} windows of a batch reach there: the others would get them, too. Give WindowCollator "
+            "whole_batches=True.",
+            code="batch_needs_two_tables",
+        )
 
 
 def sees_both_ways(model: PreTrainedModel) -> bool:

@@ -19,6 +19,7 @@ from transformers import (
     Starcoder2Config,
 )
 
+from skipwise import Lengths, Mixed, YaRN, set_rope_scaling
 from skipwise.errors import UserError
 from skipwise.models import attention as blocks
 from skipwise.models.forward import autocast
@@ -26,6 +27,7 @@ from skipwise.models.recompute import recompute_activations
 from skipwise.models.windowed import check_takes_masks, masks_for, probe_windows, windowed_layers
 from skipwise.models.windows import FAR, WINDOWED
 from skipwise.training.trainer import window_loss
+from tests.conftest import pico_llama
 
 WINDOW, TARGET = 6, 64
 SMALL: dict[str, Any] = {
@@ -186,3 +188,20 @@ def test_a_model_that_takes_no_mask_for_them_is_noticed(monkeypatch: pytest.Monk
     monkeypatch.setattr(model, "forward", deaf)
     with pytest.raises(UserError, match="takes no mask for them"):
         probe_windows(model, layers)
+
+
+def test_a_batch_for_two_rotary_tables_is_refused(llama: PreTrainedModel) -> None:
+    """With untouched windows and the default of WindowCollator logits were off by 8.8."""
+    lengths = Lengths(original=64, train=64, target=512)
+    factors = Mixed()
+    set_rope_scaling(llama, factors, lengths)
+    ordinary, skipped = torch.arange(64), torch.arange(64) + 100 * (torch.arange(64) > 30)
+    ones = torch.ones(2, 64, dtype=torch.long)
+    for rows in ((ordinary, ordinary), (skipped, skipped)):
+        masks_for(llama, {"attention_mask": ones, "position_ids": torch.stack(rows)})
+    with pytest.raises(UserError) as caught:
+        masks_for(llama, {"attention_mask": ones, "position_ids": torch.stack((ordinary, skipped))})
+    assert caught.value.code == "batch_needs_two_tables"
+    yarn = pico_llama()
+    set_rope_scaling(yarn, YaRN(), lengths)
+    masks_for(yarn, {"attention_mask": ones, "position_ids": torch.stack((ordinary, skipped))})
