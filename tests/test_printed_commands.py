@@ -22,9 +22,9 @@ from tests.models.test_inspection import SMALL, written
 PACKAGE = Path(__file__).parent.parent / "skipwise"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 # Options of programs that are not ours, by which a message names one.
-OTHERS = {"--max-model-len", "--nproc-per-node", "--num_gpus", "--outtype", "--outfile", "--module"}
+OTHERS = {"--max-model-len", "--nproc-per-node", "--nproc_per_node", "--num_gpus", "--outtype", "--outfile", "--module"}
 # Words behind the name of the plugin where it is the subject of a sentence.
-VERBS = {"is", "was", "and", "needs", "does", "has", "or", "with", "in", "to"}
+VERBS = {"is", "was", "and", "needs", "does", "has", "or", "with", "in", "to", "it"}
 
 
 def printed() -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from skipwise.export.adapter import is_adapted, write_rope
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.rope import is_rotary_table, read_rope, same_table, text_config
+from skipwise.models.stock import loadable_config
 from skipwise.runs import read_json, share_weights, write_json, write_text
 
 
@@ -86,7 +87,7 @@ def _complete(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     tokenizer_for_all(directory / "tokenizer_config.json", lengths.target)
     if (directory / "config.json").is_file():  # which an adapter has not
         config = read_json(directory / "config.json")
-        write_json(directory / "config.json", with_legacy_rope(config))
+        write_json(directory / "config.json", with_legacy_rope(loadable_config(config, type(model).__name__)))
         _drop_shorter_limit(directory / "generation_config.json", lengths.target)
         share_weights(directory)
         _check_written(directory, model, lengths)

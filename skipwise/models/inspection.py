@@ -79,7 +79,6 @@ def inspect_model(model: ModelConfig, target: int | None = None, original: int |
     windows.certain(model.path)
     rope = read_rope(config)
     skeleton = explained(model, lambda: build_skeleton(config, model.trust_remote_code))
-    check_loads_again(skeleton, model.trust_remote_code)
     check_positions(skeleton, rope)
     layers = windowed_layers(config, target or 2 * windows.current)
     if has_weights(Path(model_location(model.path))):
@@ -194,22 +193,6 @@ def _is_of_several(config: PreTrainedConfig) -> bool:
         return True
     parts = [part for part in vars(config).values() if isinstance(part, PreTrainedConfig)]
     return text is config and any(getattr(part, "rope_parameters", None) for part in parts)
-
-
-def check_loads_again(skeleton: PreTrainedModel, trust_remote_code: bool = False) -> None:
-    """Refuse a model whose checkpoint transformers would not load as a causal language model when it is written.
-
-    Raises:
-        UserError: for a language model that transformers takes out of a larger one.
-    """
-    config = skeleton.config
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (trust_remote_code and getattr(config, "auto_map", None)):
-        return
-    raise UserError(
-        f"Skipwise writes models that transformers loads again, but it takes {config.model_type!r} out of a larger "
-        "model and does not load it on its own. Extend a text model of the same family instead.",
-        code="not_a_causal_model",
-    )
 
 
 def check_positions(skeleton: PreTrainedModel, rope: RopeInfo) -> None:

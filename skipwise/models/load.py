@@ -172,10 +172,10 @@ def _here(path: str) -> str:
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """Rows of the input embedding."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.shape[0]
+    """Token ids that a model can both read and predict: rows of the smaller one of its two embeddings."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights: list[Any] = [one.weight for one in embeddings if one is not None]
+    return min(int(weight.shape[0]) for weight in weights)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, used: int = -1) -> None:

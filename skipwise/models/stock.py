@@ -41,6 +41,27 @@ def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return usual | completed
 
 
+def loadable_config(config: Mapping[str, Any], model_class: str) -> dict[str, Any]:
+    """A `config.json` that `AutoModelForCausalLM` opens as this class.
+
+    Where transformers takes a class out of a larger model and does not know its config alone (Llama 3.2 Vision, Emu3),
+    that stands inside the larger one's.
+
+    Args:
+        config: of the model, as `save_pretrained` writes it.
+        model_class: name of its class.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    if config.get("model_type") in CLASSES:
+        return dict(config)
+    larger = next((kind for kind, name in CLASSES.items() if name == model_class), None)
+    if larger is None:  # remote code
+        return dict(config)
+    named = {key: config[key] for key in ("architectures", "dtype", "transformers_version") if key in config}
+    return {**named, "model_type": larger, "text_config": dict(config)}
+
+
 def knows_key(config_class: type, key: str) -> bool:
     """Whether a config class has a key. One that it does not have is of another family, and changes nothing.
 

@@ -203,8 +203,6 @@ def test_how_far_layers_see_is_said_before_a_run(kind: str, tmp_path: Path) -> N
         ("blt", "several_language_models"),
         ("moshi", "several_language_models"),
         ("musicgen", "several_language_models"),
-        ("emu3", "not_a_causal_model"),
-        ("mllama", "not_a_causal_model"),
         ("beam", "no_rope_in_full_attention"),
         ("roformer", "family_not_supported"),
         ("granite_swa", "rope_of_layers_apart"),
