@@ -177,7 +177,7 @@ def _about(info: "ModelInfo | UserError", found: "Diagnosis", model: str, target
     if isinstance(info, UserError):
         return [("extend", f"refused: {info}")]
     size = describe_parameters(info.parameters.total, info.parameters.active)
-    rows = [("parameters", size), *(("note", note) for note in info.notes())]
+    rows = [("size", size), *(("note", note) for note in info.notes())]
     return [*rows, ("target", _prospect(found, model, target))] if target else rows
 
 

@@ -87,6 +87,12 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
             "the text. Choose a model that has such layers.",
             code="no_table_for_full_attention",
         )
+    theta = parameters["rope_theta"]
+    if not isinstance(theta, int | float) or not 1 < theta < float("inf"):
+        raise UserError(
+            f"The theta of RoPE is a number above 1, but that of {kind} is {theta}. Bring its config.json back.",
+            code="theta_out_of_range",
+        )
     rope_type = rope_of({"rope_parameters": parameters})["rope_type"]
     if rope_type not in ROPE_TYPES:
         raise UserError(
@@ -104,7 +110,7 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
     windows = windows_of(config.to_dict())
     return RopeInfo(
         rotary_dim=int(head_dim * parameters.get("partial_rotary_factor", 1.0)),
-        theta=float(parameters["rope_theta"]),
+        theta=float(theta),
         original=windows.original,
         current=windows.current,
         rope_type=rope_type,

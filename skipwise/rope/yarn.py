@@ -42,9 +42,10 @@ def yarn_attention_factor(alpha: float) -> float:
 
 def check_betas(beta_fast: float, beta_slow: float) -> None:
     """Raise `UserError` for a ramp that does not run from fast to slow."""
-    if not beta_fast > beta_slow > 0:
+    if not 1e6 >= beta_fast > beta_slow >= 1e-6:
         raise UserError(
-            f"YaRN needs beta_fast > beta_slow > 0, but they are {beta_fast} and {beta_slow}. The paper uses 32 and 1.",
+            f"YaRN needs 1,000,000 >= beta_fast > beta_slow >= 0.000001, but they are {beta_fast} and {beta_slow}. The "
+            "paper uses 32 and 1.",
             code="betas_out_of_order",
         )
 

@@ -148,6 +148,9 @@ def test_rope_is_relative_and_angles_fit_in_float32() -> None:
 def test_impossible_ramps(cls: type[YaRN] | type[YaRNRevised]) -> None:
     with pytest.raises(UserError, match="beta_fast > beta_slow"):
         cls(beta_fast=1.0, beta_slow=2.0)
+    for fast, slow in ((1e300, 1.0), (32.0, 5e-324)):  # a logarithm of them overflows
+        with pytest.raises(UserError, match="beta_fast > beta_slow"):
+            cls(beta_fast=fast, beta_slow=slow)
 
 
 def test_impossible_attention_factor() -> None:
