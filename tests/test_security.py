@@ -110,7 +110,7 @@ def test_weights_are_not_unpickled(pico_directory: Path, text_file: Path, tmp_pa
     (model / "model.safetensors").unlink()
     torch.save({**weights, "more": Runs(trace)}, model / "pytorch_model.bin")
     settings = ["--data", text_file, "--only", "passkey", "--lengths", "512", "--output", tmp_path / "out"]
-    assert error_code(skipwise("evaluate", model, *settings, code=2)) == "model_not_loadable"
+    assert error_code(skipwise("evaluate", model, *settings, code=2)) == "weights_are_pickles"
     assert not trace.exists()
 
 

@@ -91,6 +91,9 @@ class CountingPoSE:
     def tokens_needed(self, lengths: Lengths) -> int:
         return lengths.train
 
+    def tokens_used(self, lengths: Lengths) -> int:
+        return lengths.train
+
     def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator, progress: float) -> Window:
         self.work().windows += 1
         return PoSE().sample(document, lengths, rng, progress)

@@ -266,7 +266,7 @@ def test_skips_fall_between_the_sentences_of_the_text(tokenizer: PreTrainedToken
     ids = np.array(tokenizer("One two. Three four! Five six seven")["input_ids"][:32])
     with pytest.raises(UserError, match=r"sentences is None.*sentences_of"):
         WindowCollator(LongRecipe(), LENGTHS)
-    collator = WindowCollator(LongRecipe(), LENGTHS, sentences=sentences_of(tokenizer))
+    collator = WindowCollator(LongRecipe(start="sentence"), LENGTHS, sentences=sentences_of(tokenizer))
     batch = collator([{"input_ids": ids, "visit": (0, index, 0)} for index in range(100)])
     places = (batch["position_ids"].diff() > 1).any(dim=0).nonzero()[:, 0] + 1
     assert places.tolist() == [8, 20]
