@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.status import Status
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -33,7 +34,7 @@ from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Perplexity, St
 from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.export.proof import proof_loss, prove
+from skipwise.export.proof import proof_loss, prove, rotary_tables
 from skipwise.lengths import Lengths
 from skipwise.models.load import check_vocabulary, default_device, load_model, load_tokenizer, vocabulary_size
 from skipwise.models.probe import probe_attention, probe_score_mask
@@ -265,6 +266,10 @@ class Workbench:
         assert not unknown, unknown
         return merged(model) if lora else model
 
+    def _prove_written(self, path: Path, loss: float, tables: list[nn.Module]) -> None:
+        """Compare what was written with the loss and the rotary tables of what was in memory."""
+        prove(path, loss, self.tokenizer, tables, self.lengths, trust_remote_code=self.config.model.trust_remote_code)
+
     def _prove(self, run: RunDir, gathered: dict[str, torch.Tensor] | None) -> None:
         """Write the model once, as at the end, and read it back as a stranger would; nothing of that is left.
 
@@ -280,11 +285,13 @@ class Workbench:
             if gathered is not None or self.config.train.lora:
                 model = self._plain_model(trained_weights(self.model) if gathered is None else gathered)
             # Weights in 4 bits are others than those that are written.
-            compared = model if gathered is not None or self._four_bits else self.model
+            loss = proof_loss(model if gathered is not None or self._four_bits else self.model)
             with TemporaryDirectory(dir=run.path, prefix=PROOF) as directory:
                 path = Path(directory) / "model"
                 save_checkpoint(model, self.tokenizer, path, self.lengths, card="")
-                prove(path, proof_loss(compared), self.tokenizer, model, self.lengths)
+                tables = rotary_tables(model)
+                del model  # before it is read: there may be no room for two
+                self._prove_written(path, loss, tables)
         self.console.print("the model was written, read back by transformers and is the same: checked")
 
     def _teacher(self) -> Teacher | None:
@@ -301,7 +308,7 @@ class Workbench:
             write_json(run.rope, {**live_rope(self.model, self.lengths), "before": self.frequencies_before})
             save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
             if self.config.method == "interpolate":  # else it was read back after the first step
-                prove(run.model, proof_loss(self.model), self.tokenizer, self.model, self.lengths)
+                self._prove_written(run.model, proof_loss(self.model), rotary_tables(self.model))
             if self.model.device.type != default_device().type or self._four_bits:
                 self._load_trained(run)
 

@@ -36,7 +36,6 @@ def _measure(
         return
     try:
         import lm_eval
-        from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise UserError(
             "harness needs lm-evaluation-harness. Install skipwise[harness].", code="package_not_installed"
@@ -45,6 +44,31 @@ def _measure(
     name, shots = parse_task(text)
     if name not in manager.all_tasks:
         raise UserError(f"harness.tasks: {name!r} is not known.{nearest(name, manager.all_tasks)}", code="unknown_task")
+    results = _explained(
+        text,
+        lm_eval.simple_evaluate,
+        model=harness_model()(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=spec.batch_size),
+        tasks=[name],
+        num_fewshot=shots,
+        limit=spec.limit,
+        task_manager=manager,
+        apply_chat_template=subject.chat,
+        random_seed=setting.seed,
+        numpy_random_seed=setting.seed,
+        torch_random_seed=setting.seed,
+        fewshot_random_seed=setting.seed,
+        log_samples=True,
+        verbosity="ERROR",
+    )
+    assert results is not None, "only ranks above 0 get nothing"
+    yield from (sample for sample in _samples(text, results["samples"]) if (None, sample["example"]) not in done)
+    yield {"context_length": None, "example": text, "task": text, "figures": _figures(text, results)}
+
+
+@cache
+def harness_model() -> Any:
+    """The harness's own model class, with one token in front of a text whose likelihood it wants."""
+    from lm_eval.models.huggingface import HFLM
 
     class Model(HFLM):  # type: ignore[misc]
         """The harness's own, which puts one token in front of a text whose likelihood it wants.
@@ -61,25 +85,7 @@ def _measure(
                 self.add_bos_token = before
             return likelihoods
 
-    results = _explained(
-        text,
-        lm_eval.simple_evaluate,
-        model=Model(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=spec.batch_size),
-        tasks=[name],
-        num_fewshot=shots,
-        limit=spec.limit,
-        task_manager=manager,
-        apply_chat_template=subject.chat,
-        random_seed=setting.seed,
-        numpy_random_seed=setting.seed,
-        torch_random_seed=setting.seed,
-        fewshot_random_seed=setting.seed,
-        log_samples=True,
-        verbosity="ERROR",
-    )
-    assert results is not None, "only ranks above 0 get nothing"
-    yield from (sample for sample in _samples(text, results["samples"]) if (None, sample["example"]) not in done)
-    yield {"context_length": None, "example": text, "task": text, "figures": _figures(text, results)}
+    return Model
 
 
 @cache

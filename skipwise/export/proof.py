@@ -1,9 +1,11 @@
 """Is what was written what was in memory? It is read back with stock transformers alone, and compared."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import UserError
@@ -42,9 +44,10 @@ def prove(
     path: Path,
     loss: float,
     tokenizer: PreTrainedTokenizerBase | None,
-    model: PreTrainedModel | None = None,
+    tables: Sequence[nn.Module] = (),
     lengths: Lengths | None = None,
     tolerance: float = EQUAL,
+    trust_remote_code: bool = False,
 ) -> None:
     """Open a written model with plain `AutoModelForCausalLM` and `AutoTokenizer`, and compare.
 
@@ -52,16 +55,20 @@ def prove(
         path: the directory that was written.
         loss: of the model in memory (`proof_loss`).
         tokenizer: that was written; None for none.
-        model: in memory, for its rotary tables; None to compare no tables.
+        tables: the rotary tables of the model in memory (`rotary_tables`); none to compare none.
         lengths: at which these are compared.
         tolerance: share of the loss by which the two may differ.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         UserError: when it cannot be opened, or is another model or tokenizer.
     """
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-        opened = None if tokenizer is None else AutoTokenizer.from_pretrained(path)
+        keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **keywords
+        )
+        opened = None if tokenizer is None else AutoTokenizer.from_pretrained(path, **keywords)
     except Exception as error:  # whatever a stranger would see
         raise _differs(path, f"transformers does not open it ({type(error).__name__}: {error})") from error
     read, found = loaded
@@ -69,26 +76,34 @@ def prove(
         raise _differs(path, f"{len(missing):,} weights are missing in its files, {sorted(missing)[0]} among them")
     if opened and tokenizer and opened(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
         raise _differs(path, "its tokenizer makes other tokens")
-    if model is not None and lengths is not None:
-        ours, theirs = ([one for one in own.modules() if is_rotary_table(one)] for own in (model, read))
-        if not ours or not all(same_table(one, other, lengths) for one, other in zip(ours, theirs, strict=False)):
+    if lengths is not None:
+        theirs = rotary_tables(read)
+        same = [same_table(one, other, lengths) for one, other in zip(tables, theirs, strict=False)]
+        if not all(same) or len(tables) != len(theirs):
             raise _differs(path, "its rotary tables are others")
     again = proof_loss(read)
     if not abs(again - loss) <= tolerance * max(1.0, loss):
         raise _differs(path, f"its loss on the same tokens is {again:.4f}, and that of the model in memory {loss:.4f}")
 
 
-def prove_copy(source: Path, copy: Path) -> None:
+def rotary_tables(model: PreTrainedModel) -> list[nn.Module]:
+    """The rotary tables of a model, in order."""
+    return [module for module in model.modules() if is_rotary_table(module)]
+
+
+def prove_copy(source: Path, copy: Path, trust_remote_code: bool = False) -> None:
     """Open a model and its copy, whose weights may be rounded to 16 bits, and compare.
 
     Raises:
         UserError: as `prove`.
     """
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **keywords)
     loss = proof_loss(model)
     del model  # one of them at a time
-    tokenizer = AutoTokenizer.from_pretrained(source) if (source / "tokenizer_config.json").is_file() else None
-    prove(copy, loss, tokenizer, tolerance=ROUNDED)
+    there = (source / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(source, **keywords) if there else None
+    prove(copy, loss, tokenizer, tolerance=ROUNDED, trust_remote_code=trust_remote_code)
 
 
 def _differs(path: Path, what: str) -> UserError:

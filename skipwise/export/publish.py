@@ -85,7 +85,15 @@ def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> 
         licence=base_licence(config.model.path),
     )
     trained = read_json(run.rope)
-    return _export(run.model, trained, output, wanted, published, lambda known: model_card(config, three, known))
+    return _export(
+        run.model,
+        trained,
+        output,
+        wanted,
+        published,
+        lambda known: model_card(config, three, known),
+        config.model.trust_remote_code,
+    )
 
 
 def export_model(model: Path, output: Path, wanted: Export) -> list[str]:
@@ -115,6 +123,7 @@ def _export(
     wanted: Export,
     published: Published,
     card: Callable[[Published], str],
+    trust_remote_code: bool = False,
 ) -> list[str]:
     """Write a model, read it back, and say what was checked.
 
@@ -123,6 +132,7 @@ def _export(
         trained: frequencies and attention factor that were trained, if they are known; else those of its config.
         published: what its card says, without what is found here.
         card: the text of it.
+        trust_remote_code: whether code that comes with the model may run when it is opened.
     """
     _check_choices(wanted)
     converter = find_converter(wanted.converter) if wanted.gguf else None
@@ -147,7 +157,7 @@ def _export(
             gguf=file,
         )
         write_text(directory / "README.md", card(known))
-        prove_copy(source, directory)
+        prove_copy(source, directory, trust_remote_code)
     by_rule = [*(name for name in readers if name != OPENED), *[f"llama.cpp ({file})"] * (file is not None)]
     said = [f"Checked: {OPENED} opens it and computes what {'was trained' if trained else 'its config says'}."]
     if by_rule:

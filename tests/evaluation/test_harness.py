@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from skipwise import UserError
-from skipwise.evaluation.harness import harness_units, task_manager
+from skipwise.evaluation.harness import harness_model, harness_units, task_manager
 from skipwise.evaluation.runner import evaluate
 from skipwise.evaluation.specs import SHORT_TASKS, Harness, parse_task
 from skipwise.evaluation.unit import Setting, Subject
@@ -108,3 +111,20 @@ def test_the_default_is_the_suite_of_the_paper(tasks: str) -> None:
     for wrong in ("boolq:many", ":5"):
         with pytest.raises(UserError, match="name:number"):
             Harness(tasks=(wrong,))
+
+
+@torch.no_grad()
+def test_a_rolling_likelihood_begins_with_one_token(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Tokenizers that begin texts with a token themselves had two there, and the second was scored."""
+    tokenizer.bos_token = "<s>"
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    text = "a text of some words"
+    ids = tokenizer(text)["input_ids"]
+    assert ids[0] == begin and ids[1] != begin
+    model = harness_model()(pretrained=llama, tokenizer=tokenizer, batch_size=1)
+    (found,) = model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)], disable_tqdm=True)
+    chances = llama.eval()(torch.tensor([ids])).logits[0].log_softmax(-1)
+    wanted = chances[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].sum()
+    assert float(found) == pytest.approx(float(wanted), rel=1e-4)
+    assert model.tok_encode(text)[0] == begin  # elsewhere the tokenizer's own way

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from skipwise import Lengths, UserError, YaRN, set_rope_scaling, workbench
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.export.proof import proof_loss, prove
+from skipwise.export.proof import proof_loss, prove, rotary_tables
 from tests.commands import error_code, skipwise
 from tests.conftest import WINDOW, byte_tokenizer
 
@@ -36,7 +36,7 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[
 
 
 def test_what_was_written_well_passes(written: Path, llama: PreTrainedModel) -> None:
-    prove(written, proof_loss(llama), byte_tokenizer(), llama, LENGTHS)
+    prove(written, proof_loss(llama), byte_tokenizer(), rotary_tables(llama), LENGTHS)
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {
@@ -58,15 +58,15 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 def test_another_model_is_found(name: str, written: Path, llama: PreTrainedModel) -> None:
     DAMAGE[name](written)
     with pytest.raises(UserError) as caught:
-        prove(written, proof_loss(llama), byte_tokenizer(), llama, LENGTHS)
+        prove(written, proof_loss(llama), byte_tokenizer(), rotary_tables(llama), LENGTHS)
     assert caught.value.code == "written_model_differs"
 
 
 def test_another_tokenizer_is_found(written: Path, llama: PreTrainedModel) -> None:
     tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(["words"])
+    tokenizer.add_tokens(["words", "sample"])
     with pytest.raises(UserError, match="tokenizer"):
-        prove(written, proof_loss(llama), tokenizer.add_tokens(["sample"]) and tokenizer, llama, LENGTHS)
+        prove(written, proof_loss(llama), tokenizer, rotary_tables(llama), LENGTHS)
 
 
 def test_a_family_that_cannot_be_written_is_found_after_one_step(

@@ -15,6 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from skipwise.models.locate import model_location
+from skipwise.ranks import rank, world_size
 from tests.processes import PATIENCE, ROOT, command, free_port, ranks
 from tests.training import ranks_worker
 
@@ -228,3 +229,16 @@ def test_a_whole_run_in_two_processes(tmp_path: Path) -> None:
     assert [said.count("context window") for said in printed] == [1, 0]
     assert len(losses(output)) == 2
     assert json.loads((output / "plan.json").read_text())["train_tokens"] == 2 * 2 * 256
+
+
+def test_processes_that_have_met_by_hand_know_their_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `mp.spawn` the environment says nothing, and all ranks drew the same windows."""
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert (rank(), world_size()) == (5, 8)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert (rank(), world_size()) == (0, 1)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert rank() == 5
