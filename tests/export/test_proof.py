@@ -90,7 +90,10 @@ def test_a_family_that_cannot_be_written_is_found_after_one_step(
     assert not list(run.glob(".proof*")) and not (run / "model").exists()
 
 
-@pytest.mark.parametrize("more", [[], ["--set", "train.lora.r=2"]], ids=["full", "lora"])
+LORA = ["--set", "train.lora.r=2", "--set", "train.lora.lora_dropout=0.3"]  # random at every step
+
+
+@pytest.mark.parametrize("more", [[], LORA], ids=["full", "lora"])
 def test_the_proof_changes_nothing_that_is_trained(
     more: list[str], config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

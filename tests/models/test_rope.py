@@ -231,3 +231,23 @@ def test_a_theta_for_each_layer_is_refused(kind: str) -> None:
         set_rope_scaling(model, NTK(), LENGTHS)
     assert refused.value.code == "rope_of_layers_apart"
     assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize("scaling", [YaRN(), NTK(), Linear()], ids=lambda scaling: scaling.name)
+def test_keys_of_a_family_are_kept(scaling: RopeScaling) -> None:
+    """Ministral 3 scales its queries by them, from the original window on: without them its forward pass failed, after
+    the untouched model had been evaluated.
+    """
+    rope = {"rope_type": "default", "rope_theta": 1e6, "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": WINDOW}  # fmt: skip
+    config = AutoConfig.for_model(
+        "ministral3", hidden_size=64, intermediate_size=64, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
+        num_hidden_layers=1, vocab_size=300, max_position_embeddings=WINDOW, rope_parameters=rope, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    set_rope_scaling(model, scaling, LENGTHS)
+    parameters = model.config.rope_parameters
+    assert parameters["llama_4_scaling_beta"] == 0.1
+    assert parameters["original_max_position_embeddings"] == LENGTHS.original
+    ids = torch.arange(3, 203)[None]
+    assert torch.isfinite(model(ids, attention_mask=torch.ones_like(ids)).logits).all()
