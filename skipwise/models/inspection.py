@@ -14,10 +14,11 @@ from skipwise.models.families import why_refused
 from skipwise.models.load import check_weights, explained, load_config
 from skipwise.models.locate import model_location
 from skipwise.models.quantized import check_quantization
-from skipwise.models.readers import Reading, transformers_5
+from skipwise.models.readers import Reading, reading_of
 from skipwise.models.rope import FREQUENCY_TOLERANCE, RopeInfo, read_rope, table_of, text_config
 from skipwise.models.shape import ModelShape, read_config, read_tokenizer_limit, shape_of
 from skipwise.models.skeleton import Parameters, build_skeleton, count_parameters, layers_with_rope, rotary_modules
+from skipwise.models.stock import completed
 from skipwise.models.weights import has_weights
 from skipwise.models.windowed import Layers, windowed_layers
 from skipwise.models.windows import FAR, WINDOWED, Windows, windows_of
@@ -110,8 +111,8 @@ def load_config_and_windows(model: ModelConfig, original: int | None) -> tuple[P
     check_quantization(given, model.path)
     config = load_config(model)
     check_kind(config, model.trust_remote_code)
-    completed, written = text_config(config).to_dict(), given.get("text_config") or given
-    return config, windows_of(completed, written, read_tokenizer_limit(model.path), original)
+    written = given.get("text_config") or given
+    return config, windows_of(completed(text_config(config)), written, read_tokenizer_limit(model.path), original)
 
 
 def check_type(given: Mapping[str, Any], trust_remote_code: bool = False) -> None:
@@ -225,7 +226,7 @@ def check_positions(skeleton: PreTrainedModel, rope: RopeInfo) -> None:
             "Choose another model.",
             code="no_rope_in_full_attention",
         )
-    meant = transformers_5(skeleton.config.to_dict())
+    meant = reading_of(completed(config))  # by the usual rules
     for module in tables.values():
         if (apart := _apart(module, rope, meant)) is not None:
             raise UserError(

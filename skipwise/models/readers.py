@@ -73,7 +73,7 @@ def difference(one: Reading, other: Reading) -> str | None:
 
 def transformers_5(config: Mapping[str, Any]) -> Reading:
     """What its class makes of the file."""
-    return _reading(stock_config(config))
+    return reading_of(stock_config(config))
 
 
 def transformers_4(config: Mapping[str, Any]) -> Reading:
@@ -106,7 +106,7 @@ def transformers_4(config: Mapping[str, Any]) -> Reading:
         near = names.get("near_theta")
         default = (defaults.get(WINDOWED) or {}).get("rope_theta")
         tables = {FAR: rope, WINDOWED: {"rope_theta": given.get(near, default) if near else rope["rope_theta"]}}
-    return _reading({**stock, "rope_parameters": tables if FAR in tables else rope})
+    return reading_of({**stock, "rope_parameters": tables if FAR in tables else rope})
 
 
 def vllm(config: Mapping[str, Any]) -> Reading:
@@ -115,7 +115,7 @@ def vllm(config: Mapping[str, Any]) -> Reading:
     (vLLM 0.32, model_executor/layers/rotary_embedding, models/deepseek_v2.py, models/registry.py, config/model.py).
     """
     stock = stock_config(config)
-    read, family = _reading(stock), family_of(stock["model_type"])
+    read, family = reading_of(stock), family_of(stock["model_type"])
     rope, window = far_table(stock["rope_parameters"]), int(stock["max_position_embeddings"])
     if family.vllm == "none":
         raise UnreadableError("it has no such model", code="reader_lacks_model")
@@ -150,7 +150,7 @@ def llama_cpp(config: Mapping[str, Any]) -> Reading:
     src/llama-context.cpp). `skipwise export --gguf` writes what it leaves out.
     """
     stock = stock_config(config)
-    read, family = _reading(stock), family_of(stock["model_type"])
+    read, family = reading_of(stock), family_of(stock["model_type"])
     rope, window = far_table(stock["rope_parameters"]), int(stock["max_position_embeddings"])
     size = 2 * read.long.size
     if stock["model_type"] == "cohere":  # it looks there first (conversion/command_r.py)
@@ -200,8 +200,8 @@ def _first(stock: Mapping[str, Any], rope: Mapping[str, Any]) -> int:
     return int(stock.get(name) or rope.get(name) or stock["max_position_embeddings"])
 
 
-def _reading(stock: Mapping[str, Any]) -> Reading:
-    """Frequencies and attention factor that all of them compute from the same dictionary."""
+def reading_of(stock: Mapping[str, Any]) -> Reading:
+    """Frequencies and attention factor that all of them compute from the same completed config."""
     tables = stock.get("rope_parameters")
     if not tables or stock.get("max_position_embeddings") is None:
         raise UserError(f"Models of type {stock.get('model_type')!r} have no RoPE to look at.", code="no_rope")

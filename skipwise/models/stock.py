@@ -2,9 +2,12 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skipwise.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Where configs of any version keep RoPE.
 ROPE_KEYS = (
@@ -29,16 +32,18 @@ def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     try:  # with a copy, in which classes change what they like
         built = CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
-        text = built.get_text_config()
-        completed: dict[str, Any] = text.to_dict()
+        return completed(built.get_text_config())
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"The config.json is not one that transformers takes for {kind!r}: {first}", code="malformed_model_config"
         ) from error
-    # Under the usual names, too: the window of DBRX is its max_seq_len.
-    usual = {name: completed[own] for name, own in text.attribute_map.items() if own in completed}
-    return usual | completed
+
+
+def completed(text: "PreTrainedConfig") -> dict[str, Any]:
+    """The config of a language model as a dictionary, also under the usual names (DBRX has another for its window)."""
+    own: dict[str, Any] = text.to_dict()
+    return {name: own[key] for name, key in text.attribute_map.items() if key in own} | own
 
 
 def loadable_config(config: Mapping[str, Any], model_class: str) -> dict[str, Any]:
