@@ -289,7 +289,7 @@ class WindowCollator:
             epoch, index, source = feature["visit"]
             return example_rng(self.seed, epoch, index, source)
         # Trainers seed all processes alike, and a worker of a DataLoader does not know the rank of its process.
-        process = vars(self).get("_rank", rank())
+        process = max(rank(), vars(self).get("_rank", 0))
         return np.random.default_rng((int(torch.randint(2**62, ()).item()), process))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,13 +6,20 @@ know, with a warning at most. A model must be loaded whole or not at all.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    get_verbosity,
+    is_progress_bar_enabled,
+    set_verbosity,
+    set_verbosity_error,
+)
 
 from skipwise.errors import UserError
 
@@ -83,7 +90,7 @@ def check_names(location: str, keywords: Mapping[str, Any]) -> None:
     Raises:
         UserError: as `check_loaded`.
     """
-    with _without_progress():
+    with quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             location, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **keywords
         )
@@ -92,13 +99,15 @@ def check_names(location: str, keywords: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _without_progress() -> Iterator[None]:
-    """No progress bar of transformers, for what takes no time."""
-    shown = is_progress_bar_enabled()
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars, and no report of transformers on what it loaded: we look at that ourselves."""
+    shown, verbosity = is_progress_bar_enabled(), get_verbosity()
     disable_progress_bar()
+    set_verbosity_error()
     try:
         yield
     finally:
+        set_verbosity(verbosity)
         if shown:
             enable_progress_bar()
 
@@ -122,15 +131,16 @@ def check_loaded(path: str, model: PreTrainedModel, found: Mapping[str, Iterable
         return
     wrong = []
     if missing:
-        wrong.append(f"{len(missing):,} of its weights are missing ({_named(missing)})")
+        wrong.append(f"{_counted(missing, 'is', 'are')} missing ({_named(missing)})")
     if misshapen:
         name, stored, wanted = misshapen[0]
         shapes = f"{name} is {list(stored)}, and the config wants {list(wanted)}"
-        wrong.append(f"{len(misshapen):,} have another shape ({shapes})")
+        wrong.append(f"{_counted(misshapen, 'has', 'have')} another shape ({shapes})")
     if extra:
-        wrong.append(f"{len(extra):,} have no place in it ({_named(extra)})")
+        wrong.append(f"{_counted(extra, 'has', 'have')} no place in the model ({_named(extra)})")
+    made_up = " transformers would put random numbers there." if missing or misshapen else ""
     raise UserError(
-        f"A model must be loaded whole, but of {path} {'; '.join(wrong)}. transformers would make up what is missing. "
+        f"A model must be loaded whole, but {path} is not: {', '.join(wrong)}.{made_up} "
         f"{_remedy(missing, list(found.get('unexpected_keys', ())))}",
         code="weights_do_not_fit",
     )
@@ -161,6 +171,11 @@ def _remedy(missing: list[str], unexpected: list[str]) -> str:
         prefix = prefixes.pop()
         return f"The names in its files begin with {prefix!r}, left by a wrapper for training: write them without it."
     return "Download it again, or write it again with save_pretrained from the program that has the whole model."
+
+
+def _counted(names: Sized, one: str, many: str) -> str:
+    """`"1 weight is"`, `"21 weights are"`."""
+    return f"1 weight {one}" if len(names) == 1 else f"{len(names):,} weights {many}"
 
 
 def _named(names: list[str]) -> str:
