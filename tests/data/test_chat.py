@@ -281,8 +281,9 @@ def test_windows_have_a_loss_on_answers(content: Any, tokenizer: PreTrainedToken
 def test_longrecipe_skips_between_turns(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = with_template(tokenizer, "chatml")
     lengths = Lengths(original=200, train=200, target=4096)
-    collator = WindowCollator(LongRecipe(), lengths, sentences=sentences_of(tokenizer))
-    one = {name: values[:200] for name, values in feature(tokenizer).items() if name != "visit"}
+    collator = WindowCollator(LongRecipe(start="sentence"), lengths, sentences=sentences_of(tokenizer))
+    whole = feature(tokenizer)
+    one = {**whole, "input_ids": whole["input_ids"][:200], "answers": whole["answers"][:200]}
     positions = collator([one])["position_ids"][0].numpy()
     jumps = np.flatnonzero(np.diff(positions) > 1) + 1
     assert len(jumps)
