@@ -4,6 +4,7 @@ Gradio, on the loopback interface unless told otherwise. The network is asked fo
 and for nothing else.
 """
 
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 THEME = gr.themes.Soft(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
 # Tokens of an answer; the longest target, since distances are computed for each.
 ANSWER, LONGEST = 32, 1 << 20
+# The page answers in threads, and transformers changes torch for the whole process while it makes a model.
+ONE_AT_A_TIME = threading.Lock()
 
 
 def planned(model: str, target: str, train: str, sampler: str, chunks: int | None, rope: str, steps: int | None) -> Run:
@@ -60,7 +63,8 @@ def planned(model: str, target: str, train: str, sampler: str, chunks: int | Non
             f"The page draws targets up to {LONGEST:,} tokens, not {config.lengths.target:,}. Lower it.",
             code="target_too_long_to_draw",
         )
-    _, lengths = inspect_run(config)
+    with ONE_AT_A_TIME:
+        _, lengths = inspect_run(config)
     return Run(sampler, RunDir(Path("not-there-yet")), config, lengths, [], [])
 
 
@@ -81,7 +85,8 @@ def look(
     """
     try:
         run = planned(model, target, train, sampler, chunks, rope, steps)
-        info, _ = inspect_run(run.config)
+        with ONE_AT_A_TIME:
+            info, _ = inspect_run(run.config)
         shape = info.shape
         if shape is None:
             raise UserError(COST_NOT_KNOWN, code="cost_not_known")
@@ -120,9 +125,9 @@ def answer(given: ModelConfig, prompt: str) -> str:
     """What a model writes after a prompt, greedily."""
     import torch
 
-    model, tokenizer = _loaded(given)
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-    with torch.no_grad():
+    with ONE_AT_A_TIME, torch.no_grad():
+        model, tokenizer = _loaded(given)
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
         written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=ANSWER, do_sample=False)
     return str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
 
@@ -138,7 +143,8 @@ def ask(run: Run, text: str, question: str) -> tuple[str, str, str]:
     try:
         if not text.strip():
             raise UserError("There is no text to ask about. Paste one, or take the example.", code="no_text_given")
-        tokens = len(_loaded(after)[1](prompt)["input_ids"])
+        with ONE_AT_A_TIME:
+            tokens = len(_loaded(after)[1](prompt)["input_ids"])
         if tokens > run.lengths.target:
             raise UserError(
                 f"The text has {tokens:,} tokens, but the target is {run.lengths.target:,}. Shorten it.",
