@@ -190,7 +190,19 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         UserError: when a text, or one that begins or ends, has such an id.
     """
     ends = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
-    largest, rows = max([used, *ends, *tokenizer(string.printable)["input_ids"]]), vocabulary_size(model)
+    check_ids(model, max([used, *ends, *tokenizer(string.printable)["input_ids"]]))
+
+
+def check_ids(model: PreTrainedModel, largest: int) -> None:
+    """Refuse token ids that a model has no embedding for; an accelerator would end the process there.
+
+    Args:
+        largest: of the ids.
+
+    Raises:
+        UserError: when there is no embedding for it.
+    """
+    rows = vocabulary_size(model)
     if largest >= rows:
         raise UserError(
             f"Tokenizer and model must share a vocabulary, but the tokenizer makes the id {largest:,} and the model "

@@ -19,6 +19,7 @@ from skipwise.models.load import check_vocabulary, load_model, load_tokenizer
 from skipwise.models.locate import model_location
 from skipwise.terminal import OneLine
 from tests.commands import error_code
+from tests.commands import error_code, skipwise
 from tests.conftest import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
 from tests.processes import command, started
 
@@ -91,6 +92,21 @@ def test_tokens_that_no_text_has_are_no_reason_to_refuse() -> None:
     tokenizer.add_special_tokens({"eos_token": "<end>"})  # which ends every document
     with pytest.raises(UserError):
         check_vocabulary(model, tokenizer)
+
+
+def test_tokens_of_a_chat_template_need_embeddings_too(tmp_path: Path) -> None:
+    """Tokens that were added for a template, to a model that was not resized: no document has them, prompts have."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"], "pad_token": "<pad>"})
+    tokenizer.chat_template = "<|user|>{{ messages[0]['content'] }}"
+    for save in (pico_llama().save_pretrained, tokenizer.save_pretrained):
+        save(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("some words " * 300)
+    keys = "evaluate=[{name: passkey, context_lengths: [512], trials: 1}]"
+    plain = ["evaluate", tmp_path / "model", "--data", tmp_path / "text.txt", "--set", keys]
+    skipwise(*plain, "--output", tmp_path / "plain")  # which never pads
+    said = skipwise(*plain, "--output", tmp_path / "chat", "--chat", code=2)
+    assert error_code(said) == "nothing_measured" and "the model has 258 embeddings" in " ".join(said.split())
 
 
 @torch.no_grad()
