@@ -1,6 +1,7 @@
 """Is what was written what was in memory? It is read back with stock transformers alone, and compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.load import vocabulary_size
 from skipwise.models.rope import is_rotary_table, same_table
+from skipwise.models.windowed import TAKES_MASKS
 
 # Tokens of the text on which losses are compared, and by how much they may differ: weights in float32 give equal ones
 # but for the order of sums, those rounded to 16 bits do not.
@@ -33,11 +35,26 @@ def proof_loss(model: PreTrainedModel) -> float:
     mode = model.training
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):  # compiling for one text takes longer than reading it
+        # Compiling for one text takes longer than reading it.
+        with _attention_in_float32(model), torch.compiler.set_stance("force_eager"):
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
     finally:
         model.train(mode)
     return float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]))
+
+
+@contextmanager
+def _attention_in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """Attention that takes the float32 of the weights, as FlashAttention does not."""
+    before = model.config._attn_implementation
+    if before in TAKES_MASKS or not model._can_set_attn_implementation():
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def prove(
@@ -91,19 +108,28 @@ def rotary_tables(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if is_rotary_table(module)]
 
 
-def prove_copy(source: Path, copy: Path, trust_remote_code: bool = False) -> None:
-    """Open a model and its copy, whose weights may be rounded to 16 bits, and compare.
+def prove_copy(source: Path, copy: Path, window: int, rounded: bool = False, trust_remote_code: bool = False) -> None:
+    """Open a model and its copy, and compare.
+
+    Args:
+        source: directory of the model.
+        copy: directory of the copy.
+        window: of the model, in tokens; rotary tables are compared at short texts and at this length.
+        rounded: whether the weights of the copy are in 16 bits and those of the model need not be.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         UserError: as `prove`.
     """
     keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **keywords)
-    loss = proof_loss(model)
+    loss, tables = proof_loss(model), rotary_tables(model)
     del model  # one of them at a time
     there = (source / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(source, **keywords) if there else None
-    prove(copy, loss, tokenizer, tolerance=ROUNDED, trust_remote_code=trust_remote_code)
+    short = min(PROOF_TOKENS, window)
+    lengths, tolerance = Lengths(short, short, window), ROUNDED if rounded else EQUAL
+    prove(copy, loss, tokenizer, tables, lengths, tolerance, trust_remote_code)
 
 
 def _differs(path: Path, what: str) -> UserError:

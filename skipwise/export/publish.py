@@ -157,7 +157,7 @@ def _export(
             gguf=file,
         )
         write_text(directory / "README.md", card(known))
-        prove_copy(source, directory, trust_remote_code)
+        prove_copy(source, directory, meant.window, wanted.dtype is not None, trust_remote_code)
     by_rule = [*(name for name in readers if name != OPENED), *[f"llama.cpp ({file})"] * (file is not None)]
     said = [f"Checked: {OPENED} opens it and computes what {'was trained' if trained else 'its config says'}."]
     if by_rule:

@@ -1,6 +1,7 @@
 """What is written is read back by stock transformers and compared: after the first step of a training, not the last."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from skipwise import Lengths, UserError, YaRN, set_rope_scaling, workbench
+from skipwise import Lengths, UserError, YaRN, YaRNRevised, set_rope_scaling, workbench
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.export.proof import proof_loss, prove, rotary_tables
+from skipwise.export.proof import proof_loss, prove, prove_copy, rotary_tables
 from tests.commands import error_code, skipwise
 from tests.conftest import WINDOW, byte_tokenizer
 
@@ -88,6 +90,66 @@ def test_a_family_that_cannot_be_written_is_found_after_one_step(
         run / "train.jsonl").exists() else []  # fmt: skip
     assert all(line["step"] <= 1 for line in logged)
     assert not list(run.glob(".proof*")) and not (run / "model").exists()
+
+
+def test_an_interpolated_model_that_is_another_one_is_not_left_for_a_resumed_run(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed where the run's model belongs, and the same command with --resume took it and ended well."""
+
+    def lossy(model: PreTrainedModel, tokenizer: Any, path: Path, *more: Any, **keywords: Any) -> None:
+        save_checkpoint(model, tokenizer, path, *more, **keywords)
+        DAMAGE["another weight"](path)
+
+    run = tmp_path / "run"
+    command = ["extend", config_file, "--output", run, "--set", "evaluate=[]", "--method", "interpolate"]
+    monkeypatch.setattr(workbench, "save_checkpoint", lossy)
+    assert error_code(skipwise(*command, code=2)) == "written_model_differs" and not (run / "model").exists()
+    assert error_code(skipwise(*command, "--resume", code=2)) == "written_model_differs"
+    monkeypatch.setattr(workbench, "save_checkpoint", save_checkpoint)
+    skipwise(*command, "--resume")
+    assert (run / "model" / "config.json").is_file() and not list(run.glob(".proof*"))
+
+
+def test_attention_in_16_bits_is_replaced_for_the_proof(llama: PreTrainedModel) -> None:
+    """FlashAttention does not take float32, as weights are while training: the first step ended in an error."""
+
+    def picky(module: torch.nn.Module, query: torch.Tensor, *more: Any, **keywords: Any) -> Any:
+        if query.dtype == torch.float32:
+            raise RuntimeError("only fp16 and bf16")
+        return sdpa_attention_forward(module, query, *more, **keywords)
+
+    wanted = proof_loss(llama)
+    AttentionInterface.register("picky", picky)
+    llama.set_attn_implementation("picky")
+    with pytest.raises(RuntimeError):
+        llama(input_ids=torch.arange(8)[None])
+    assert proof_loss(llama) == pytest.approx(wanted, abs=1e-5)
+    assert llama.config._attn_implementation == "picky"
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["as it is", "rounded"])
+@pytest.mark.parametrize("what", ["nothing", "another weight", "longer list"])
+def test_copies_are_as_near_as_their_rounding_allows(
+    what: str, rounded: bool, tmp_path: Path, llama: PreTrainedModel
+) -> None:
+    """Five percent of the loss were allowed where nothing is rounded, and a list for longer texts was not looked at."""
+    set_rope_scaling(llama, YaRNRevised(), LENGTHS)
+    source, copy = tmp_path / "model", tmp_path / "copy"
+    save_checkpoint(llama, byte_tokenizer(), source, LENGTHS, card="")
+    shutil.copytree(source, copy)
+    if what == "another weight":  # whose loss is less than five percent away
+        DAMAGE[what](copy)
+    elif what == "longer list":
+        rope = json.loads((copy / "config.json").read_text())["rope_parameters"]
+        rope["long_factor"] = [2 * factor for factor in rope["long_factor"]]
+        change_config(copy, rope_parameters=rope, rope_scaling=rope)
+    if what == "longer list" or (what == "another weight" and not rounded):
+        with pytest.raises(UserError) as caught:
+            prove_copy(source, copy, LENGTHS.target, rounded)
+        assert caught.value.code == "written_model_differs"
+    else:
+        prove_copy(source, copy, LENGTHS.target, rounded)
 
 
 LORA = ["--set", "train.lora.r=2", "--set", "train.lora.lora_dropout=0.3"]  # random at every step

@@ -18,7 +18,6 @@ from skipwise.errors import UserError
 from skipwise.models.load import check_vocabulary, load_model, load_tokenizer
 from skipwise.models.locate import model_location
 from skipwise.terminal import OneLine
-from tests.commands import error_code
 from tests.commands import error_code, skipwise
 from tests.conftest import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
 from tests.processes import command, started
