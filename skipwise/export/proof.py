@@ -1,7 +1,6 @@
 """Is what was written what was in memory? It is read back with stock transformers alone, and compared."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
+from skipwise.models.attention import attention_in_float32
 from skipwise.models.load import vocabulary_size
 from skipwise.models.rope import is_rotary_table, same_table
-from skipwise.models.windowed import TAKES_MASKS
 
 # Tokens of the text on which losses are compared, and by how much they may differ: weights in float32 give equal ones
 # but for the order of sums, those rounded to 16 bits do not.
@@ -36,25 +35,11 @@ def proof_loss(model: PreTrainedModel) -> float:
     model.eval()
     try:
         # Compiling for one text takes longer than reading it.
-        with _attention_in_float32(model), torch.compiler.set_stance("force_eager"):
+        with attention_in_float32(model), torch.compiler.set_stance("force_eager"):
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
     finally:
         model.train(mode)
     return float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]))
-
-
-@contextmanager
-def _attention_in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """Attention that takes the float32 of the weights, as FlashAttention does not."""
-    before = model.config._attn_implementation
-    if before in TAKES_MASKS or not model._can_set_attn_implementation():
-        yield
-        return
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def prove(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from skipwise import Lengths, UserError, YaRN, YaRNRevised, set_rope_scaling, workbench
 from skipwise.export.checkpoint import save_checkpoint
@@ -111,21 +112,26 @@ def test_an_interpolated_model_that_is_another_one_is_not_left_for_a_resumed_run
     assert (run / "model" / "config.json").is_file() and not list(run.glob(".proof*"))
 
 
-def test_attention_in_16_bits_is_replaced_for_the_proof(llama: PreTrainedModel) -> None:
-    """FlashAttention does not take float32, as weights are while training: the first step ended in an error."""
+def test_a_run_with_attention_in_16_bits_is_proven_too(config_file: Path, tmp_path: Path) -> None:
+    """FlashAttention does not take float32, as weights are while training: what looks at these without autocast
+    ended in an error.
+    """
+    dtypes = set()
 
     def picky(module: torch.nn.Module, query: torch.Tensor, *more: Any, **keywords: Any) -> Any:
-        if query.dtype == torch.float32:
+        # transformers casts for it where autocast is on.
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        dtypes.add(dtype)
+        if dtype == torch.float32:
             raise RuntimeError("only fp16 and bf16")
         return sdpa_attention_forward(module, query, *more, **keywords)
 
-    wanted = proof_loss(llama)
     AttentionInterface.register("picky", picky)
-    llama.set_attn_implementation("picky")
-    with pytest.raises(RuntimeError):
-        llama(input_ids=torch.arange(8)[None])
-    assert proof_loss(llama) == pytest.approx(wanted, abs=1e-5)
-    assert llama.config._attn_implementation == "picky"
+    AttentionMaskInterface.register("picky", sdpa_mask)
+    settings = ["model.attn_implementation=picky", "model.dtype=bfloat16", "evaluate=[]"]
+    more = [part for setting in settings for part in ("--set", setting)]
+    said = skipwise("extend", config_file, "--output", tmp_path / "run", *more)
+    assert "read back" in said and dtypes == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("rounded", [False, True], ids=["as it is", "rounded"])
