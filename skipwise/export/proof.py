@@ -12,7 +12,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.attention import attention_in_float32
 from skipwise.models.load import vocabulary_size
-from skipwise.models.rope import is_rotary_table, same_table
+from skipwise.models.rope import is_rotary_table, lengths_of, same_table
 
 # Tokens of the text on which losses are compared, and by how much they may differ: weights in float32 give equal ones
 # but for the order of sums, those rounded to 16 bits do not.
@@ -93,13 +93,12 @@ def rotary_tables(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if is_rotary_table(module)]
 
 
-def prove_copy(source: Path, copy: Path, window: int, rounded: bool = False, trust_remote_code: bool = False) -> None:
+def prove_copy(source: Path, copy: Path, rounded: bool = False, trust_remote_code: bool = False) -> None:
     """Open a model and its copy, and compare.
 
     Args:
         source: directory of the model.
         copy: directory of the copy.
-        window: of the model, in tokens; rotary tables are compared at short texts and at this length.
         rounded: whether the weights of the copy are in 16 bits and those of the model need not be.
         trust_remote_code: whether code that comes with the model may run.
 
@@ -108,13 +107,11 @@ def prove_copy(source: Path, copy: Path, window: int, rounded: bool = False, tru
     """
     keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **keywords)
-    loss, tables = proof_loss(model), rotary_tables(model)
+    loss, tables, lengths = proof_loss(model), rotary_tables(model), lengths_of(model.config)
     del model  # one of them at a time
     there = (source / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(source, **keywords) if there else None
-    short = min(PROOF_TOKENS, window)
-    lengths, tolerance = Lengths(short, short, window), ROUNDED if rounded else EQUAL
-    prove(copy, loss, tokenizer, tables, lengths, tolerance, trust_remote_code)
+    prove(copy, loss, tokenizer, tables, lengths, ROUNDED if rounded else EQUAL, trust_remote_code)
 
 
 def _differs(path: Path, what: str) -> UserError:

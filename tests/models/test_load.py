@@ -93,19 +93,19 @@ def test_tokens_that_no_text_has_are_no_reason_to_refuse() -> None:
         check_vocabulary(model, tokenizer)
 
 
-def test_tokens_of_a_chat_template_need_embeddings_too(tmp_path: Path) -> None:
-    """Tokens that were added for a template, to a model that was not resized: no document has them, prompts have."""
+def test_tokens_of_a_chat_count_where_there_is_one(tmp_path: Path) -> None:
+    """A model whose embeddings were not enlarged for them: it ended in an error of an index."""
     tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"], "pad_token": "<pad>"})
-    tokenizer.chat_template = "<|user|>{{ messages[0]['content'] }}"
-    for save in (pico_llama().save_pretrained, tokenizer.save_pretrained):
-        save(tmp_path / "model")
-    (tmp_path / "text.txt").write_text("some words " * 300)
-    keys = "evaluate=[{name: passkey, context_lengths: [512], trials: 1}]"
-    plain = ["evaluate", tmp_path / "model", "--data", tmp_path / "text.txt", "--set", keys]
-    skipwise(*plain, "--output", tmp_path / "plain")  # which never pads
-    said = skipwise(*plain, "--output", tmp_path / "chat", "--chat", code=2)
-    assert error_code(said) == "nothing_measured" and "the model has 258 embeddings" in " ".join(said.split())
+    tokenizer.add_tokens(["<turn>"])
+    tokenizer.chat_template = "{% for message in messages %}<turn>{{ message['content'] }}{% endfor %}"
+    pico_llama().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = ["evaluate", tmp_path / "model", "--only", "passkey", "--lengths", "400"]
+    said = skipwise(*asked, "--chat", "--output", tmp_path / "chat", code=2)
+    assert error_code(said) == "vocabulary_mismatch"
+    skipwise(
+        *asked, "--output", tmp_path / "plain", "--set", "evaluate=[{name: passkey, context_lengths: [400], trials: 1}]"
+    )
 
 
 @torch.no_grad()
