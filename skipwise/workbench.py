@@ -73,6 +73,15 @@ def _randomness_kept() -> Iterator[None]:
     np.random.set_state(states[1])
 
 
+@contextmanager
+def _place_to_prove(run: RunDir) -> Iterator[Path]:
+    """Where a model is written before it is proven, beside that of the run; gone in the end."""
+    for leftover in run.path.glob(f"{PROOF}*"):  # of a run that was killed meanwhile
+        shutil.rmtree(leftover, ignore_errors=True)
+    with TemporaryDirectory(dir=run.path, prefix=PROOF) as directory:
+        yield Path(directory) / "model"
+
+
 @dataclass
 class Workbench:
     """What `extend` works with; only `model` changes over a run."""
@@ -278,16 +287,13 @@ class Workbench:
         """
         if not is_first():
             return
-        for leftover in run.path.glob(f"{PROOF}*"):  # of a run that was killed meanwhile
-            shutil.rmtree(leftover, ignore_errors=True)
         with self.console.status("writing the model once, to see that it can be read"), _randomness_kept():
             model = self.model
             if gathered is not None or self.config.train.lora:
                 model = self._plain_model(trained_weights(self.model) if gathered is None else gathered)
             # Weights in 4 bits are others than those that are written.
             loss = proof_loss(model if gathered is not None or self._four_bits else self.model)
-            with TemporaryDirectory(dir=run.path, prefix=PROOF) as directory:
-                path = Path(directory) / "model"
+            with _place_to_prove(run) as path:
                 save_checkpoint(model, self.tokenizer, path, self.lengths, card="")
                 tables = rotary_tables(model)
                 del model  # before it is read: there may be no room for two
@@ -306,9 +312,13 @@ class Workbench:
             card = model_card(self.config, self.lengths)
             # Before the model: nothing may claim another one later.
             write_json(run.rope, {**live_rope(self.model, self.lengths), "before": self.frequencies_before})
-            save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
-            if self.config.method == "interpolate":  # else it was read back after the first step
-                self._prove_written(run.model, proof_loss(self.model), rotary_tables(self.model))
+            if self.config.method == "interpolate":
+                with _place_to_prove(run) as path:
+                    save_checkpoint(self.model, self.tokenizer, path, self.lengths, card)
+                    self._prove_written(path, proof_loss(self.model), rotary_tables(self.model))
+                    path.rename(run.model)  # only then: --resume takes the model that is there
+            else:  # read back after the first step
+                save_checkpoint(self.model, self.tokenizer, run.model, self.lengths, card)
             if self.model.device.type != default_device().type or self._four_bits:
                 self._load_trained(run)
 

@@ -13,7 +13,7 @@ from skipwise.errors import UserError
 from skipwise.export.adapter import is_adapted, write_rope
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import with_legacy_rope
-from skipwise.models.rope import is_rotary_table, read_rope, same_table, text_config
+from skipwise.models.rope import is_rotary_table, lengths_of, same_table, text_config
 from skipwise.models.stock import loadable_config
 from skipwise.runs import read_json, share_weights, write_json, write_text
 
@@ -36,10 +36,9 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: 
     """
     path = Path(directory)
     base: PreTrainedModel = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
-    info = read_rope(base.config)
-    lengths = Lengths(info.original, info.original, text_config(base.config).max_position_embeddings)
+    lengths = lengths_of(base.config)
     with _aside(path) as temporary:
-        model.save_pretrained(temporary)
+        _write(model, temporary)
         _complete(temporary, base, tokenizer, lengths)
         if is_adapted(model):
             write_rope(temporary, base.config)
@@ -63,11 +62,28 @@ def save_checkpoint(
         UserError: when the written config does not give back the frequencies of the model in memory.
     """
     with _aside(path) as temporary:
-        model.save_pretrained(temporary)
+        _write(model, temporary)
         _complete(temporary, model, tokenizer, lengths)
         write_text(temporary / "README.md", card)
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
+
+
+def _write(model: PreTrainedModel, path: Path) -> None:
+    """Have transformers write a model.
+
+    Raises:
+        UserError: when it does not, as for weights that share memory, or settings that its classes do not take.
+    """
+    try:
+        model.save_pretrained(path)
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"A trained model must be written with save_pretrained, but transformers does not write this "
+            f"{type(model).__name__}: {first} Change what it names in the files of the base, or choose another model.",
+            code="model_not_written",
+        ) from error
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
+from skipwise.models.attention import attention_in_float32
 from skipwise.models.load import vocabulary_size
-from skipwise.models.rope import is_rotary_table, same_table
+from skipwise.models.rope import is_rotary_table, lengths_of, same_table
 
 # Tokens of the text on which losses are compared, and by how much they may differ: weights in float32 give equal ones
 # but for the order of sums, those rounded to 16 bits do not.
@@ -33,7 +34,8 @@ def proof_loss(model: PreTrainedModel) -> float:
     mode = model.training
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):  # compiling for one text takes longer than reading it
+        # Compiling for one text takes longer than reading it.
+        with attention_in_float32(model), torch.compiler.set_stance("force_eager"):
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float()
     finally:
         model.train(mode)
@@ -91,19 +93,25 @@ def rotary_tables(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if is_rotary_table(module)]
 
 
-def prove_copy(source: Path, copy: Path, trust_remote_code: bool = False) -> None:
-    """Open a model and its copy, whose weights may be rounded to 16 bits, and compare.
+def prove_copy(source: Path, copy: Path, rounded: bool = False, trust_remote_code: bool = False) -> None:
+    """Open a model and its copy, and compare.
+
+    Args:
+        source: directory of the model.
+        copy: directory of the copy.
+        rounded: whether the weights of the copy are in 16 bits and those of the model need not be.
+        trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         UserError: as `prove`.
     """
     keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **keywords)
-    loss = proof_loss(model)
+    loss, tables, lengths = proof_loss(model), rotary_tables(model), lengths_of(model.config)
     del model  # one of them at a time
     there = (source / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(source, **keywords) if there else None
-    prove(copy, loss, tokenizer, tolerance=ROUNDED, trust_remote_code=trust_remote_code)
+    prove(copy, loss, tokenizer, tables, lengths, ROUNDED if rounded else EQUAL, trust_remote_code)
 
 
 def _differs(path: Path, what: str) -> UserError:

@@ -6,6 +6,7 @@ that memory does not grow with the text.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from skipwise.models.forward import for_products
 
 NAME = "skipwise_blocks"
+# Attention that computes in float32, too; FlashAttention and its relatives do not.
+IN_FLOAT32 = ("sdpa", "eager", "flex_attention", NAME)
 # In float32 PyTorch's kernel is the faster one.
 DTYPES = {torch.bfloat16}
 # Rows of a block. Fewer make thin products, more compute above the diagonal.
@@ -34,6 +37,20 @@ def prefer_blocks(model: PreTrainedModel) -> None:
     stock = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
     if stock and not sparse and model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
+
+
+@contextmanager
+def attention_in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """For a while, attention that takes the float32 of weights in training where no autocast is on."""
+    before = model.config._attn_implementation
+    if before in IN_FLOAT32 or not model._can_set_attn_implementation():
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 @torch.library.custom_op("skipwise::causal_attention", mutates_args=())

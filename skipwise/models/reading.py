@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from skipwise.models.load import check_ids
 from skipwise.models.rope import is_rotary_table, length_dependent, pin_table, text_config
 
 # Tokens of a chunk: its activations are what a long text costs besides the cache.
@@ -214,7 +215,13 @@ def _logits(
     end: int,
     positions: torch.Tensor | None,
 ) -> torch.Tensor:
-    """float[batch, k, vocabulary]: logits of the k positions, after reading tokens [begin, end)."""
+    """float[batch, k, vocabulary]: logits of the k positions, after reading tokens [begin, end).
+
+    Raises:
+        UserError: for an id that the model has no embedding for: a chat template or a record of a user may hold tokens
+            that no document has.
+    """
+    check_ids(model, int(input_ids[:, begin:end].max()))
     kept: Any = 1 if positions is None else (positions - begin).to(model.device)
     output = model(
         input_ids=input_ids[:, begin:end].to(model.device),

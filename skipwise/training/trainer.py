@@ -29,6 +29,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from skipwise.config import TrainConfig
 from skipwise.errors import UserError
+from skipwise.models.attention import attention_in_float32
 from skipwise.models.forward import autocast, last_hidden_states, logits_rule, loss_for_logits
 from skipwise.models.load import vocabulary_size
 from skipwise.models.memory import freed_memory_kept, large_blocks_given_back
@@ -276,8 +277,9 @@ def check_loss(model: PreTrainedModel) -> None:
     vocabulary = vocabulary_size(model)
     ids = torch.randint(vocabulary, (1, 16), generator=torch.Generator().manual_seed(0)).to(model.device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    ours = window_loss(model, model, {**inputs, "labels": ids})
-    logits = model(**inputs, use_cache=False).logits[0, :-1].float()
+    with attention_in_float32(model):
+        ours = window_loss(model, model, {**inputs, "labels": ids})
+        logits = model(**inputs, use_cache=False).logits[0, :-1].float()
     stock = nn.functional.cross_entropy(logits, ids[0, 1:])
     if abs(float(ours) - float(stock)) > LOSS_TOLERANCE * float(stock):
         raise UserError(

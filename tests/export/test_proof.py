@@ -1,6 +1,7 @@
 """What is written is read back by stock transformers and compared: after the first step of a training, not the last."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from skipwise import Lengths, UserError, YaRN, set_rope_scaling, workbench
+from skipwise import Lengths, UserError, YaRN, YaRNRevised, set_rope_scaling, workbench
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.export.proof import proof_loss, prove, rotary_tables
+from skipwise.export.proof import proof_loss, prove, prove_copy, rotary_tables
 from tests.commands import error_code, skipwise
 from tests.conftest import WINDOW, byte_tokenizer
 
@@ -69,6 +72,18 @@ def test_another_tokenizer_is_found(written: Path, llama: PreTrainedModel) -> No
         prove(written, proof_loss(llama), tokenizer, rotary_tables(llama), LENGTHS)
 
 
+def test_a_copy_with_another_scaling_is_found(written: Path, tmp_path: Path) -> None:
+    """On the few tokens of the loss it may be the same."""
+    shutil.copytree(written, tmp_path / "copy")
+    prove_copy(written, tmp_path / "copy")
+    config = json.loads((written / "config.json").read_text())
+    changed = {**config["rope_parameters"], "rope_theta": 10500.0}
+    change_config(tmp_path / "copy", rope_scaling=changed, rope_parameters=changed, rope_theta=10500.0)
+    with pytest.raises(UserError) as caught:
+        prove_copy(written, tmp_path / "copy")
+    assert caught.value.code == "written_model_differs"
+
+
 def test_a_family_that_cannot_be_written_is_found_after_one_step(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +105,87 @@ def test_a_family_that_cannot_be_written_is_found_after_one_step(
     assert not list(run.glob(".proof*")) and not (run / "model").exists()
 
 
+def test_an_interpolated_model_that_is_another_one_is_not_left_for_a_resumed_run(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed where the run's model belongs, and the same command with --resume took it and ended well."""
+
+    def lossy(model: PreTrainedModel, tokenizer: Any, path: Path, *more: Any, **keywords: Any) -> None:
+        save_checkpoint(model, tokenizer, path, *more, **keywords)
+        DAMAGE["another weight"](path)
+
+    run = tmp_path / "run"
+    command = ["extend", config_file, "--output", run, "--set", "evaluate=[]", "--method", "interpolate"]
+    monkeypatch.setattr(workbench, "save_checkpoint", lossy)
+    assert error_code(skipwise(*command, code=2)) == "written_model_differs" and not (run / "model").exists()
+    assert error_code(skipwise(*command, "--resume", code=2)) == "written_model_differs"
+    monkeypatch.setattr(workbench, "save_checkpoint", save_checkpoint)
+    skipwise(*command, "--resume")
+    assert (run / "model" / "config.json").is_file() and not list(run.glob(".proof*"))
+
+
+def test_a_run_with_attention_in_16_bits_is_proven_too(config_file: Path, tmp_path: Path) -> None:
+    """FlashAttention does not take float32, as weights are while training: what looks at these without autocast
+    ended in an error.
+    """
+    dtypes = set()
+
+    def picky(module: torch.nn.Module, query: torch.Tensor, *more: Any, **keywords: Any) -> Any:
+        # transformers casts for it where autocast is on.
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        dtypes.add(dtype)
+        if dtype == torch.float32:
+            raise RuntimeError("only fp16 and bf16")
+        return sdpa_attention_forward(module, query, *more, **keywords)
+
+    AttentionInterface.register("picky", picky)
+    AttentionMaskInterface.register("picky", sdpa_mask)
+    settings = ["model.attn_implementation=picky", "model.dtype=bfloat16", "evaluate=[]"]
+    more = [part for setting in settings for part in ("--set", setting)]
+    said = skipwise("extend", config_file, "--output", tmp_path / "run", *more)
+    assert "read back" in said and dtypes == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["as it is", "rounded"])
+@pytest.mark.parametrize("what", ["nothing", "another weight", "longer list"])
+def test_copies_are_as_near_as_their_rounding_allows(
+    what: str, rounded: bool, tmp_path: Path, llama: PreTrainedModel
+) -> None:
+    """Five percent of the loss were allowed where nothing is rounded, and a list for longer texts was not looked at."""
+    set_rope_scaling(llama, YaRNRevised(), LENGTHS)
+    source, copy = tmp_path / "model", tmp_path / "copy"
+    save_checkpoint(llama, byte_tokenizer(), source, LENGTHS, card="")
+    shutil.copytree(source, copy)
+    if what == "another weight":  # whose loss is less than five percent away
+        DAMAGE[what](copy)
+    elif what == "longer list":
+        rope = json.loads((copy / "config.json").read_text())["rope_parameters"]
+        rope["long_factor"] = [2 * factor for factor in rope["long_factor"]]
+        change_config(copy, rope_parameters=rope, rope_scaling=rope)
+    if what == "longer list" or (what == "another weight" and not rounded):
+        with pytest.raises(UserError) as caught:
+            prove_copy(source, copy, rounded)
+        assert caught.value.code == "written_model_differs"
+    else:
+        prove_copy(source, copy, rounded)
+
+
 LORA = ["--set", "train.lora.r=2", "--set", "train.lora.lora_dropout=0.3"]  # random at every step
+
+
+def test_what_transformers_does_not_write_is_said_after_one_step(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As "did not expect this", and after the last one."""
+    asked = []
+
+    def refuse(model: PreTrainedModel, path: Path, **_: Any) -> None:
+        asked.append(path)
+        raise RuntimeError("Some tensors share memory")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", refuse)
+    said = skipwise("extend", config_file, "--output", tmp_path / "run", "--set", "evaluate=[]", code=2)
+    assert error_code(said) == "model_not_written" and "Some tensors share memory" in said and len(asked) == 1
 
 
 @pytest.mark.parametrize("more", [[], LORA], ids=["full", "lora"])

@@ -26,6 +26,7 @@ from transformers import (
     RwkvForCausalLM,
 )  # fmt: skip
 
+from skipwise.errors import UserError
 from skipwise.models import attention, reading
 from skipwise.models.attention import prefer_blocks
 from skipwise.models.reading import continue_greedily, pinned_rope, score_endings, score_tokens, told
@@ -152,6 +153,20 @@ def test_never_more_logits_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None
     sizes.clear()
     score_tokens(model, IDS[:1], torch.arange(61)[None] == 60)
     assert sum(sizes) <= 7 * VOCABULARY  # one per chunk, and no more where nothing is scored
+
+
+def test_ids_without_an_embedding_are_refused() -> None:
+    """A prompt may hold tokens that no document has; on an accelerator they would end the process."""
+    model = pico_llama()
+    beyond = [5, model.config.vocab_size]
+    for read in (
+        lambda: score_tokens(model, torch.tensor([beyond]), torch.tensor([[False, True]])),
+        lambda: list(score_endings(model, [(beyond, 1)], [True])),
+        lambda: continue_greedily(model, beyond, 1),
+    ):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert caught.value.code == "vocabulary_mismatch"
 
 
 @pytest.mark.parametrize("kind", MODELS)
