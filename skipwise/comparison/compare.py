@@ -139,7 +139,7 @@ def _prepare(one: Compared, config: EvaluateConfig, console: Console) -> Prepare
     from skipwise.evaluation.prompts import encoder
     from skipwise.models.aided import check_aid
     from skipwise.models.load import check_weights, load_config, load_tokenizer
-    from skipwise.models.weights import has_weights
+    from skipwise.models.weight_files import has_weights
 
     own = model_config(one, config)
     known = load_config(own)

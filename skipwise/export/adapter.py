@@ -1,8 +1,10 @@
 """Adapters (peft) and the RoPE they were trained with, which an adapter alone does not hold."""
 
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, cast
 
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
@@ -11,6 +13,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.load import default_device, load_model
 from skipwise.models.rope import read_rope, restore_rope, text_config
+from skipwise.models.weight_files import check_pointers, named
 from skipwise.runs import read_json, write_json
 
 # Beside `adapter_config.json`.
@@ -54,8 +57,6 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
         raise UserError(
             "load_adapter needs peft. Install it with: pip install 'skipwise[peft]'", code="package_not_installed"
         )
-    from peft import PeftModel
-
     directory = Path(adapter)
     if not (directory / "adapter_config.json").is_file():
         raise UserError(
@@ -75,8 +76,48 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
     _check_base(model, rope, directory)
     lengths = Lengths(rope["original_length"], rope["original_length"], rope["max_position_embeddings"])
     restore_rope(model, rope["rope_parameters"], lengths)
-    adapted: PreTrainedModel = PeftModel.from_pretrained(model, str(directory)).eval()  # type: ignore[assignment]
+    adapted = _adapted(model, directory)
+    adapted.eval()
     return adapted
+
+
+def _adapted(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """A model with an adapter, all of it: peft leaves zeros where weights are missing, and passes over unknown ones.
+
+    Raises:
+        UserError: when the adapter's weights cannot be read, or are not those that its config speaks of.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
+
+    files = [directory / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
+    check_pointers(files)
+    if not any(file.is_file() for file in files):
+        raise UserError(
+            f"{directory} holds an adapter_config.json and no weights (adapter_model.safetensors). Download them.",
+            code="weights_not_found",
+        )
+    try:
+        stored = load_peft_weights(str(directory), device="cpu")
+        adapted: Any = PeftModel.from_pretrained(model, str(directory), ignore_mismatched_sizes=True)
+    except (SafetensorError, UnpicklingError, OSError, ValueError) as error:
+        raise UserError(
+            f"The adapter in {directory} cannot be read: {str(error).splitlines()[0]}. Download it again.",
+            code="adapter_not_readable",
+        ) from error
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    missing = sorted(wanted.keys() - stored.keys())
+    misshapen = sorted(name for name in wanted.keys() & stored.keys() if wanted[name].shape != stored[name].shape)
+    extra = sorted(name for name in stored.keys() - wanted.keys() if "lora_" in name)
+    kinds = {"missing": missing, "of another shape": misshapen, "without a place": extra}
+    wrong = [f"{len(names):,} are {what} ({named(names)})" for what, names in kinds.items() if names]
+    if wrong:
+        raise UserError(
+            f"An adapter must be loaded whole, but of the weights in {directory} {'; '.join(wrong)}. Write it again "
+            "with skipwise.save from the model that was trained, or name the base of its training.",
+            code="weights_do_not_fit",
+        )
+    return cast("PreTrainedModel", adapted)
 
 
 def _check_base(model: PreTrainedModel, rope: dict[str, Any], adapter: Path) -> None:

@@ -13,7 +13,7 @@ from skipwise.errors import UserError
 from skipwise.export.adapter import is_adapted, write_rope
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import with_legacy_rope
-from skipwise.models.rope import is_rotary_table, read_rope, same_table, text_config
+from skipwise.models.rope import is_rotary_table, lengths_of, same_table, text_config
 from skipwise.models.stock import loadable_config
 from skipwise.runs import read_json, share_weights, write_json, write_text
 
@@ -36,8 +36,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: 
     """
     path = Path(directory)
     base: PreTrainedModel = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
-    info = read_rope(base.config)
-    lengths = Lengths(info.original, info.original, text_config(base.config).max_position_embeddings)
+    lengths = lengths_of(base.config)
     with _aside(path) as temporary:
         model.save_pretrained(temporary)
         _complete(temporary, base, tokenizer, lengths)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.load import vocabulary_size
-from skipwise.models.rope import is_rotary_table, same_table
+from skipwise.models.rope import is_rotary_table, lengths_of, same_table
 
 # Tokens of the text on which losses are compared, and by how much they may differ: weights in float32 give equal ones
 # but for the order of sums, those rounded to 16 bits do not.
@@ -99,11 +99,11 @@ def prove_copy(source: Path, copy: Path, trust_remote_code: bool = False) -> Non
     """
     keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **keywords)
-    loss = proof_loss(model)
+    loss, tables, lengths = proof_loss(model), rotary_tables(model), lengths_of(model.config)
     del model  # one of them at a time
     there = (source / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(source, **keywords) if there else None
-    prove(copy, loss, tokenizer, tolerance=ROUNDED, trust_remote_code=trust_remote_code)
+    prove(copy, loss, tokenizer, tables, lengths, ROUNDED, trust_remote_code)
 
 
 def _differs(path: Path, what: str) -> UserError:

@@ -110,7 +110,6 @@ def export_model(model: Path, output: Path, wanted: Export) -> list[str]:
     Raises:
         UserError: as `export_run`, and for weights that cannot be opened.
     """
-    check_weights(ModelConfig(path=str(model)))
     windows = windows_of(stock_config(read_json(model / "config.json"))).certain(str(model))
     published = Published(base=written_base(model), licence=base_licence(str(model)), warnings=wanted.warnings)
     return _export(model, None, output, wanted, published, lambda known: plain_card(str(model), windows, known))
@@ -135,6 +134,7 @@ def _export(
         trust_remote_code: whether code that comes with the model may run when it is opened.
     """
     _check_choices(wanted)
+    check_weights(ModelConfig(path=str(source), trust_remote_code=trust_remote_code))
     converter = find_converter(wanted.converter) if wanted.gguf else None
     written = with_legacy_rope(read_json(source / "config.json"))
     unread = {name: reason for name in CONFIG_READERS if (reason := _no_reading(name, written))}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -25,7 +24,9 @@ from transformers import (
 
 from skipwise.errors import UserError
 from skipwise.models.legacy import with_legacy_rope
+from skipwise.models.quantized import check_quantization
 from skipwise.models.shape import read_config
+from skipwise.models.weight_files import check_files
 from skipwise.runs import new_directory, share_weights, write_json
 
 Weights = dict[str, torch.Tensor]
@@ -203,6 +204,7 @@ def _config_of(source: Path, kind: str) -> dict[str, Any]:
             code="not_a_directory",
         )
     config = read_config(str(source))
+    check_quantization(config, str(source))
     if config.get("model_type") != kind:
         raise UserError(
             f"convert {kind} needs a {kind} model, but {source} is a {config.get('model_type')!r}.",
@@ -218,17 +220,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _safetensors(source: Path) -> Weights:
-    files = sorted(source.glob("*.safetensors"))
-    if not files:
-        raise UserError(
-            f"{source} has no safetensors, and other formats can run code when they are opened. Convert its weights "
-            "first, e.g. with the space safetensors/convert of the Hugging Face hub.",
-            code="no_safetensors",
-        )
-    try:
-        return {name: weight for file in files for name, weight in load_file(file).items()}
-    except SafetensorError as error:
-        raise UserError(f"The weights in {source} cannot be read: {error}", code="unreadable_weights") from error
+    return {name: weight for file in check_files(source) for name, weight in load_file(file).items()}
 
 
 def _filled(kind: type[PreTrainedModel], config: Any, weights: Weights) -> PreTrainedModel:

@@ -13,13 +13,13 @@ from skipwise.errors import UserError
 from skipwise.models.families import why_refused
 from skipwise.models.load import check_weights, explained, load_config
 from skipwise.models.locate import model_location
-from skipwise.models.quantized import check_quantization
+from skipwise.models.quantized import check_quantization, quantization_of
 from skipwise.models.readers import Reading, reading_of
 from skipwise.models.rope import FREQUENCY_TOLERANCE, RopeInfo, read_rope, table_of, text_config
 from skipwise.models.shape import ModelShape, read_config, read_tokenizer_limit, shape_of
 from skipwise.models.skeleton import Parameters, build_skeleton, count_parameters, layers_with_rope, rotary_modules
 from skipwise.models.stock import completed
-from skipwise.models.weights import has_weights
+from skipwise.models.weight_files import has_weights
 from skipwise.models.windowed import Layers, windowed_layers
 from skipwise.models.windows import FAR, WINDOWED, Windows, windows_of
 
@@ -50,6 +50,11 @@ class ModelInfo:
     def notes(self) -> list[str]:
         """What to know of it before it is extended, a sentence each."""
         notes = [] if self.layers is None else [self.layers.describe()]
+        if (method := quantization_of(self.config.to_dict())) is not None:
+            notes.append(
+                f"The weights are quantized ({method}). They are dequantised when they are loaded, and the extended "
+                "model is written with ordinary weights."
+            )
         if self.parameters.not_loaded:
             notes.append(
                 f"The checkpoint may hold {self.parameters.not_loaded / 1e6:,.1f} M parameters more, of layers for "

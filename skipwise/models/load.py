@@ -4,13 +4,12 @@ import string
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
@@ -24,13 +23,12 @@ from skipwise.errors import UserError
 from skipwise.models.attention import prefer_blocks
 from skipwise.models.locate import model_location
 from skipwise.models.memory import use_huge_pages
-from skipwise.models.quantized import check_quantization, dequantising, forget_quantization
+from skipwise.models.quantized import check_quantization, dequantising, forget_quantization, quantization_of
 from skipwise.models.shape import read_config
-from skipwise.models.weights import check_files, check_loaded, check_names
+from skipwise.models.weight_files import check_files, check_pointers
+from skipwise.models.weights import check_finite, check_names, load_whole
 
 T = TypeVar("T")
-# A model, and what was found of it.
-Loaded = tuple[PreTrainedModel, dict[str, Any]]
 
 
 def _sources(config: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -38,6 +36,7 @@ def _sources(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     location = model_location(config.path)
     keywords: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision}
     if location.endswith(".gguf"):
+        check_pointers([Path(location)])
         return str(Path(location).parent), {**keywords, "gguf_file": Path(location).name}
     return location, keywords
 
@@ -83,12 +82,7 @@ def load_model(
         keywords["device_map"] = {"": device}
     if config.attn_implementation is not None:
         keywords["attn_implementation"] = config.attn_implementation
-    keywords |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    loaded = explained(
-        config, lambda: cast("Loaded", AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **keywords))
-    )
-    model, found = loaded
-    check_loaded(config.path, model, found)
+    model = explained(config, lambda: load_whole(config.path, location, {**keywords, "dtype": dtype}))
     if keywords.get("quantization_config") is not None and not four_bits:
         forget_quantization(model)
     if four_bits:
@@ -96,6 +90,7 @@ def load_model(
     else:
         # nn.Module.to by name: the class's own is wrapped in a way that loses its type.
         torch.nn.Module.to(model, device)
+    check_finite(config.path, model)
     model.eval()
     if config.attn_implementation is None:
         prefer_blocks(model)
@@ -109,7 +104,7 @@ def check_weights(config: ModelConfig) -> None:
         UserError: when they are not.
     """
     location, keywords = _sources(config)
-    explained(config, lambda: check_names(location, {**keywords, **_safe(config, location)}))
+    explained(config, lambda: check_names(config.path, location, {**keywords, **_safe(config, location)}))
 
 
 def _safe(config: ModelConfig, location: str) -> dict[str, Any]:
@@ -118,10 +113,10 @@ def _safe(config: ModelConfig, location: str) -> dict[str, Any]:
     Raises:
         UserError: for weights that are of another form, or quantized so that it cannot be undone.
     """
-    if Path(location).is_dir():
-        check_files(Path(location))
     given = read_config(config.path, config.revision)
     check_quantization(given, config.path)
+    if Path(location).is_dir():
+        check_files(Path(location), given.get("transformers_weights"), quantized=quantization_of(given) is not None)
     settings = dequantising(given)
     return {"use_safetensors": True} | ({} if settings is None else {"quantization_config": settings})
 
@@ -137,6 +132,12 @@ def _check_four_bits(config: ModelConfig) -> None:
             "train.lora.load_in_4bit takes a directory or hub id with safetensors, not a .gguf file. Load the file "
             "with transformers, save it with save_pretrained, and give that directory.",
             code="four_bit_needs_safetensors",
+        )
+    if (method := quantization_of(read_config(config.path, config.revision))) is not None:
+        raise UserError(
+            f"train.lora.load_in_4bit packs ordinary weights, but those of {config.path} are quantized ({method}). "
+            "Name the model that they were made from, or leave load_in_4bit out: then they are dequantised.",
+            code="weights_quantized",
         )
 
 

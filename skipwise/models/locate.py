@@ -6,6 +6,8 @@ from pathlib import Path
 from skipwise.errors import UserError, nearest
 
 TINY = "builtin:tiny"
+# Where peft keeps what an adapter is; transformers loads its base in place of the weights beside it.
+ADAPTER = "adapter_config.json"
 # Where runs are by default; taken for a directory of this machine.
 RUNS = "runs/"
 _EMBEDDED = {TINY: Path(__file__).parent / "tiny"}
@@ -28,6 +30,12 @@ def model_location(path: str) -> str:
         raise UserError(
             f"The model must be a directory, a hub id or a .gguf file, but {path} does not exist.{_beside(local)}",
             code="model_not_found",
+        )
+    if (local / ADAPTER).is_file():
+        raise UserError(
+            f"A model holds all of its weights, but {path} holds an adapter for another one ({ADAPTER}). Put it into "
+            "its base first (merge_and_unload of peft) and name what was written, or name the base.",
+            code="model_is_adapter",
         )
     if local.is_dir() and not (local / "config.json").is_file():
         inside = f", {path}/model" if (local / "model" / "config.json").is_file() else ""

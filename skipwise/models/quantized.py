@@ -6,7 +6,7 @@ from typing import Any
 from skipwise.errors import UserError
 
 # Methods that transformers undoes on any device when it loads a model, with the class of their settings.
-DEQUANTISED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
+DEQUANTISED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config", "mxfp8": "FineGrainedFP8Config"}
 
 
 def quantization_of(config: Mapping[str, Any]) -> str | None:

@@ -53,6 +53,12 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config.get_text_config()
 
 
+def lengths_of(config: PreTrainedConfig) -> Lengths:
+    """The windows of a model that carries its RoPE: that of before, and as the target the one now."""
+    original = read_rope(config).original
+    return Lengths(original, original, text_config(config).max_position_embeddings)
+
+
 def read_rope(config: PreTrainedConfig) -> RopeInfo:
     """What the config says about RoPE.
 

@@ -1,6 +1,7 @@
 """What is written is read back by stock transformers and compared: after the first step of a training, not the last."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from skipwise import Lengths, UserError, YaRN, set_rope_scaling, workbench
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.export.proof import proof_loss, prove, rotary_tables
+from skipwise.export.proof import proof_loss, prove, prove_copy, rotary_tables
 from tests.commands import error_code, skipwise
 from tests.conftest import WINDOW, byte_tokenizer
 
@@ -67,6 +68,18 @@ def test_another_tokenizer_is_found(written: Path, llama: PreTrainedModel) -> No
     tokenizer.add_tokens(["words", "sample"])
     with pytest.raises(UserError, match="tokenizer"):
         prove(written, proof_loss(llama), tokenizer, rotary_tables(llama), LENGTHS)
+
+
+def test_a_copy_with_another_scaling_is_found(written: Path, tmp_path: Path) -> None:
+    """On the few tokens of the loss it may be the same."""
+    shutil.copytree(written, tmp_path / "copy")
+    prove_copy(written, tmp_path / "copy")
+    config = json.loads((written / "config.json").read_text())
+    changed = {**config["rope_parameters"], "rope_theta": 10500.0}
+    change_config(tmp_path / "copy", rope_scaling=changed, rope_parameters=changed, rope_theta=10500.0)
+    with pytest.raises(UserError) as caught:
+        prove_copy(written, tmp_path / "copy")
+    assert caught.value.code == "written_model_differs"
 
 
 def test_a_family_that_cannot_be_written_is_found_after_one_step(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 import skipwise as library
@@ -120,6 +121,35 @@ def test_an_adapter_on_another_base_is_refused(adapter: tuple[Path, torch.Tensor
     with pytest.raises(UserError) as caught:
         load_adapter(pico_llama(), directory)
     assert caught.value.code == "adapter_without_rope"
+
+
+@pytest.mark.parametrize("what", ["half", "prefix", "layer too many", "shape", "cut", "pointer", "absent"])
+def test_an_adapter_is_loaded_whole_or_refused(what: str, adapter: tuple[Path, torch.Tensor]) -> None:
+    """peft leaves zeros where weights are missing: the base as it was, with the RoPE of another."""
+    file = adapter[0] / "adapter_model.safetensors"
+    weights = load_file(file)
+    more = {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
+    changed = {
+        "half": {name: own for name, own in weights.items() if "layers.1." not in name},
+        "prefix": {f"module.{name}": own for name, own in weights.items()},
+        "layer too many": {**weights, **more},
+        "shape": {name: own[:1].contiguous() if "lora_A" in name else own for name, own in weights.items()},
+    }
+    code = "weights_do_not_fit"
+    if what in changed:
+        save_file(changed[what], file, {"format": "pt"})
+    elif what == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+        code = "adapter_not_readable"
+    elif what == "pointer":
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5000000\n")
+        code = "weights_are_pointers"
+    else:
+        file.unlink()
+        code = "weights_not_found"
+    with pytest.raises(UserError) as caught:
+        load_adapter(pico_llama(), adapter[0])
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("how", ["save", "save_pretrained"])
