@@ -231,6 +231,7 @@ def _with_documents(
 def _measure(run: RunDir, one: Prepared, config: EvaluateConfig, console: Console) -> None:
     from transformers.utils import logging as transformers_logging
 
+    from skipwise.evaluation.prompts import encoder
     from skipwise.evaluation.runner import evaluate
     from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
     from skipwise.models.aided import use_aid
@@ -250,8 +251,9 @@ def _measure(run: RunDir, one: Prepared, config: EvaluateConfig, console: Consol
         for line in lines:
             console.print(line, highlight=False)
         model = load_model(located, device, dtype)
-        used = max((document.documents.largest_id() for document in one.held_out.documents), default=-1)
-        check_vocabulary(model, one.tokenizer, used)
+        texts = [document.documents.largest_id() for document in one.held_out.documents]
+        prompt = encoder(one.tokenizer, config.chat)("a")  # with the tokens of a chat
+        check_vocabulary(model, one.tokenizer, max([*texts, *prompt], default=-1))
         if compared.aid is not None:
             use_aid(model, compared.aid)
         window = read_window(one.config)

@@ -38,7 +38,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: 
     base: PreTrainedModel = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
     lengths = lengths_of(base.config)
     with _aside(path) as temporary:
-        model.save_pretrained(temporary)
+        _write(model, temporary)
         _complete(temporary, base, tokenizer, lengths)
         if is_adapted(model):
             write_rope(temporary, base.config)
@@ -62,11 +62,28 @@ def save_checkpoint(
         UserError: when the written config does not give back the frequencies of the model in memory.
     """
     with _aside(path) as temporary:
-        model.save_pretrained(temporary)
+        _write(model, temporary)
         _complete(temporary, model, tokenizer, lengths)
         write_text(temporary / "README.md", card)
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
+
+
+def _write(model: PreTrainedModel, path: Path) -> None:
+    """Have transformers write a model.
+
+    Raises:
+        UserError: when it does not, as for weights that share memory, or settings that its classes do not take.
+    """
+    try:
+        model.save_pretrained(path)
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"A trained model must be written with save_pretrained, but transformers does not write this "
+            f"{type(model).__name__}: {first} Change what it names in the files of the base, or choose another model.",
+            code="model_not_written",
+        ) from error
 
 
 @contextmanager

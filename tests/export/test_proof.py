@@ -106,6 +106,21 @@ def test_a_family_that_cannot_be_written_is_found_after_one_step(
 LORA = ["--set", "train.lora.r=2", "--set", "train.lora.lora_dropout=0.3"]  # random at every step
 
 
+def test_what_transformers_does_not_write_is_said_after_one_step(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As "did not expect this", and after the last one."""
+    asked = []
+
+    def refuse(model: PreTrainedModel, path: Path, **_: Any) -> None:
+        asked.append(path)
+        raise RuntimeError("Some tensors share memory")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", refuse)
+    said = skipwise("extend", config_file, "--output", tmp_path / "run", "--set", "evaluate=[]", code=2)
+    assert error_code(said) == "model_not_written" and "Some tensors share memory" in said and len(asked) == 1
+
+
 @pytest.mark.parametrize("more", [[], LORA], ids=["full", "lora"])
 def test_the_proof_changes_nothing_that_is_trained(
     more: list[str], config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ from skipwise.errors import UserError
 from skipwise.models.load import check_vocabulary, load_model, load_tokenizer
 from skipwise.models.locate import model_location
 from skipwise.terminal import OneLine
-from tests.commands import error_code
+from tests.commands import error_code, skipwise
 from tests.conftest import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
 from tests.processes import command, started
 
@@ -91,6 +91,21 @@ def test_tokens_that_no_text_has_are_no_reason_to_refuse() -> None:
     tokenizer.add_special_tokens({"eos_token": "<end>"})  # which ends every document
     with pytest.raises(UserError):
         check_vocabulary(model, tokenizer)
+
+
+def test_tokens_of_a_chat_count_where_there_is_one(tmp_path: Path) -> None:
+    """A model whose embeddings were not enlarged for them: it ended in an error of an index."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<turn>"])
+    tokenizer.chat_template = "{% for message in messages %}<turn>{{ message['content'] }}{% endfor %}"
+    pico_llama().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = ["evaluate", tmp_path / "model", "--only", "passkey", "--lengths", "400"]
+    said = skipwise(*asked, "--chat", "--output", tmp_path / "chat", code=2)
+    assert error_code(said) == "vocabulary_mismatch"
+    skipwise(
+        *asked, "--output", tmp_path / "plain", "--set", "evaluate=[{name: passkey, context_lengths: [400], trials: 1}]"
+    )
 
 
 @torch.no_grad()
