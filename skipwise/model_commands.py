@@ -36,6 +36,7 @@ def doctor(
     from skipwise.models.doctor import diagnose, mended_copy, read_beside
     from skipwise.models.locate import model_location
     from skipwise.models.shape import read_config
+    from skipwise.models.weight_files import has_weights
 
     wanted, first = _length(target), _length(original)
     directory = Path(model_location(model))
@@ -51,10 +52,14 @@ def doctor(
     if trained is not None and trained.is_file():
         found = _beside_the_run(found, read_config(model), trained)
     pairs = _about(info, found, model, wanted)
-    weights_here = any(directory.glob("*.safetensors")) and not isinstance(info, UserError)
+    weights_here = has_weights(directory) and not isinstance(info, UserError)
+    if not has_weights(directory):
+        pairs.append(("weights", "not here, so not looked at"))
     if probe or (probe is None and weights_here):
         with errors.status(f"asking {model}"):
-            pairs.append(("probe", _probe(model, found.current)))
+            probed = _probe(model, found.current)
+        pairs.append(("probe", str(probed)))
+        info = probed if isinstance(probed, UserError) else info
     if as_json:
         print(json.dumps({**found.as_dict(), **dict(pairs)}))
     else:
@@ -195,8 +200,8 @@ def _prospect(found: "Diagnosis", model: str, target: int) -> str:
     return f"{target:,} tokens are {factor:g} times its first window{before}: {command}{doubted}"
 
 
-def _probe(model: str, window: int) -> str:
-    """The attention probe on the model as it is, with its own window."""
+def _probe(model: str, window: int) -> str | UserError:
+    """The attention probe on the model as it is, with its own window; the error where it fails or cannot be loaded."""
     from transformers.utils.logging import disable_progress_bar
 
     from skipwise.config import ModelConfig
@@ -209,7 +214,7 @@ def _probe(model: str, window: int) -> str:
     try:
         probe_attention(load_model(ModelConfig(path=model), default_device()), window, 1)
     except UserError as error:
-        return str(error)
+        return error
     return "attention reaches across a skip, and sees how far it is"
 
 
@@ -255,7 +260,7 @@ def _show(found: "Diagnosis", pairs: list[tuple[str, str]], model: str) -> None:
         console.print(f"- {finding.what} {'--fix: ' if finding.mended else ''}{finding.remedy}", soft_wrap=True)
     if all(finding.limit for finding in found.findings):
         sure = "It is the RoPE that its run trained." if found.as_trained else "What was trained they do not say."
-        console.print(f"Nothing is wrong in its files. {sure}", soft_wrap=True)
+        console.print(f"Nothing is wrong with the RoPE in its files. {sure}", soft_wrap=True)
 
 
 def _cells(read: "Reading", meant: "Reading") -> list[str]:

@@ -188,6 +188,15 @@ def test_weights_that_are_no_numbers_are_refused(number: float, checkpoint: Path
     assert caught.value.code == "weights_not_finite"
 
 
+def test_doctor_fails_where_a_model_can_be_probed_and_not_loaded(tmp_path: Path) -> None:
+    """It said so in a row of its table, and that nothing was wrong."""
+    pico_llama(max_position_embeddings=512).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    skipwise("doctor", tmp_path)
+    change(tmp_path, lambda own: {**own, "model.norm.weight": own["model.norm.weight"] * float("nan")})
+    assert error_code(skipwise("doctor", tmp_path, code=2)) == "weights_not_finite"
+
+
 def test_an_adapter_is_no_model(checkpoint: Path) -> None:
     """transformers loads its base in place of the weights beside it, without a word."""
     (checkpoint / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
@@ -437,6 +446,7 @@ def test_what_is_dequantised_exists() -> None:
 def test_a_directory_without_weights_is_planned_and_not_loaded(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     skipwise("plan", checkpoint, "--target", "512")
+    assert "not looked at" in json.loads(skipwise("doctor", checkpoint, "--json"))["weights"]
     with pytest.raises(UserError) as caught:
         load_model(ModelConfig(path=str(checkpoint)), CPU)
     assert caught.value.code == "weights_not_found"
