@@ -1,16 +1,19 @@
 """Adapters (peft) and the RoPE they were trained with, which an adapter alone does not hold."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
 from skipwise.config import ModelConfig
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
+from skipwise.models.legacy import without_type
 from skipwise.models.load import default_device, load_model
-from skipwise.models.rope import read_rope, restore_rope, text_config
+from skipwise.models.rope import read_rope, restore_rope, rope_before, rope_record, text_config
+from skipwise.models.windows import far_table
 from skipwise.runs import read_json, write_json
 
 # Beside `adapter_config.json`.
@@ -24,12 +27,23 @@ def is_adapted(model: PreTrainedModel) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def write_rope(directory: Path, config: PreTrainedConfig) -> None:
-    """Write the RoPE of a base, and what tells it from others, beside its adapter."""
-    text = text_config(config)
+def base_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that peft is around; any other as it is."""
+    return model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
+
+
+def write_rope(directory: Path, model: PreTrainedModel) -> None:
+    """Write the RoPE of an adapter's base beside it, the one from before, and what else tells that base from others.
+
+    Nothing where there is no adapter.
+    """
+    if not (directory / "adapter_config.json").is_file():
+        return
+    base = base_of(model)
+    text = text_config(base.config)
     sizes = {name: getattr(text, name, None) for name in _SIZES}
-    rope = {"rope_parameters": text.rope_parameters, "max_position_embeddings": text.max_position_embeddings}
-    write_json(directory / ROPE_FILE, {**sizes, "original_length": read_rope(config).original, **rope})
+    record = {"original_length": read_rope(text).original, **rope_record(text), "before": rope_before(base)}
+    write_json(directory / ROPE_FILE, {**sizes, **record})
 
 
 def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> PreTrainedModel:
@@ -47,8 +61,8 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
         The peft model, in evaluation mode.
 
     Raises:
-        UserError: when the directory holds no adapter or no RoPE, or the base is another model or was extended in
-            another way.
+        UserError: when the directory holds no adapter or no RoPE, or the base is another model or has another RoPE
+            than the base of the training had, before or after its extension.
     """
     if not is_peft_available():
         raise UserError(
@@ -91,11 +105,20 @@ def _check_base(model: PreTrainedModel, rope: dict[str, Any], adapter: Path) -> 
             f"this base {has!r}. Name the base of its training.",
             code="adapter_base_mismatch",
         )
-    info = read_rope(model.config)
-    same = text.rope_parameters == rope["rope_parameters"]
-    if not same and (info.current != info.original or info.rope_type != "default"):
+    has, before, trained = (_comparable(one) for one in (rope_record(text), rope["before"], rope))
+    if has not in (before, trained):
         raise UserError(
-            f"An adapter brings the RoPE of its training, but the base of {adapter} was extended in another way "
-            f"({info.rope_type}, {info.original:,} -> {info.current:,} tokens). Name the base as it was before.",
-            code="adapter_base_extended",
+            f"An adapter brings the RoPE of its training, and the base of {adapter} had another before that than this "
+            f"one: {_in_words(before)}, not {_in_words(has)}. Name the base of its training, as it was then.",
+            code="adapter_base_other_rope",
         )
+
+
+def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """RoPE parameters and window, the same whichever form of a config they were read from."""
+    return {**without_type(record["rope_parameters"]), "max_position_embeddings": record["max_position_embeddings"]}
+
+
+def _in_words(record: Mapping[str, Any]) -> str:
+    table = far_table(dict(record))
+    return f"{table['rope_type']}, theta {table['rope_theta']:,}, {record['max_position_embeddings']:,} tokens"

@@ -49,13 +49,13 @@ def _read_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
         if error.code == "unknown_model_type":  # remote code
             return True
         raise
-    return _without_type(found) == _without_type(wanted)
+    return without_type(found) == without_type(wanted)
 
 
-def _without_type(parameters: dict[str, Any]) -> dict[str, Any]:
+def without_type(parameters: dict[str, Any]) -> dict[str, Any]:
     """RoPE parameters without the older name of `rope_type`."""
     return {
-        key: _without_type(value) if isinstance(value, dict) else value
+        key: without_type(value) if isinstance(value, dict) else value
         for key, value in parameters.items()
         if key != "type"
     }

@@ -1,16 +1,20 @@
 """`skipwise.save` and `load_adapter`: every program reads the RoPE that was trained, also of an adapter."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 import skipwise as library
-from skipwise import Lengths, Linear, UserError, YaRN, load_adapter, save, set_rope_scaling
+from skipwise import NTK, Lengths, Linear, UserError, YaRN, YaRNRevised, load_adapter, save, set_rope_scaling
 from skipwise.models.doctor import diagnose, read_beside
 from skipwise.models.readers import READERS, difference, transformers_5
 from skipwise.models.rope import live_rope
@@ -73,6 +77,100 @@ def test_a_family_that_loses_its_rope_is_not_written(
     assert caught.value.code == "config_loses_rope" and not list(tmp_path.iterdir())
 
 
+def test_the_present_directory_is_a_place(
+    tmp_path: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is empty, and a place beside it has to have another."""
+    monkeypatch.chdir(tmp_path)
+    save(llama, tokenizer, ".")
+    assert (tmp_path / "config.json").is_file()
+
+
+@pytest.mark.parametrize("first", ["20KB", "50GB"])
+def test_weights_of_before_are_not_read(
+    first: str, tmp_path: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: Any
+) -> None:
+    """One file wins over several, so a model of several was read as the one that was there before."""
+    pico_qwen3().save_pretrained(tmp_path / "out", max_shard_size=first)
+    one_file = first == "50GB"
+    if one_file:  # the new one has several
+        plain = llama.save_pretrained
+        monkeypatch.setattr(llama, "save_pretrained", lambda path: plain(path, max_shard_size="20KB"))
+    set_rope_scaling(llama, YaRN(), LENGTHS)
+    save(llama, tokenizer, tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(again), logits(llama))
+    assert (tmp_path / "out/model.safetensors").exists() != one_file
+    assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == one_file
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
+def test_a_wrapped_model_is_saved_as_it_is(
+    wrap: Any, tmp_path: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    set_rope_scaling(llama, YaRN(), LENGTHS)
+    save(wrap(llama), tokenizer, tmp_path / "out")
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(llama))
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("engine", ["ZeRO-3", "FSDP2"])
+def test_shards_are_not_taken_for_a_model(
+    engine: str, tmp_path: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A process of ZeRO-3 has empty weights outside of a step, which were written."""
+    with one_process():
+        if engine == "FSDP2":
+            fully_shard(llama, mesh=init_device_mesh("cpu", (1,)))
+        for weight in llama.parameters() if engine == "ZeRO-3" else ():
+            weight.ds_numel, weight.data = weight.numel(), torch.empty(0)  # type: ignore[attr-defined]
+        with pytest.raises(UserError) as caught:
+            save(llama, tokenizer, tmp_path / "out")
+    assert caught.value.code == "model_is_sharded" and not list(tmp_path.iterdir())
+
+
+def test_the_first_of_several_processes_writes(
+    tmp_path: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    save(llama, tokenizer, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_special_tokens_are_where_every_version_looks(
+    tmp_path: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """transformers 4 takes `extra_special_tokens` for a dictionary, and fails on the list of transformers 5."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|one|>", "<|two|>"]})
+    llama.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    save(llama, tokenizer, tmp_path / "out")
+    settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert settings["additional_special_tokens"] == ["<|one|>", "<|two|>"] and "extra_special_tokens" not in settings
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again.extra_special_tokens == tokenizer.extra_special_tokens
+    assert again("a<|two|>b")["input_ids"] == tokenizer("a<|two|>b")["input_ids"]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_token_before_every_text_is_where_every_version_looks(begins: bool, tmp_path: Path) -> None:
+    """The class of Llama in transformers 4 puts one there unless the settings say no; transformers 5 writes none."""
+    vocabulary = {token: number for number, token in enumerate(("<unk>", "<s>", "</s>", "▁", "a", "▁a"))}
+    own = LlamaTokenizer(vocab=vocabulary, merges=[("▁", "a")], add_bos_token=begins)
+    save(pico_llama(), own, tmp_path / "out")
+    settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "LlamaTokenizer"
+    assert (settings["add_bos_token"], settings["add_eos_token"]) == (begins, False)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("a")["input_ids"] == [1] * begins + [5]
+
+
 @pytest.fixture
 def adapter(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Path, torch.Tensor]:
     """An adapter of an extended model that was changed, and the logits of that model."""
@@ -103,16 +201,66 @@ def test_an_adapter_brings_its_rope(adapter: tuple[Path, torch.Tensor], tmp_path
     torch.testing.assert_close(logits(load_adapter(extended, directory)), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scaling", [Linear(), YaRN(), YaRNRevised(), NTK()], ids=lambda scaling: scaling.name)
+def test_an_adapter_takes_the_extended_base_from_disk(
+    scaling: Any, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Where the RoPE is in both forms, and read with one key more."""
+    model = pico_llama()
+    set_rope_scaling(model, scaling, LENGTHS)
+    save(model, tokenizer, tmp_path / "base")
+    adapted: Any = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
+    save(adapted, tokenizer, tmp_path / "adapter")
+    for base in (pico_llama(), tmp_path / "base"):
+        torch.testing.assert_close(logits(load_adapter(base, tmp_path / "adapter")), logits(adapted))
+
+
+def extended_before(path: Path) -> Path:
+    """A base as Llama 3.1 is: published with a longer window than it was pretrained with."""
+    model = pico_llama()
+    bands = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    model.config.rope_parameters |= {"rope_type": "llama3", "original_max_position_embeddings": WINDOW, **bands}
+    model.config.max_position_embeddings = 2 * WINDOW
+    model.save_pretrained(path)
+    return path
+
+
+def test_an_adapter_of_a_base_that_was_extended_before_goes_on_that_alone(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    base = extended_before(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    set_rope_scaling(model, YaRN(), LENGTHS)
+    adapted: Any = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
+    save(adapted, tokenizer, tmp_path / "adapter")
+    again = load_adapter(base, tmp_path / "adapter")
+    torch.testing.assert_close(logits(again), logits(adapted))
+    save(again, tokenizer, tmp_path / "twice")
+    torch.testing.assert_close(logits(load_adapter(base, tmp_path / "twice")), logits(adapted))
+    with pytest.raises(UserError) as caught:
+        load_adapter(pico_llama(), tmp_path / "adapter")
+    assert caught.value.code == "adapter_base_other_rope"
+
+
+def base_with(**changes: Any) -> PreTrainedModel:
+    model = pico_llama()
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    return model
+
+
 def test_an_adapter_on_another_base_is_refused(adapter: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     directory, _ = adapter
     other = pico_llama()
     set_rope_scaling(other, Linear(), LENGTHS)
-    refused = {
-        "adapter_base_extended": (other, directory),
-        "adapter_base_mismatch": (pico_qwen3(), directory),
-        "not_an_adapter": (pico_llama(), tmp_path),
-    }
-    for code, arguments in refused.items():
+    refused = [
+        ("adapter_base_other_rope", other, directory),
+        ("adapter_base_other_rope", base_with(max_position_embeddings=2 * WINDOW), directory),
+        ("adapter_base_other_rope", base_with(rope_parameters={"rope_type": "default", "rope_theta": 5e5}), directory),
+        ("adapter_base_mismatch", pico_qwen3(), directory),
+        ("not_an_adapter", pico_llama(), tmp_path),
+    ]
+    for code, *arguments in refused:
         with pytest.raises(UserError) as caught:
             load_adapter(*arguments)
         assert caught.value.code == code
@@ -120,6 +268,45 @@ def test_an_adapter_on_another_base_is_refused(adapter: tuple[Path, torch.Tensor
     with pytest.raises(UserError) as caught:
         load_adapter(pico_llama(), directory)
     assert caught.value.code == "adapter_without_rope"
+
+
+def test_a_directory_holds_an_adapter_or_a_whole_model(
+    adapter: tuple[Path, torch.Tensor], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A merged model beside its adapter was opened with the adapter in it twice."""
+    directory, _ = adapter
+    loaded: Any = load_adapter(pico_llama(), directory)
+    pico_llama().save_pretrained(tmp_path / "whole")
+    before = {path: sorted(file.name for file in path.iterdir()) for path in (directory, tmp_path / "whole")}
+    for model, path in ((loaded, tmp_path / "whole"), (loaded.merge_and_unload(), directory)):
+        with pytest.raises(UserError) as caught:
+            save(model, tokenizer, path)
+        assert caught.value.code == "directory_holds_another_kind"
+        assert sorted(file.name for file in path.iterdir()) == before[path]
+
+
+def test_an_adapter_is_not_exported(adapter: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    assert error_code(skipwise("export", adapter[0], tmp_path / "out", code=2)) == "adapter_not_merged"
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_training_left_is_not_exported(
+    tmp_path: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Optimizers, pickles and checkpoints beside a model of a `Trainer` went along, and to the hub with --push."""
+    set_rope_scaling(llama, YaRN(), LENGTHS)
+    llama.generation_config.max_length = WINDOW
+    llama.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    given = {file.name for file in (tmp_path / "model").iterdir()} | {"README.md", "LICENSE"}
+    left = ("training_args.bin", "optimizer.pt", "rng_state.pth", "trainer_state.json", "LICENSE")
+    for name in (*left, "checkpoint-10/model.safetensors", "runs/today/events.out.1"):
+        file = tmp_path / "model" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    skipwise("export", tmp_path / "model", tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == given
+    assert "max_length" not in json.loads((tmp_path / "out/generation_config.json").read_text())
 
 
 @pytest.mark.parametrize("how", ["save", "save_pretrained"])
