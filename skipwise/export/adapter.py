@@ -1,5 +1,6 @@
 """Adapters (peft) and the RoPE they were trained with, which an adapter alone does not hold."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,41 +17,61 @@ from skipwise.models.rope import read_rope, restore_rope, rope_before, rope_reco
 from skipwise.models.windows import far_table
 from skipwise.runs import read_json, write_json
 
-# Beside `adapter_config.json`.
+CONFIG_FILE = "adapter_config.json"
+# Beside that.
 ROPE_FILE = "skipwise_rope.json"
+# A setting that peft does not know, in `CONFIG_FILE`: it warns with this name, and goes on.
+WARNING_KEY = "rope_is_lost_without_skipwise_load_adapter"
 # What a base must have in common with the one that the adapter was trained on.
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 def is_adapted(model: PreTrainedModel) -> bool:
-    """Whether a model is one of peft around another."""
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    """Whether `save_pretrained` of a model writes an adapter: of peft's around another, or one with
+    `model.add_adapter` of transformers.
+    """
+    return hasattr(model, "get_base_model") or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def base_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The model that peft is around; any other as it is."""
-    return model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
+    """The model that holds the layers and the RoPE; itself where peft is not around it.
+
+    Raises:
+        UserError: for the model inside of one of peft, which would be written with the adapter's layers as its own.
+    """
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    # What peft puts in the place of a layer, and of one that is trained whole.
+    inside = any(hasattr(module, name) for module in model.modules() for name in ("base_layer", "original_module"))
+    if inside and not is_adapted(model):
+        raise UserError(
+            "An adapter is written from the peft model, or merged, but this is the model inside, whose layers hold the "
+            "adapter. Give what get_peft_model returned (of a Trainer trainer.model), or the model that "
+            "merge_and_unload() returns.",
+            code="adapter_inside_model",
+        )
+    return base
 
 
 def write_rope(directory: Path, model: PreTrainedModel) -> None:
-    """Write the RoPE of an adapter's base beside it, the one from before, and what else tells that base from others.
+    """Write the RoPE of a base beside its adapters, the one from before, and what else tells that base from others.
 
-    Nothing where there is no adapter.
+    Nothing where there is no adapter; one with a name of its own is in a directory of that name.
     """
-    if not (directory / "adapter_config.json").is_file():
-        return
-    base = base_of(model)
-    text = text_config(base.config)
-    sizes = {name: getattr(text, name, None) for name in _SIZES}
-    record = {"original_length": read_rope(text).original, **rope_record(text), "before": rope_before(base)}
-    write_json(directory / ROPE_FILE, {**sizes, **record})
+    places = [directory, *(directory / name for name in getattr(model, "peft_config", {}))]
+    for file in [place / CONFIG_FILE for place in places if (place / CONFIG_FILE).is_file()]:
+        base = base_of(model)
+        text = text_config(base.config)
+        sizes = {name: getattr(text, name, None) for name in _SIZES}
+        record = {"original_length": read_rope(text).original, **rope_record(text), "before": rope_before(base)}
+        write_json(file.parent / ROPE_FILE, {**sizes, **record})
+        write_json(file, {**read_json(file), WARNING_KEY: True})
 
 
 def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> PreTrainedModel:
     """An adapter on its base, with the RoPE that it was trained with.
 
-    `PeftModel.from_pretrained` alone leaves the base its own RoPE, without a word: beyond the original window the model
-    then finds nothing.
+    `PeftModel.from_pretrained` alone leaves the base its own RoPE, with a warning about a setting that it does not
+    know: beyond the original window the model then finds nothing.
 
     Args:
         base: the model that the adapter was trained on, as it was before its extension; or where it is. A loaded one is
@@ -71,10 +92,9 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
     from peft import PeftModel
 
     directory = Path(adapter)
-    if not (directory / "adapter_config.json").is_file():
+    if not (directory / CONFIG_FILE).is_file():
         raise UserError(
-            f"An adapter has an adapter_config.json, but {directory} has none. Name the directory that skipwise.save "
-            "wrote.",
+            f"An adapter has an {CONFIG_FILE}, but {directory} has none. Name the directory that skipwise.save wrote.",
             code="not_an_adapter",
         )
     if not (directory / ROPE_FILE).is_file():
@@ -84,12 +104,20 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
             "PeftModel.from_pretrained.",
             code="adapter_without_rope",
         )
+    if hasattr(base, "peft_config"):
+        raise UserError(
+            "load_adapter puts an adapter on a plain model, but this one has an adapter already. Name the base, or "
+            "merge the other one into it first: merge_and_unload().",
+            code="adapter_on_adapter",
+        )
     rope = read_json(directory / ROPE_FILE)
     model = base if isinstance(base, PreTrainedModel) else load_model(ModelConfig(path=str(base)), default_device())
     _check_base(model, rope, directory)
     lengths = Lengths(rope["original_length"], rope["original_length"], rope["max_position_embeddings"])
     restore_rope(model, rope["rope_parameters"], lengths)
-    adapted: PreTrainedModel = PeftModel.from_pretrained(model, str(directory)).eval()  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", rf"Unexpected keyword arguments \['{WARNING_KEY}'\]")
+        adapted: PreTrainedModel = PeftModel.from_pretrained(model, str(directory)).eval()  # type: ignore[assignment]
     return adapted
 
 

@@ -1,6 +1,7 @@
 """`skipwise.save` and `load_adapter`: every program reads the RoPE that was trained, also of an adapter."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, Pr
 
 import skipwise as library
 from skipwise import NTK, Lengths, Linear, UserError, YaRN, YaRNRevised, load_adapter, save, set_rope_scaling
+from skipwise.export.adapter import WARNING_KEY
 from skipwise.models.doctor import diagnose, read_beside
 from skipwise.models.readers import READERS, difference, transformers_5
 from skipwise.models.rope import live_rope
@@ -307,6 +309,58 @@ def test_what_a_training_left_is_not_exported(
     skipwise("export", tmp_path / "model", tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == given
     assert "max_length" not in json.loads((tmp_path / "out/generation_config.json").read_text())
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False)
+
+
+@pytest.mark.parametrize("how", ["add_adapter of transformers", "several with names"])
+def test_adapters_of_every_kind_bring_their_rope(how: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """One that transformers put into the model was written without its RoPE; of those with names none was found."""
+    model: Any = pico_llama()
+    set_rope_scaling(model, YaRN(), LENGTHS)
+    if how == "several with names":
+        model = get_peft_model(model, lora(), adapter_name="one")
+        model.add_adapter("two", lora())
+    else:
+        model.add_adapter(lora())
+    save(model, tokenizer, tmp_path / "out")
+    for name in ("one", "two") if how == "several with names" else ("",):
+        if name:
+            model.set_adapter(name)
+        again = load_adapter(pico_llama(), tmp_path / "out" / name)
+        torch.testing.assert_close(logits(again), logits(model))
+        assert live_rope(again, LENGTHS) == live_rope(model, LENGTHS)
+
+
+def test_the_model_inside_of_an_adapted_one_is_not_written(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """TRL puts the adapter around the model that it was given; written as it is, no weight has the name of before."""
+    model: Any = pico_llama()
+    adapted: Any = get_peft_model(model, lora())
+    with pytest.raises(UserError) as caught:
+        save(model, tokenizer, tmp_path / "out")
+    assert caught.value.code == "adapter_inside_model" and not list(tmp_path.iterdir())
+    merged = adapted.merge_and_unload()
+    save(merged, tokenizer, tmp_path / "out")
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(merged))
+
+
+def test_only_peft_alone_warns_that_it_loses_the_rope(adapter: tuple[Path, torch.Tensor]) -> None:
+    with pytest.warns(UserWarning, match=WARNING_KEY):
+        PeftModel.from_pretrained(pico_llama(), str(adapter[0]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_adapter(pico_llama(), adapter[0])
+    assert not [warning for warning in caught if WARNING_KEY in str(warning.message)]
+
+
+def test_an_adapter_does_not_go_on_another(adapter: tuple[Path, torch.Tensor]) -> None:
+    inside: Any = pico_llama()
+    for base in (get_peft_model(inside, lora()), inside):
+        with pytest.raises(UserError) as caught:
+            load_adapter(base, adapter[0])
+        assert caught.value.code == "adapter_on_adapter"
 
 
 @pytest.mark.parametrize("how", ["save", "save_pretrained"])
