@@ -22,6 +22,7 @@ from skipwise.models.readers import READERS, difference, transformers_5
 from skipwise.models.rope import live_rope
 from tests.commands import error_code, skipwise
 from tests.conftest import WINDOW, pico_llama, pico_neox, pico_qwen3
+from tests.zoo import small_model
 
 LENGTHS = Lengths(WINDOW, WINDOW, 8 * WINDOW)
 IDS = torch.arange(3, 203)[None]
@@ -382,6 +383,21 @@ def test_export_takes_any_model_that_carries_its_rope(
     )
     card = (tmp_path / "out/README.md").read_text()
     assert "not recorded" in card and f"{LENGTHS.target:,}" in card
+
+
+@pytest.mark.parametrize(("kind", "reader"), [("persimmon", "vLLM"), ("jais2", "transformers 4")])
+def test_a_reader_without_such_a_model_is_left_out_and_named(
+    kind: str, reader: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """It is no refusal, and not among those that were checked."""
+    model = small_model(kind)
+    set_rope_scaling(model, NTK(), LENGTHS)
+    save(model, tokenizer, tmp_path / "model")
+    said = skipwise("export", tmp_path / "model", tmp_path / "out")
+    checked = said[said.index("Checked") :].split(f"{reader}: ")[0]
+    assert reader not in checked
+    for text in (said, (tmp_path / "out/README.md").read_text()):
+        assert f"{reader}: it has no such model." in text
 
 
 def test_what_is_neither_run_nor_model_is_refused(tmp_path: Path) -> None:
