@@ -10,6 +10,7 @@ import logging
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ from skipwise.config_files import parse_section
 from skipwise.data.sentences import sentences_of
 from skipwise.data.windows import WindowCollator
 from skipwise.errors import UserError
+from skipwise.export.adapter import write_rope
 from skipwise.lengths import Lengths
 from skipwise.models.probe import probe_attention
 from skipwise.models.rope import read_rope, set_rope_scaling, text_config, with_far_table
 from skipwise.models.windowed import check_windows, masks_for
 from skipwise.planning import resolve_target
 from skipwise.positions import LongRecipe, PoSE
+from skipwise.ranks import is_first
 from skipwise.rope import Mixed, YaRN
 
 try:
@@ -244,3 +247,8 @@ class SkipwisePlugin(BasePlugin):  # type: ignore[misc]
         )
         trainer.data_collator = RowCollator(windows, trainer.model)
         trainer.eval_data_collator = RowCollator(windows, trainer.model, fixed=True)
+
+    def post_train(self, cfg: Mapping[str, Any], model: PreTrainedModel) -> None:
+        """Put the RoPE beside an adapter, for `skipwise.load_adapter`."""
+        if is_first():
+            write_rope(Path(cfg["output_dir"]), model)

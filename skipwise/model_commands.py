@@ -126,6 +126,12 @@ def export(
     directory = RunDir(run)
     choices = Export(dtype=dtype, gguf=gguf, converter=converter, without=tuple(without or ()), name=push)
     plain = (run / "config.json").is_file()
+    if (run / "adapter_config.json").is_file():
+        raise UserError(
+            f"export takes a whole model, but {run} holds an adapter. In Python, put it on its base and save that: "
+            "skipwise.save(skipwise.load_adapter(BASE, ADAPTER).merge_and_unload(), tokenizer, NEW).",
+            code="adapter_not_merged",
+        )
     if not plain and not all(
         file.is_file() for file in (directory.model / "config.json", directory.resolved, directory.rope)
     ):

@@ -20,7 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from skipwise import UserError
+from skipwise import UserError, load_adapter
 from skipwise.axolotl import SkipwisePlugin
 from skipwise.models.locate import model_location
 
@@ -127,6 +127,19 @@ def test_a_merge_keeps_the_rope() -> None:
     assert cfg["merge_method"] == "legacy"
     with pytest.raises(UserError, match="memory_efficient copies the config of the base"):
         SkipwisePlugin().register(configuration(adapter="lora", merge_method="memory_efficient"))
+
+
+def test_an_adapter_carries_the_rope(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    cfg = configuration(adapter="lora", output_dir=str(tmp_path))
+    plugin, model = SkipwisePlugin(), AutoModelForCausalLM.from_pretrained(TINY)
+    plugin.post_model_build(cfg, model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path)
+    plugin.post_train(cfg, adapted)
+    again = load_adapter(AutoModelForCausalLM.from_pretrained(TINY), tmp_path)
+    assert again.config.rope_parameters == model.config.rope_parameters
+    assert again.config.max_position_embeddings == 2048
 
 
 def test_a_model_that_was_extended_so_is_left_as_it_is() -> None:

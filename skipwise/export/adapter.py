@@ -1,45 +1,80 @@
 """Adapters (peft) and the RoPE they were trained with, which an adapter alone does not hold."""
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
 from skipwise.config import ModelConfig
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
+from skipwise.models.legacy import without_type
 from skipwise.models.load import default_device, load_model
-from skipwise.models.rope import read_rope, restore_rope, text_config
+from skipwise.models.rope import read_rope, restore_rope, rope_before, rope_record, text_config
 from skipwise.models.weight_files import check_pointers, named
+from skipwise.models.windows import far_table
 from skipwise.runs import read_json, write_json
 
-# Beside `adapter_config.json`.
+CONFIG_FILE = "adapter_config.json"
+# Beside that.
 ROPE_FILE = "skipwise_rope.json"
+# A setting that peft does not know, in `CONFIG_FILE`: it warns with this name, and goes on.
+WARNING_KEY = "rope_is_lost_without_skipwise_load_adapter"
 # What a base must have in common with the one that the adapter was trained on.
 _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 def is_adapted(model: PreTrainedModel) -> bool:
-    """Whether a model is one of peft around another."""
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    """Whether `save_pretrained` of a model writes an adapter: of peft's around another, or one with
+    `model.add_adapter` of transformers.
+    """
+    return hasattr(model, "get_base_model") or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
-def write_rope(directory: Path, config: PreTrainedConfig) -> None:
-    """Write the RoPE of a base, and what tells it from others, beside its adapter."""
-    text = text_config(config)
-    sizes = {name: getattr(text, name, None) for name in _SIZES}
-    rope = {"rope_parameters": text.rope_parameters, "max_position_embeddings": text.max_position_embeddings}
-    write_json(directory / ROPE_FILE, {**sizes, "original_length": read_rope(config).original, **rope})
+def base_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that holds the layers and the RoPE; itself where peft is not around it.
+
+    Raises:
+        UserError: for the model inside of one of peft, which would be written with the adapter's layers as its own.
+    """
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    # What peft puts in the place of a layer, and of one that is trained whole.
+    inside = any(hasattr(module, name) for module in model.modules() for name in ("base_layer", "original_module"))
+    if inside and not is_adapted(model):
+        raise UserError(
+            "An adapter is written from the peft model, or merged, but this is the model inside, whose layers hold the "
+            "adapter. Give what get_peft_model returned (of a Trainer trainer.model), or the model that "
+            "merge_and_unload() returns.",
+            code="adapter_inside_model",
+        )
+    return base
+
+
+def write_rope(directory: Path, model: PreTrainedModel) -> None:
+    """Write the RoPE of a base beside its adapters, the one from before, and what else tells that base from others.
+
+    Nothing where there is no adapter; one with a name of its own is in a directory of that name.
+    """
+    places = [directory, *(directory / name for name in getattr(model, "peft_config", {}))]
+    for file in [place / CONFIG_FILE for place in places if (place / CONFIG_FILE).is_file()]:
+        base = base_of(model)
+        text = text_config(base.config)
+        sizes = {name: getattr(text, name, None) for name in _SIZES}
+        record = {"original_length": read_rope(text).original, **rope_record(text), "before": rope_before(base)}
+        write_json(file.parent / ROPE_FILE, {**sizes, **record})
+        write_json(file, {**read_json(file), WARNING_KEY: True})
 
 
 def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> PreTrainedModel:
     """An adapter on its base, with the RoPE that it was trained with.
 
-    `PeftModel.from_pretrained` alone leaves the base its own RoPE, without a word: beyond the original window the model
-    then finds nothing.
+    `PeftModel.from_pretrained` alone leaves the base its own RoPE, with a warning about a setting that it does not
+    know: beyond the original window the model then finds nothing.
 
     Args:
         base: the model that the adapter was trained on, as it was before its extension; or where it is. A loaded one is
@@ -50,18 +85,17 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
         The peft model, in evaluation mode.
 
     Raises:
-        UserError: when the directory holds no adapter or no RoPE, or the base is another model or was extended in
-            another way.
+        UserError: when the directory holds no adapter or no RoPE, or the base is another model or has another RoPE
+            than the base of the training had, before or after its extension.
     """
     if not is_peft_available():
         raise UserError(
             "load_adapter needs peft. Install it with: pip install 'skipwise[peft]'", code="package_not_installed"
         )
     directory = Path(adapter)
-    if not (directory / "adapter_config.json").is_file():
+    if not (directory / CONFIG_FILE).is_file():
         raise UserError(
-            f"An adapter has an adapter_config.json, but {directory} has none. Name the directory that skipwise.save "
-            "wrote.",
+            f"An adapter has an {CONFIG_FILE}, but {directory} has none. Name the directory that skipwise.save wrote.",
             code="not_an_adapter",
         )
     if not (directory / ROPE_FILE).is_file():
@@ -71,12 +105,20 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
             "PeftModel.from_pretrained.",
             code="adapter_without_rope",
         )
+    if hasattr(base, "peft_config"):
+        raise UserError(
+            "load_adapter puts an adapter on a plain model, but this one has an adapter already. Name the base, or "
+            "merge the other one into it first: merge_and_unload().",
+            code="adapter_on_adapter",
+        )
     rope = read_json(directory / ROPE_FILE)
     model = base if isinstance(base, PreTrainedModel) else load_model(ModelConfig(path=str(base)), default_device())
     _check_base(model, rope, directory)
     lengths = Lengths(rope["original_length"], rope["original_length"], rope["max_position_embeddings"])
     restore_rope(model, rope["rope_parameters"], lengths)
-    adapted = _adapted(model, directory)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", rf"Unexpected keyword arguments \['{WARNING_KEY}'\]")
+        adapted = _adapted(model, directory)
     adapted.eval()
     return adapted
 
@@ -132,11 +174,20 @@ def _check_base(model: PreTrainedModel, rope: dict[str, Any], adapter: Path) -> 
             f"this base {has!r}. Name the base of its training.",
             code="adapter_base_mismatch",
         )
-    info = read_rope(model.config)
-    same = text.rope_parameters == rope["rope_parameters"]
-    if not same and (info.current != info.original or info.rope_type != "default"):
+    has, before, trained = (_comparable(one) for one in (rope_record(text), rope["before"], rope))
+    if has not in (before, trained):
         raise UserError(
-            f"An adapter brings the RoPE of its training, but the base of {adapter} was extended in another way "
-            f"({info.rope_type}, {info.original:,} -> {info.current:,} tokens). Name the base as it was before.",
-            code="adapter_base_extended",
+            f"An adapter brings the RoPE of its training, and the base of {adapter} had another before that than this "
+            f"one: {_in_words(before)}, not {_in_words(has)}. Name the base of its training, as it was then.",
+            code="adapter_base_other_rope",
         )
+
+
+def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """RoPE parameters and window, the same whichever form of a config they were read from."""
+    return {**without_type(record["rope_parameters"]), "max_position_embeddings": record["max_position_embeddings"]}
+
+
+def _in_words(record: Mapping[str, Any]) -> str:
+    table = far_table(dict(record))
+    return f"{table['rope_type']}, theta {table['rope_theta']:,}, {record['max_position_embeddings']:,} tokens"

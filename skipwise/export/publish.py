@@ -11,13 +11,15 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from skipwise.config import ModelConfig, RunConfig
 from skipwise.errors import UserError, nearest
 from skipwise.export.card import Published, model_card, plain_card
-from skipwise.export.checkpoint import tokenizer_for_all
+from skipwise.export.checkpoint import drop_shorter_limit
 from skipwise.export.gguf import TYPES, find_converter, write_gguf
 from skipwise.export.proof import prove_copy
+from skipwise.export.tokenizer import tokenizer_for_all
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.load import check_weights
@@ -30,6 +32,11 @@ from skipwise.runs import RunDir, new_directory, read_json, write_json, write_te
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INDEX = "model.safetensors.index.json"
+# Optimizers, logs, and other forms of the weights, which are not checked.
+NOT_GIVEN = (
+    *(".*", "README.md", "trainer_state.json", "events.out.*"),
+    *("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf"),
+)
 # Those that read a config; llama.cpp has a file of its own.
 CONFIG_READERS = ("transformers 5", "transformers 4", "vLLM")
 # The one that is installed, and opens what is written; what others do is known from their sources.
@@ -143,7 +150,8 @@ def _export(
     with new_directory(output) as directory:
         write_model(source, directory, wanted.dtype)
         write_json(directory / "config.json", {**with_legacy_rope(read_json(directory / "config.json"))})
-        tokenizer_for_all(directory / "tokenizer_config.json", meant.window)
+        tokenizer_for_all(directory, meant.window)
+        drop_shorter_limit(directory, meant.window)
         file = None
         if converter is not None and wanted.gguf is not None:
             file = f"{output.name}-{wanted.gguf}.gguf"
@@ -202,15 +210,20 @@ def _what(name: str, config: dict[str, Any], meant: Reading) -> str | None:
 
 
 def write_model(source: Path, output: Path, dtype: str | None) -> None:
-    """Copy a model directory, its weights cast, shard by shard.
+    """Copy the files of a model, its weights cast, shard by shard; what a training left beside them stays there.
 
     Args:
         source: directory with safetensors.
         output: where to; it exists.
         dtype: one of `DTYPES`; None leaves weights as they are.
     """
-    ignored = shutil.ignore_patterns("*.safetensors" if dtype else "", ".*", "README.md")
-    shutil.copytree(source, output, ignore=ignored, dirs_exist_ok=True)
+    ignored = shutil.ignore_patterns("*.safetensors" if dtype else "", *NOT_GIVEN)
+
+    def left(directory: str, names: list[str]) -> set[str]:
+        folders = {name for name in names if (Path(directory) / name).is_dir()}
+        return ignored(directory, names) | folders - {CHAT_TEMPLATE_DIR}
+
+    shutil.copytree(source, output, ignore=left, dirs_exist_ok=True)
     if dtype is None:
         return
     total = 0

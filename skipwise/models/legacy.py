@@ -5,6 +5,7 @@ from typing import Any
 from skipwise.errors import UserError
 from skipwise.models.families import family_of
 from skipwise.models.stock import stock_config
+from skipwise.models.transformers4 import ONLY_KEYS
 from skipwise.models.windows import WINDOWED, far_table
 
 
@@ -16,6 +17,8 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
 
     Where each kind of layer has a rotary table, both are those of layers that see all of the text, and the theta of
     windowed layers has a name of its own. A config whose class does not find the same RoPE then is left as it is.
+
+    Where the class of transformers 4 takes some keys alone, `rope_scaling` has these if they say as much as all do.
 
     Raises:
         UserError: for a config that its class does not take.
@@ -30,12 +33,15 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
     if parameters["rope_type"] == "longrope":  # there it is looked for nowhere else
         values["original_max_position_embeddings"] = parameters["original_max_position_embeddings"]
     # "type" is the key before "rope_type"; the oldest readers know nothing else.
-    default = parameters["rope_type"] == "default"
-    values["rope_scaling"] = None if default else {**parameters, "type": parameters["rope_type"]}
+    scaling = None if parameters["rope_type"] == "default" else {**parameters, "type": parameters["rope_type"]}
     names = family_of(config["model_type"]).legacy_names
-    legacy = {names.get(key, key): value for key, value in values.items()}
-    written = {**config, **{name: value for name, value in legacy.items() if name is not None and name != "near_theta"}}
-    return written if _read_alike(written, config) else config
+    for keys in (ONLY_KEYS.get(config["model_type"]), None):
+        few = scaling if keys is None or scaling is None else {key: scaling[key] for key in keys if key in scaling}
+        legacy = {names.get(key, key): value for key, value in {**values, "rope_scaling": few}.items()}
+        known = {name: value for name, value in legacy.items() if name is not None and name != "near_theta"}
+        if _read_alike(written := {**config, **known}, config):
+            return written
+    return config
 
 
 def _read_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -44,18 +50,22 @@ def _read_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     Classes newer than the older form know none, and take what stands there for the parameters of all layers.
     """
     try:
-        found, wanted = (stock_config(config)["rope_parameters"] for config in (one, other))
+        wanted = stock_config(other)["rope_parameters"]
     except UserError as error:
         if error.code == "unknown_model_type":  # remote code
             return True
         raise
-    return _without_type(found) == _without_type(wanted)
+    try:
+        found = stock_config(one)["rope_parameters"]
+    except UserError:  # too little for its class
+        return False
+    return without_type(found) == without_type(wanted)
 
 
-def _without_type(parameters: dict[str, Any]) -> dict[str, Any]:
+def without_type(parameters: dict[str, Any]) -> dict[str, Any]:
     """RoPE parameters without the older name of `rope_type`."""
     return {
-        key: _without_type(value) if isinstance(value, dict) else value
+        key: without_type(value) if isinstance(value, dict) else value
         for key, value in parameters.items()
         if key != "type"
     }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from skipwise.errors import UserError
 from skipwise.models.families import family_of, is_tested
 from skipwise.models.stock import default_theta, stock_config
-from skipwise.models.transformers4 import MODEL_TYPES
+from skipwise.models.transformers4 import MODEL_TYPES, ONE_THETA, ONLY_KEYS, WITHOUT_SCALING
 from skipwise.models.windows import FAR, WINDOWED, far_table
 from skipwise.rope.scaling import base_frequencies
 from skipwise.rope.yarn import interpolated_share, yarn_attention_factor
@@ -89,12 +89,19 @@ def transformers_4(config: Mapping[str, Any]) -> Reading:
     names = family_of(stock["model_type"]).legacy_names
     defaults = default_theta(config)
     new = far_table(stock["rope_parameters"])
-    if names.get("rope_scaling", "") is None and _type(new) != "default":
+    without = names.get("rope_scaling", "") is None or stock["model_type"] in WITHOUT_SCALING
+    if without and _type(new) != "default":
         raise UnreadableError("this family has no rope_scaling there", code="reader_lacks_scaling")
+    scaling = given.get("rope_scaling") or {}
+    keys = ONLY_KEYS.get(stock["model_type"], tuple(scaling))
+    if scaling and set(scaling) != set(keys):
+        raise UnreadableError(
+            f"its class takes a rope_scaling with {', '.join(keys)} and nothing else", code="reader_takes_few_keys"
+        )
     rope = {
         "rope_theta": given.get(names.get("rope_theta") or "rope_theta", far_table(defaults).get("rope_theta")),
         "partial_rotary_factor": new.get("partial_rotary_factor"),
-        **(given.get("rope_scaling") or {}),
+        **scaling,
     }
     outside = given.get("original_max_position_embeddings")
     stock = {**stock, "original_max_position_embeddings": outside}
@@ -103,7 +110,7 @@ def transformers_4(config: Mapping[str, Any]) -> Reading:
         rope = {**rope, "long_factor": rope.get("short_factor")}
     tables = stock["rope_parameters"]
     if tables is not new:
-        near = names.get("near_theta")
+        near = None if stock["model_type"] in ONE_THETA else names.get("near_theta")
         default = (defaults.get(WINDOWED) or {}).get("rope_theta")
         tables = {FAR: rope, WINDOWED: {"rope_theta": given.get(near, default) if near else rope["rope_theta"]}}
     return reading_of({**stock, "rope_parameters": tables if FAR in tables else rope})

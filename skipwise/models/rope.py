@@ -27,6 +27,8 @@ SCALING_KEYS = frozenset(
 )  # fmt: skip
 # Stock models compute frequencies in float32; ours are float64.
 FREQUENCY_TOLERANCE = 1e-5
+# Where a model keeps the RoPE of before it was given another: what its weights on disk have.
+RECORD = "rope_before"
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,19 @@ def rotary_tables(model: PreTrainedModel) -> dict[str, nn.Module]:
     return tables
 
 
+def rope_record(config: PreTrainedConfig) -> dict[str, Any]:
+    """The RoPE parameters and the window of a config, as a dictionary of their own."""
+    text = text_config(config)
+    record = {"rope_parameters": text.rope_parameters, "max_position_embeddings": text.max_position_embeddings}
+    return copy.deepcopy(record)
+
+
+def rope_before(model: PreTrainedModel) -> dict[str, Any]:
+    """`rope_record` of a model as it was loaded, before `set_rope_scaling` or `restore_rope` changed it."""
+    record: dict[str, Any] = getattr(model, RECORD, None) or rope_record(model.config)
+    return record
+
+
 def restore_rope(model: PreTrainedModel, parameters: dict[str, Any], lengths: Lengths) -> None:
     """Give a model the RoPE parameters that one of its kind was written with, in place: config and tables together.
 
@@ -174,6 +189,7 @@ def restore_rope(model: PreTrainedModel, parameters: dict[str, Any], lengths: Le
         lengths: of that model.
     """
     config = text_config(model.config)
+    setattr(model, RECORD, rope_before(model))
     _set_config(config, copy.deepcopy(parameters), lengths)
     _set_head_dim(config)
     for name, module in [(name, module) for name, module in model.named_modules() if is_rotary_table(module)]:
@@ -192,7 +208,7 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     config = text_config(model.config)
     info = read_rope(config)
     tables = rotary_tables(model)
-    before = copy.deepcopy(vars(config))
+    before, record = copy.deepcopy(vars(config)), rope_before(model)
     _set_config(config, with_far_table(config, scaling, lengths), lengths)
     try:
         _set_head_dim(config)
@@ -209,6 +225,7 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
             "--rope, or a model of the Llama kind.",
             code="scaling_not_supported",
         ) from error
+    setattr(model, RECORD, record)
     for name, module in fresh.items():
         model.set_submodule(name, module.to(model.device))
 

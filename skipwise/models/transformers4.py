@@ -1,6 +1,6 @@
-"""The model types that transformers 4 has, of those with a language model. No torch.
+"""The model types that transformers 4 has, of those with a language model, and what some make of RoPE. No torch.
 
-Of its last release, 4.57.3 (the auto mappings of its wheel): no later one will add any.
+Of its last release, 4.57.3 (the auto mappings and classes of its wheel): no later one will add any.
 """
 
 MODEL_TYPES = frozenset(
@@ -25,3 +25,12 @@ MODEL_TYPES = frozenset(
     roberta-xl xlnet xlstm xmod yoso zamba zamba2
     """.split()
 )
+# Types whose class stops at a `rope_scaling` with other keys than these (their configuration_*.py).
+ONLY_KEYS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("chameleon", "fuyu", "olmo", "olmo2"), ("factor", "type")),
+    **dict.fromkeys(("phi3", "phi4_multimodal"), ("long_factor", "short_factor", "type")),
+}
+# Types that compute with `rope_theta` alone, whatever their `rope_scaling` is (their modeling_*.py).
+WITHOUT_SCALING = frozenset({"nemotron"})
+# Types that have a name for the theta of windowed layers, and compute these with that of the others.
+ONE_THETA = frozenset({"modernbert-decoder"})

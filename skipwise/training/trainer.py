@@ -29,6 +29,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from skipwise.config import TrainConfig
 from skipwise.errors import UserError
+from skipwise.export.adapter import write_rope
 from skipwise.models.attention import attention_in_float32
 from skipwise.models.forward import autocast, last_hidden_states, logits_rule, loss_for_logits
 from skipwise.models.load import vocabulary_size
@@ -159,6 +160,7 @@ class WindowTrainer(Trainer):
             if self.args.should_save:
                 (aside / name / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle that nothing reads
                 self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
+                write_rope(aside / name, self.accelerator.unwrap_model(self.model))
                 publish(aside / name, checkpoints / name)
         except (OSError, RuntimeError, SafetensorError) as error:
             if lost_process(error):

@@ -75,6 +75,12 @@ def test_the_table_has_what_matters() -> None:
         ("olmo3", "ntk", "transformers 4"),
         ("modernbert-decoder", "yarn", "transformers 4"),
         ("modernbert-decoder", "linear", "transformers 4"),
+        ("modernbert-decoder", "ntk", "transformers 4"),
+        ("nemotron", "yarn", "transformers 4"),
+        ("nemotron", "linear", "transformers 4"),
+        ("olmo2", "yarn", "transformers 4"),
+        ("phi3", "yarn", "transformers 4"),
+        ("phi3", "linear", "transformers 4"),
         ("deepseek_v3", "linear", "vLLM"),
     }
 

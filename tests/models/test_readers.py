@@ -8,7 +8,9 @@ import pytest
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from skipwise import UserError
+from skipwise import NTK, Linear, RopeScaling, UserError, YaRN, set_rope_scaling
+from skipwise.models.families import family_of
+from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.readers import (
     READERS,
     UnreadableError,
@@ -18,7 +20,9 @@ from skipwise.models.readers import (
     transformers_5,
     vllm,
 )
+from skipwise.models.stock import stock_config
 from skipwise.rope.scaling import base_frequencies
+from tests.support import LENGTHS, picomodel
 
 BASE: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 128, "num_attention_heads": 4, "max_position_embeddings": 8192,
@@ -69,6 +73,51 @@ def test_transformers_4_knows_the_old_form_only() -> None:
     assert difference(read, transformers_5(config)) is not None
     both = {**config, "rope_theta": 500000.0, "rope_scaling": YARN}
     assert difference(transformers_4(both), transformers_5(both)) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaling", "code"),
+    [
+        ("olmo2", YaRN(), "reader_takes_few_keys"),
+        ("olmo2", Linear(), None),
+        ("phi3", YaRN(), "reader_takes_few_keys"),
+        ("nemotron", Linear(), "reader_lacks_scaling"),
+        ("nemotron", NTK(), None),
+    ],
+)
+def test_transformers_4_has_classes_with_rules_of_their_own(kind: str, scaling: RopeScaling, code: str | None) -> None:
+    """Seen with transformers 4.57.3: it stops at the first and the third, and leaves out the scaling of the fourth."""
+    model = picomodel(family_of(kind))
+    set_rope_scaling(model, scaling, LENGTHS)
+    config = with_legacy_rope(model.config.to_dict())
+    if code is None:
+        assert difference(transformers_4(config), transformers_5(config)) is None
+    else:
+        with pytest.raises(UserError) as caught:
+            transformers_4(config)
+        assert caught.value.code == code
+    assert difference(transformers_5(config), transformers_5(model.config.to_dict())) is None
+
+
+def test_a_rope_scaling_of_phi_3_stays_as_it_was_published() -> None:
+    """Its class of transformers 4 takes three keys, and reads the first window from beside them."""
+    lists = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    published = {**BASE, "model_type": "phi3", "rope_scaling": {"type": "longrope", **lists}, "rope_theta": 10000.0}
+    published["original_max_position_embeddings"] = published["max_position_embeddings"] // 4
+    stock = stock_config(published)
+    written = with_legacy_rope({key: value for key, value in stock.items() if key != "rope_scaling"})
+    assert written["rope_scaling"] == {"type": "longrope", **lists}
+    assert difference(transformers_4(written), transformers_5(published)) is None
+
+
+def test_one_theta_for_all_layers() -> None:
+    """transformers 4.57.3 computes windowed layers of a ModernBERT that is a decoder with the theta of the others."""
+    tables = {"full_attention": {"rope_theta": 160000.0}, "sliding_attention": {"rope_theta": 10000.0}}
+    for table in tables.values():
+        table["rope_type"] = "default"  # type: ignore[assignment]
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4}
+    config = with_legacy_rope({"model_type": "modernbert-decoder", **sizes, "rope_parameters": tables})
+    assert transformers_4(config).near_theta == 160000.0 and transformers_5(config).near_theta == 10000.0
 
 
 PLAIN = 10000.0 ** (-np.arange(16) / 16)

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from skipwise import PoSE, WindowCollator, workbench
+from skipwise import PoSE, WindowCollator, YaRN, load_adapter, set_rope_scaling, workbench
 from skipwise.config import LoRAConfig, ModelConfig, TrainConfig
 from skipwise.config_files import parse_config
 from skipwise.errors import UserError
@@ -47,6 +47,16 @@ def train_adapters(
         teacher=None,
     )
     return adapted.eval()
+
+
+def test_a_checkpoint_of_adapters_carries_the_rope(tmp_path: Path) -> None:
+    model, ids = pico_llama(), torch.arange(3, 103)[None]
+    set_rope_scaling(model, YaRN(), LENGTHS)
+    adapted = train_adapters(model, LoRAConfig(r=2), tmp_path, steps=2)
+    with torch.no_grad():
+        trained = adapted(input_ids=ids).logits
+        again = load_adapter(pico_llama(), tmp_path / "checkpoint-2")(input_ids=ids).logits
+    torch.testing.assert_close(again, trained)
 
 
 def extend_tiny(directory: Path, learning_rate: float, seed: int = 0, **lora: Any) -> RunDir:
