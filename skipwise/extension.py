@@ -175,7 +175,7 @@ def extend(
     if is_first():
         check_early(config, run, resume)
 
-    from skipwise.models.rope import check_scaling
+    from skipwise.models.skeleton import check_scaling
 
     info, lengths = inspect_run(config)
     config = resolve(config, lengths)
@@ -243,6 +243,7 @@ def _measure_and_train(
 
     @contextmanager
     def part(name: str) -> Iterator[None]:
+        """Announce a part of the run, time it, and record that it is done."""
         seconds = time_left.seconds()
         left = "" if seconds is None else f" (whole run: {format_seconds(seconds)} left)"
         console.print(f"part {parts.index(name) + 1} of {len(parts)}: {name}{left}", style="bold")

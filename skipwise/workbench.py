@@ -1,7 +1,6 @@
 """Model, tokenizer and data of one extension, and what is done with them. Everything here needs torch."""
 
 import os
-import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,12 +33,12 @@ from skipwise.evaluation.specs import EvalResult, EvaluationSpec, Perplexity, St
 from skipwise.evaluation.unit import ConsoleSay, Setting, Subject
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.export.proof import proof_loss, prove, rotary_tables
+from skipwise.export.proof import proof_loss, prove, randomness_kept
 from skipwise.lengths import Lengths
 from skipwise.models.load import check_vocabulary, default_device, load_model, load_tokenizer, vocabulary_size
 from skipwise.models.probe import probe_attention, probe_score_mask
 from skipwise.models.recompute import recompute_activations
-from skipwise.models.rope import live_rope, set_rope_scaling
+from skipwise.models.rope import live_rope, rotary_tables, set_rope_scaling
 from skipwise.models.speedups import usable_attention, usable_dtype, usable_speedups, use_liger
 from skipwise.models.windowed import check_windows
 from skipwise.planning import window_tokens
@@ -57,20 +56,8 @@ from skipwise.training.trainer import Teacher, check_loss, train, training_argum
 EVAL_WINDOWS = 32
 # Their order takes 16 bytes each.
 MOST_EXAMPLES = 2**28
-
-
 # Where a model is written once, for a moment, in the run directory.
 PROOF = ".proof-"
-
-
-@contextmanager
-def _randomness_kept() -> Iterator[None]:
-    """Leave the random numbers that training draws as they are."""
-    states, devices = (random.getstate(), np.random.get_state()), range(torch.accelerator.device_count())
-    with torch.random.fork_rng(devices, device_type=default_device().type if devices else "cuda"):
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
 
 
 @contextmanager
@@ -275,7 +262,7 @@ class Workbench:
         assert not unknown, unknown
         return merged(model) if lora else model
 
-    def _prove_written(self, path: Path, loss: float, tables: list[nn.Module]) -> None:
+    def _prove_written(self, path: Path, loss: float, tables: dict[str, nn.Module]) -> None:
         """Compare what was written with the loss and the rotary tables of what was in memory."""
         prove(path, loss, self.tokenizer, tables, self.lengths, trust_remote_code=self.config.model.trust_remote_code)
 
@@ -287,7 +274,7 @@ class Workbench:
         """
         if not is_first():
             return
-        with self.console.status("writing the model once, to see that it can be read"), _randomness_kept():
+        with self.console.status("writing the model once, to see that it can be read"), randomness_kept():
             model = self.model
             if gathered is not None or self.config.train.lora:
                 model = self._plain_model(trained_weights(self.model) if gathered is None else gathered)

@@ -138,13 +138,11 @@ def _prepare(one: Compared, config: EvaluateConfig, console: Console) -> Prepare
     from skipwise.data.tokenised import open_sources
     from skipwise.evaluation.prompts import encoder
     from skipwise.models.aided import check_aid
-    from skipwise.models.load import check_weights, load_config, load_tokenizer
-    from skipwise.models.weight_files import has_weights
+    from skipwise.models.load import check_weights_here, load_config, load_tokenizer
 
     own = model_config(one, config)
     known = load_config(own)
-    if has_weights(Path(model_location(own.path))):
-        check_weights(own)
+    check_weights_here(own)
     tokenizer = load_tokenizer(own)
     encoder(tokenizer, config.chat)  # refuses a chat without a template
     if one.aid is not None:

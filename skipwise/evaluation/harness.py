@@ -67,13 +67,13 @@ def _measure(
 
 @cache
 def harness_model() -> Any:
-    """The harness's own model class, with one token in front of a text whose likelihood it wants."""
+    """The harness's own model class, changed as its docstring says."""
     from lm_eval.models.huggingface import HFLM
 
     class Model(HFLM):  # type: ignore[misc]
-        """The harness's own, which puts one token in front of a text whose likelihood it wants.
+        """Puts one token in front of a text whose likelihood is wanted.
 
-        A tokenizer that begins texts with a token itself would put a second one there, and that would be scored.
+        A tokenizer that begins texts with a token itself would put a second one there, which would be scored.
         """
 
         def loglikelihood_rolling(self, *arguments: Any, **keywords: Any) -> list[float]:

@@ -1,9 +1,13 @@
 """Is what was written what was in memory? It is read back with stock transformers alone, and compared."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -11,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.attention import attention_in_float32
-from skipwise.models.load import vocabulary_size
-from skipwise.models.rope import is_rotary_table, lengths_of, same_table
+from skipwise.models.load import default_device, vocabulary_size
+from skipwise.models.rope import lengths_of, rotary_tables, same_table
 
 # Tokens of the text on which losses are compared, and by how much they may differ: weights in float32 give equal ones
 # but for the order of sums, those rounded to 16 bits do not.
@@ -42,11 +46,21 @@ def proof_loss(model: PreTrainedModel) -> float:
     return float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]))
 
 
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Leave the random numbers that training draws as they are."""
+    states, devices = (random.getstate(), np.random.get_state()), range(torch.accelerator.device_count())
+    with torch.random.fork_rng(devices, device_type=default_device().type if devices else "cuda"):
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
 def prove(
     path: Path,
     loss: float,
     tokenizer: PreTrainedTokenizerBase | None,
-    tables: Sequence[nn.Module] = (),
+    tables: Mapping[str, nn.Module] | None = None,
     lengths: Lengths | None = None,
     tolerance: float = EQUAL,
     trust_remote_code: bool = False,
@@ -57,7 +71,7 @@ def prove(
         path: the directory that was written.
         loss: of the model in memory (`proof_loss`).
         tokenizer: that was written; None for none.
-        tables: the rotary tables of the model in memory (`rotary_tables`); none to compare none.
+        tables: the rotary tables of the model in memory (`rotary_tables`); None to compare none.
         lengths: at which these are compared.
         tolerance: share of the loss by which the two may differ.
         trust_remote_code: whether code that comes with the model may run.
@@ -78,19 +92,13 @@ def prove(
         raise _differs(path, f"{len(missing):,} weights are missing in its files, {sorted(missing)[0]} among them")
     if opened and tokenizer and opened(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
         raise _differs(path, "its tokenizer makes other tokens")
-    if lengths is not None:
+    if tables is not None and lengths is not None:
         theirs = rotary_tables(read)
-        same = [same_table(one, other, lengths) for one, other in zip(tables, theirs, strict=False)]
-        if not all(same) or len(tables) != len(theirs):
+        if len(tables) != len(theirs) or not all(map(same_table, tables.values(), theirs.values(), repeat(lengths))):
             raise _differs(path, "its rotary tables are others")
     again = proof_loss(read)
     if not abs(again - loss) <= tolerance * max(1.0, loss):
         raise _differs(path, f"its loss on the same tokens is {again:.4f}, and that of the model in memory {loss:.4f}")
-
-
-def rotary_tables(model: PreTrainedModel) -> list[nn.Module]:
-    """The rotary tables of a model, in order."""
-    return [module for module in model.modules() if is_rotary_table(module)]
 
 
 def prove_copy(source: Path, copy: Path, rounded: bool = False, trust_remote_code: bool = False) -> None:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def export_run(run: RunDir, config: RunConfig, output: Path, wanted: Export) -> 
     trained = read_json(run.rope)
     return _export(
         run.model,
+        lengths.target,
         trained,
         output,
         wanted,
@@ -119,11 +121,13 @@ def export_model(model: Path, output: Path, wanted: Export) -> list[str]:
     """
     windows = windows_of(stock_config(read_json(model / "config.json"))).certain(str(model))
     published = Published(base=written_base(model), licence=base_licence(str(model)), warnings=wanted.warnings)
-    return _export(model, None, output, wanted, published, lambda known: plain_card(str(model), windows, known))
+    card = partial(plain_card, str(model), windows)
+    return _export(model, windows.current, None, output, wanted, published, card)
 
 
 def _export(
     source: Path,
+    window: int,
     trained: dict[str, Any] | None,
     output: Path,
     wanted: Export,
@@ -135,6 +139,7 @@ def _export(
 
     Args:
         source: directory of the model.
+        window: that it has now, in tokens.
         trained: frequencies and attention factor that were trained, if they are known; else those of its config.
         published: what its card says, without what is found here.
         card: the text of it.
@@ -149,9 +154,9 @@ def _export(
     meant = check_readers(written, trained, readers)
     with new_directory(output) as directory:
         write_model(source, directory, wanted.dtype)
-        write_json(directory / "config.json", {**with_legacy_rope(read_json(directory / "config.json"))})
-        tokenizer_for_all(directory, meant.window)
-        drop_shorter_limit(directory, meant.window)
+        write_json(directory / "config.json", with_legacy_rope(read_json(directory / "config.json")))
+        tokenizer_for_all(directory, window)
+        drop_shorter_limit(directory, window)
         file = None
         if converter is not None and wanted.gguf is not None:
             file = f"{output.name}-{wanted.gguf}.gguf"
@@ -161,7 +166,7 @@ def _export(
         known = replace(
             published,
             warnings=[*published.warnings, *limits],
-            vllm=f"vllm serve {wanted.name or output.name} --max-model-len {meant.window}",
+            vllm=f"vllm serve {wanted.name or output.name} --max-model-len {window}",
             gguf=file,
         )
         write_text(directory / "README.md", card(known))

@@ -110,7 +110,7 @@ def diagnose(
     rope, findings = _meant(inner, stock)
     findings += _complete(rope, inner, windows)
     mended = dict(config)
-    if _can_mend(config, stock):
+    if _can_fix(config, stock):
         mended = _mended(config, stock, rope, windows)
     else:
         findings = [replace(finding, mended=False) for finding in findings]
@@ -123,7 +123,7 @@ def diagnose(
     return Diagnosis(known, windows.original, windows.current, layers, readings, findings, mended)
 
 
-def _can_mend(config: Mapping[str, Any], stock: Mapping[str, Any]) -> bool:
+def _can_fix(config: Mapping[str, Any], stock: Mapping[str, Any]) -> bool:
     """Whether the RoPE stands where a copy would write it: some wrappers keep that of their text model at the top."""
     return bool(config.get("text_config")) or config.get("model_type") == stock["model_type"]
 
@@ -294,7 +294,7 @@ def check_same_class(before: Path, after: Path) -> None:
     if was != now:
         raise UserError(
             f"A repaired copy must be the same model, but its config would be read as {now}, and not as {was}. "
-            "Nothing is written; mend it by hand.",
+            "Nothing is written; fix it by hand.",
             code="repair_changes_model",
         )
 

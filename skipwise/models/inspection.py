@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 from skipwise.config import ModelConfig
 from skipwise.errors import UserError
 from skipwise.models.families import why_refused
-from skipwise.models.load import check_weights, explained, load_config
+from skipwise.models.load import check_weights_here, explained, load_config
 from skipwise.models.locate import model_location
 from skipwise.models.quantized import check_quantization, quantization_of
 from skipwise.models.readers import Reading, reading_of
@@ -19,7 +18,6 @@ from skipwise.models.rope import FREQUENCY_TOLERANCE, RopeInfo, read_rope, table
 from skipwise.models.shape import ModelShape, read_config, read_tokenizer_limit, shape_of
 from skipwise.models.skeleton import Parameters, build_skeleton, count_parameters, layers_with_rope, rotary_modules
 from skipwise.models.stock import completed
-from skipwise.models.weight_files import has_weights
 from skipwise.models.windowed import Layers, windowed_layers
 from skipwise.models.windows import FAR, WINDOWED, Windows, windows_of
 
@@ -87,8 +85,7 @@ def inspect_model(model: ModelConfig, target: int | None = None, original: int |
     skeleton = explained(model, lambda: build_skeleton(config, model.trust_remote_code))
     check_positions(skeleton, rope)
     layers = windowed_layers(config, target or 2 * windows.current)
-    if has_weights(Path(model_location(model.path))):
-        check_weights(model)
+    check_weights_here(model)
     parameters = count_parameters(skeleton)
     return ModelInfo(config, windows, rope, parameters, _shape(config, parameters), layers)
 
@@ -97,7 +94,7 @@ def _shape(config: PreTrainedConfig, parameters: Parameters) -> ModelShape | Non
     """The sizes of a model, if they add up to its parameters."""
     try:
         shape = shape_of(text_config(config).to_dict())
-    except UserError:  # mixtures of experts and the like, whose cost is not known
+    except UserError:  # mixtures of experts and others, whose cost is not known
         return None
     return shape if abs(shape.parameters - parameters.total) <= COUNTED_ALIKE * parameters.total else None
 

@@ -25,7 +25,7 @@ from skipwise.models.locate import model_location
 from skipwise.models.memory import use_huge_pages
 from skipwise.models.quantized import check_quantization, dequantising, forget_quantization, quantization_of
 from skipwise.models.shape import read_config
-from skipwise.models.weight_files import check_files, check_pointers
+from skipwise.models.weight_files import check_files, check_pointers, has_weights
 from skipwise.models.weights import check_finite, check_names, load_whole
 
 T = TypeVar("T")
@@ -105,6 +105,12 @@ def check_weights(config: ModelConfig) -> None:
     """
     location, keywords = _sources(config)
     explained(config, lambda: check_names(config.path, location, {**keywords, **_safe(config, location)}))
+
+
+def check_weights_here(config: ModelConfig) -> None:
+    """`check_weights` of a directory that holds weights. One with a config alone passes: it can be planned for."""
+    if has_weights(Path(model_location(config.path))):
+        check_weights(config)
 
 
 def _safe(config: ModelConfig, location: str) -> dict[str, Any]:

@@ -196,9 +196,8 @@ READERS: dict[str, Callable[[Mapping[str, Any]], Reading]] = {
 
 def _type(rope: Mapping[str, Any]) -> str:
     name = str(rope.get("rope_type") or rope.get("type") or "default")
-    return {"su": "longrope", "mrope": "default"}.get(
-        name, name
-    )  # mrope: three positions a token, of which text has one
+    # With mrope a token has three positions, which are the same in text.
+    return {"su": "longrope", "mrope": "default"}.get(name, name)
 
 
 def _first(stock: Mapping[str, Any], rope: Mapping[str, Any]) -> int:

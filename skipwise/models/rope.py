@@ -13,7 +13,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.families import why_refused
-from skipwise.models.skeleton import build_skeleton
 from skipwise.models.windows import FAR, ORIGINAL, OTHER_KEYS, WINDOWED, far_table, rope_of, windows_of
 from skipwise.rope import Mixed, RopeScaling
 from skipwise.rope.scaling import Frequencies, longrope_parameters
@@ -146,19 +145,18 @@ def has_learned_positions(config: PreTrainedConfig) -> bool:
     return not hasattr(text_config(config), "rope_parameters") and read_window(config) is not None
 
 
-def check_scaling(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths, trust_remote_code: bool) -> None:
-    """Raise `UserError` where `set_rope_scaling` would, before any weights are loaded; `config` stays as it is."""
-    set_rope_scaling(build_skeleton(copy.deepcopy(config), trust_remote_code), scaling, lengths)
-
-
 def rotary_tables(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The rotary tables of a model, by name.
+    """The rotary tables of a model, by name, in order."""
+    return {name: module for name, module in model.named_modules() if is_rotary_table(module)}
+
+
+def settable_tables(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The rotary tables of a model, which a change of its config reaches; by name.
 
     Raises:
-        UserError: where some of them are made from settings of their own, which no change of the config reaches.
+        UserError: where some of them are made from settings of their own.
     """
-    config = text_config(model.config)
-    tables = {name: module for name, module in model.named_modules() if is_rotary_table(module)}
+    config, tables = text_config(model.config), rotary_tables(model)
     if any(getattr(table, "config", config) is not config for table in tables.values()):
         raise UserError(
             f"Rotary tables must follow the rope_parameters of a config, but {config.model_type!r} makes some of them "
@@ -192,7 +190,7 @@ def restore_rope(model: PreTrainedModel, parameters: dict[str, Any], lengths: Le
     setattr(model, RECORD, rope_before(model))
     _set_config(config, copy.deepcopy(parameters), lengths)
     _set_head_dim(config)
-    for name, module in [(name, module) for name, module in model.named_modules() if is_rotary_table(module)]:
+    for name, module in rotary_tables(model).items():
         model.set_submodule(name, type(module)(config=config).to(model.device))
 
 
@@ -207,7 +205,7 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     """
     config = text_config(model.config)
     info = read_rope(config)
-    tables = rotary_tables(model)
+    tables = settable_tables(model)
     before, record = copy.deepcopy(vars(config)), rope_before(model)
     _set_config(config, with_far_table(config, scaling, lengths), lengths)
     try:

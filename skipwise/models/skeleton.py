@@ -1,5 +1,6 @@
 """A model without its weights, on the meta device: what its class makes of a config, whatever that says of itself."""
 
+import copy
 import inspect
 import re
 from dataclasses import dataclass
@@ -7,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from skipwise.lengths import Lengths
+from skipwise.models.rope import rotary_tables, set_rope_scaling, settable_tables
+from skipwise.rope import RopeScaling
 
 # The module of a layer that weighs tokens: `self_attn`, `attention`, `attn` in the families of transformers.
 _ATTENTION = re.compile(r"(^|\.)(self_attn|self_attention|attention|attn)$")
@@ -75,10 +80,13 @@ def _layer_number(name: str) -> int:
 
 def rotary_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The rotary tables of a skeleton, made again with their values; by name."""
-    from skipwise.models.rope import rotary_tables
-
     config = model.config.get_text_config()
-    return {name: type(table)(config=config) for name, table in rotary_tables(model).items()}
+    return {name: type(table)(config=config) for name, table in settable_tables(model).items()}
+
+
+def check_scaling(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths, trust_remote_code: bool) -> None:
+    """Raise `UserError` where `set_rope_scaling` would, before any weights are loaded; `config` stays as it is."""
+    set_rope_scaling(build_skeleton(copy.deepcopy(config), trust_remote_code), scaling, lengths)
 
 
 def layers_with_rope(model: PreTrainedModel) -> dict[int, bool]:
@@ -90,9 +98,7 @@ def layers_with_rope(model: PreTrainedModel) -> dict[int, bool]:
     Args:
         model: a skeleton.
     """
-    from skipwise.models.rope import is_rotary_table
-
-    table = next((module for module in model.modules() if is_rotary_table(module)), None)
+    table = next(iter(rotary_tables(model).values()), None)
     text = model.config.get_text_config()
     kinds = getattr(text, "layer_types", None) or []
     found = {}

@@ -15,7 +15,8 @@ from transformers.masking_utils import sdpa_mask
 
 from skipwise import Lengths, UserError, YaRN, YaRNRevised, set_rope_scaling, workbench
 from skipwise.export.checkpoint import save_checkpoint
-from skipwise.export.proof import proof_loss, prove, prove_copy, rotary_tables
+from skipwise.export.proof import proof_loss, prove, prove_copy
+from skipwise.models.rope import rotary_tables
 from tests.commands import error_code, skipwise
 from tests.conftest import WINDOW, byte_tokenizer
 
@@ -39,7 +40,9 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[
 
 
 def test_what_was_written_well_passes(written: Path, llama: PreTrainedModel) -> None:
+    before = {file: file.read_bytes() for file in written.iterdir()}
     prove(written, proof_loss(llama), byte_tokenizer(), rotary_tables(llama), LENGTHS)
+    assert {file: file.read_bytes() for file in written.iterdir()} == before
 
 
 DAMAGE: dict[str, Callable[[Path], None]] = {

@@ -19,7 +19,8 @@ from transformers import (
 
 from skipwise import NTK, Lengths, Linear, Mixed, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
 from skipwise.config_files import parse_config
-from skipwise.models.rope import check_scaling, live_rope, read_rope, with_far_table
+from skipwise.models.rope import live_rope, read_rope, with_far_table
+from skipwise.models.skeleton import check_scaling
 from skipwise.rope import RopeScaling
 from tests.conftest import PICO_MODELS, WINDOW, pico_llama
 from tests.support import SIZES, SPECIAL
