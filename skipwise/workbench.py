@@ -285,7 +285,7 @@ class Workbench:
                 tables = rotary_tables(model)
                 del model  # before it is read: there may be no room for two
                 self._prove_written(path, loss, tables)
-        self.console.print("the model was written, read back by transformers and is the same: checked")
+        self.console.print("After step 1 the model was written and read back with transformers: it is the same.")
 
     def _teacher(self) -> Teacher | None:
         if not self.config.train.kl_weight:

@@ -15,7 +15,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import without_type
 from skipwise.models.load import default_device, load_model
-from skipwise.models.rope import read_rope, restore_rope, rope_before, rope_record, text_config
+from skipwise.models.rope import inside_peft, read_rope, restore_rope, rope_before, rope_record, text_config
 from skipwise.models.weight_files import check_pointers, named
 from skipwise.models.windows import far_table
 from skipwise.runs import read_json, write_json
@@ -42,7 +42,7 @@ def base_of(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UserError: for the model inside of one of peft, which would be written with the adapter's layers as its own.
     """
-    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base = inside_peft(model)
     # What peft puts in the place of a layer, and of one that is trained whole.
     inside = any(hasattr(module, name) for module in model.modules() for name in ("base_layer", "original_module"))
     if inside and not is_adapted(model):
@@ -170,15 +170,15 @@ def _check_base(model: PreTrainedModel, rope: dict[str, Any], adapter: Path) -> 
     if other:
         name, (has, wanted) = next(iter(other.items()))
         raise UserError(
-            f"An adapter goes on the model that it was trained on, but for {adapter} that has {name} {wanted!r}, and "
-            f"this base {has!r}. Name the base of its training.",
+            f"The adapter {adapter} was trained on a base with {name} {wanted!r}; this base has {has!r}. Give the base "
+            "that it was trained on.",
             code="adapter_base_mismatch",
         )
     has, before, trained = (_comparable(one) for one in (rope_record(text), rope["before"], rope))
     if has not in (before, trained):
         raise UserError(
-            f"An adapter brings the RoPE of its training, and the base of {adapter} had another before that than this "
-            f"one: {_in_words(before)}, not {_in_words(has)}. Name the base of its training, as it was then.",
+            f"The adapter {adapter} was trained on a base with the RoPE {_in_words(before)}; this base has "
+            f"{_in_words(has)}. Give the base that it was trained on.",
             code="adapter_base_other_rope",
         )
 

@@ -175,8 +175,14 @@ def rope_record(config: PreTrainedConfig) -> dict[str, Any]:
 
 def rope_before(model: PreTrainedModel) -> dict[str, Any]:
     """`rope_record` of a model as it was loaded, before `set_rope_scaling` or `restore_rope` changed it."""
-    record: dict[str, Any] = getattr(model, RECORD, None) or rope_record(model.config)
+    record: dict[str, Any] = getattr(inside_peft(model), RECORD, None) or rope_record(model.config)
     return record
+
+
+def inside_peft(model: PreTrainedModel) -> PreTrainedModel:
+    """The model that peft wrapped, or the model itself."""
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return base
 
 
 def restore_rope(model: PreTrainedModel, parameters: dict[str, Any], lengths: Lengths) -> None:
@@ -187,7 +193,7 @@ def restore_rope(model: PreTrainedModel, parameters: dict[str, Any], lengths: Le
         lengths: of that model.
     """
     config = text_config(model.config)
-    setattr(model, RECORD, rope_before(model))
+    setattr(inside_peft(model), RECORD, rope_before(model))
     _set_config(config, copy.deepcopy(parameters), lengths)
     _set_head_dim(config)
     for name, module in rotary_tables(model).items():
@@ -223,7 +229,7 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
             "--rope, or a model of the Llama kind.",
             code="scaling_not_supported",
         ) from error
-    setattr(model, RECORD, record)
+    setattr(inside_peft(model), RECORD, record)
     for name, module in fresh.items():
         model.set_submodule(name, module.to(model.device))
 

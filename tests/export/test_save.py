@@ -365,6 +365,14 @@ def test_adapters_of_every_kind_bring_their_rope(how: str, tmp_path: Path, token
         assert live_rope(again, LENGTHS) == live_rope(model, LENGTHS)
 
 
+def test_an_adapted_model_may_get_its_rope_later(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The RoPE of before was kept on the outer model, so that the adapter refused its own base."""
+    model: Any = get_peft_model(pico_llama(), lora())
+    set_rope_scaling(model, YaRN(), LENGTHS)
+    save(model, tokenizer, tmp_path / "out")
+    torch.testing.assert_close(logits(load_adapter(pico_llama(), tmp_path / "out")), logits(model))
+
+
 def test_the_model_inside_of_an_adapted_one_is_not_written(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """TRL puts the adapter around the model that it was given; written as it is, no weight has the name of before."""
     model: Any = pico_llama()
