@@ -6,6 +6,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
@@ -15,7 +16,7 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import without_type
 from skipwise.models.load import default_device, load_model
-from skipwise.models.rope import inside_peft, read_rope, restore_rope, rope_before, rope_record, text_config
+from skipwise.models.rope import inside_peft, lengths_of, read_rope, restore_rope, rope_before, rope_record, text_config
 from skipwise.models.weight_files import check_pointers, named
 from skipwise.models.windows import far_table
 from skipwise.runs import read_json, write_json
@@ -85,8 +86,8 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
         The peft model, in evaluation mode.
 
     Raises:
-        UserError: when the directory holds no adapter or no RoPE, or the base is another model or has another RoPE
-            than the base of the training had, before or after its extension.
+        UserError: when the directory holds no adapter or no RoPE, or the base has other sizes or another RoPE than
+            the base of the training had, before or after its extension. The base is then as it was.
     """
     if not is_peft_available():
         raise UserError(
@@ -112,13 +113,24 @@ def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> Pre
             code="adapter_on_adapter",
         )
     rope = read_json(directory / ROPE_FILE)
+    if missing := {*_SIZES, "original_length", "rope_parameters", "max_position_embeddings", "before"} - rope.keys():
+        raise UserError(
+            f"{directory / ROPE_FILE} must hold the RoPE of the training, but lacks {', '.join(sorted(missing))}. "
+            "Write the adapter again with skipwise.save from the model that was trained.",
+            code="adapter_rope_not_readable",
+        )
     model = base if isinstance(base, PreTrainedModel) else load_model(ModelConfig(path=str(base)), default_device())
     _check_base(model, rope, directory)
     lengths = Lengths(rope["original_length"], rope["original_length"], rope["max_position_embeddings"])
+    before, lengths_before = rope_record(model.config), lengths_of(model.config)
     restore_rope(model, rope["rope_parameters"], lengths)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", rf"Unexpected keyword arguments \['{WARNING_KEY}'\]")
-        adapted = _adapted(model, directory)
+        try:
+            adapted = _adapted(model, directory)
+        except UserError:
+            restore_rope(model, before["rope_parameters"], lengths_before)
+            raise
     adapted.eval()
     return adapted
 
@@ -141,10 +153,15 @@ def _adapted(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
         )
     try:
         stored = load_peft_weights(str(directory), device="cpu")
+        _check_finite(stored, directory)
         adapted: Any = PeftModel.from_pretrained(model, str(directory), ignore_mismatched_sizes=True)
-    except (SafetensorError, UnpicklingError, OSError, ValueError) as error:
+    except UserError:
+        raise
+    except (SafetensorError, UnpicklingError, OSError, KeyError, ValueError) as error:
+        first = str(error).splitlines()[0].rstrip(".")
         raise UserError(
-            f"The adapter in {directory} cannot be read: {str(error).splitlines()[0]}. Download it again.",
+            f"The adapter in {directory} cannot be put on this base ({type(error).__name__}: {first}). Download it "
+            "again, or update peft.",
             code="adapter_not_readable",
         ) from error
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -154,12 +171,24 @@ def _adapted(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     kinds = {"missing": missing, "of another shape": misshapen, "without a place": extra}
     wrong = [f"{len(names):,} are {what} ({named(names)})" for what, names in kinds.items() if names]
     if wrong:
+        if hasattr(adapted, "unload"):
+            adapted.unload()
+        vars(model).pop("peft_config", None)
         raise UserError(
             f"An adapter must be loaded whole, but of the weights in {directory} {'; '.join(wrong)}. Write it again "
             "with skipwise.save from the model that was trained, or name the base of its training.",
             code="weights_do_not_fit",
         )
     return cast("PreTrainedModel", adapted)
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor], directory: Path) -> None:
+    if broken := sorted(name for name, own in weights.items() if not bool(own.isfinite().all())):
+        raise UserError(
+            f"The weights of an adapter must be numbers, but in {directory} {len(broken):,} are not ({named(broken)}): "
+            "its training went wrong. Choose an earlier checkpoint.",
+            code="weights_not_finite",
+        )
 
 
 def _check_base(model: PreTrainedModel, rope: dict[str, Any], adapter: Path) -> None:

@@ -19,8 +19,9 @@ from skipwise.export.adapter import base_of, is_adapted, write_rope
 from skipwise.export.tokenizer import tokenizer_for_all
 from skipwise.lengths import Lengths
 from skipwise.models.legacy import with_legacy_rope
-from skipwise.models.rope import is_rotary_table, lengths_of, same_table, text_config
+from skipwise.models.rope import forget_rope_before, is_rotary_table, lengths_of, same_table, text_config
 from skipwise.models.stock import loadable_config
+from skipwise.models.weights import check_finite
 from skipwise.ranks import is_first
 from skipwise.runs import read_json, share_weights, write_json, write_text
 
@@ -36,6 +37,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: 
     and no scaling, and leaves the tokenizer's limit at the window of before. Of a peft model the adapter is written,
     with the RoPE beside it: `load_adapter` puts both on the base.
 
+    A whole model that was saved is the base of the adapters that are trained on it later.
+
     Of several processes the first writes. A directory that is new appears whole; in one that exists, files of the same
     names and earlier weights are replaced.
 
@@ -47,8 +50,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: 
 
     Raises:
         UserError: when the written config does not give back the frequencies of the model in memory, the weights are
-            in shards, or the directory holds an adapter and the model is whole, or the other way round. Then nothing
-            is written.
+            in shards or not finite, or the directory holds an adapter and the model is whole, or the other way round.
+            Then nothing is written.
     """
     path = Path(directory).resolve()
     plain: PreTrainedModel = extract_model_from_parallel(model, keep_torch_compile=False)
@@ -58,11 +61,14 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: 
     if not is_first():
         return
     lengths = lengths_of(base.config)
+    check_finite(type(base).__name__, plain)
     with _aside(path) as temporary:
         _write(plain, temporary)
         _complete(temporary, base, tokenizer, lengths)
         write_rope(temporary, plain)
         _move_into(temporary, path)
+    if not is_adapted(plain):
+        forget_rope_before(base)
 
 
 def _check_whole(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from skipwise.lengths import Lengths
 from skipwise.models.attention import attention_in_float32
 from skipwise.models.load import default_device, vocabulary_size
 from skipwise.models.rope import lengths_of, rotary_tables, same_table
+from skipwise.models.weights import check_finite, check_tied
 
 # Tokens of the text on which losses are compared, and by how much they may differ: weights in float32 give equal ones
 # but for the order of sums, those rounded to 16 bits do not.
@@ -26,6 +27,11 @@ EQUAL, ROUNDED = 1e-3, 0.05
 SAMPLE = "A tokenizer's sample: 3 words, ünïcode and\n  spaces."
 
 
+def proof_ids(model: PreTrainedModel) -> torch.Tensor:
+    """int64[1, PROOF_TOKENS]: the text on which losses are compared."""
+    return torch.randint(vocabulary_size(model), (1, PROOF_TOKENS), generator=torch.Generator().manual_seed(0))
+
+
 @torch.no_grad()
 def proof_loss(model: PreTrainedModel) -> float:
     """The loss, in nats a token, on a fixed text of random tokens. The model's mode is kept.
@@ -33,8 +39,7 @@ def proof_loss(model: PreTrainedModel) -> float:
     Args:
         model: whole, on one device.
     """
-    ids = torch.randint(vocabulary_size(model), (1, PROOF_TOKENS), generator=torch.Generator().manual_seed(0))
-    ids = ids.to(model.device)
+    ids = proof_ids(model).to(model.device)
     mode = model.training
     model.eval()
     try:
@@ -64,6 +69,7 @@ def prove(
     lengths: Lengths | None = None,
     tolerance: float = EQUAL,
     trust_remote_code: bool = False,
+    remedy: str = "This family cannot be written as it is. Choose another --rope, or another model.",
 ) -> None:
     """Open a written model with plain `AutoModelForCausalLM` and `AutoTokenizer`, and compare.
 
@@ -75,6 +81,7 @@ def prove(
         lengths: at which these are compared.
         tolerance: share of the loss by which the two may differ.
         trust_remote_code: whether code that comes with the model may run.
+        remedy: what to do where it is another one.
 
     Raises:
         UserError: when it cannot be opened, or is another model or tokenizer.
@@ -86,19 +93,19 @@ def prove(
         )
         opened = None if tokenizer is None else AutoTokenizer.from_pretrained(path, **keywords)
     except Exception as error:  # whatever a stranger would see
-        raise _differs(path, f"transformers does not open it ({type(error).__name__}: {error})") from error
+        raise _differs(f"transformers does not open it ({type(error).__name__}: {error})", remedy) from error
     read, found = loaded
     if missing := found["missing_keys"]:
-        raise _differs(path, f"{len(missing):,} weights are missing in its files, {sorted(missing)[0]} among them")
+        raise _differs(f"{len(missing):,} weights are missing in its files, {sorted(missing)[0]} among them", remedy)
     if opened and tokenizer and opened(SAMPLE)["input_ids"] != tokenizer(SAMPLE)["input_ids"]:
-        raise _differs(path, "its tokenizer makes other tokens")
+        raise _differs("its tokenizer makes other tokens", remedy)
     if tables is not None and lengths is not None:
         theirs = rotary_tables(read)
         if len(tables) != len(theirs) or not all(map(same_table, tables.values(), theirs.values(), repeat(lengths))):
-            raise _differs(path, "its rotary tables are others")
+            raise _differs("its rotary tables are others", remedy)
     again = proof_loss(read)
     if not abs(again - loss) <= tolerance * max(1.0, loss):
-        raise _differs(path, f"its loss on the same tokens is {again:.4f}, and that of the model in memory {loss:.4f}")
+        raise _differs(f"its loss on the same tokens is {again:.4f} instead of {loss:.4f}", remedy)
 
 
 def prove_copy(source: Path, copy: Path, rounded: bool = False, trust_remote_code: bool = False) -> None:
@@ -111,20 +118,23 @@ def prove_copy(source: Path, copy: Path, rounded: bool = False, trust_remote_cod
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
-        UserError: as `prove`.
+        UserError: as `prove`, and for a model with weights that are not finite, or tied ones that differ.
     """
     keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **keywords)
+    check_tied(str(source), model)
+    check_finite(str(source), model)
     loss, tables, lengths = proof_loss(model), rotary_tables(model), lengths_of(model.config)
     del model  # one of them at a time
     there = (source / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(source, **keywords) if there else None
-    prove(copy, loss, tokenizer, tables, lengths, ROUNDED if rounded else EQUAL, trust_remote_code)
+    tolerance = ROUNDED if rounded else EQUAL
+    remedy = "Choose another --dtype, or leave it out." if rounded else "This family cannot be copied as it is."
+    prove(copy, loss, tokenizer, tables, lengths, tolerance, trust_remote_code, remedy)
 
 
-def _differs(path: Path, what: str) -> UserError:
+def _differs(what: str, remedy: str) -> UserError:
     return UserError(
-        f"What is written must be the model in memory, but of {path} {what}. This family cannot be written as it is; "
-        "choose another --rope, or another model.",
+        f"A model that was written must be the same when it is read back, but {what}. {remedy}",
         code="written_model_differs",
     )

@@ -25,6 +25,7 @@ from skipwise.lengths import Lengths
 from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.load import check_weights
 from skipwise.models.locate import TINY
+from skipwise.models.quantized import quantization_of
 from skipwise.models.readers import NO_READING, READERS, Reading, UnreadableError, difference, transformers_5
 from skipwise.models.stock import stock_config
 from skipwise.models.windows import windows_of
@@ -147,6 +148,12 @@ def _export(
     """
     _check_choices(wanted)
     check_weights(ModelConfig(path=str(source), trust_remote_code=trust_remote_code))
+    if wanted.dtype and (method := quantization_of(read_json(source / "config.json"))) is not None:
+        raise UserError(
+            f"--dtype is for ordinary weights, but those of {source} are quantized ({method}). Leave --dtype out to "
+            "copy them as they are.",
+            code="weights_quantized",
+        )
     converter = find_converter(wanted.converter) if wanted.gguf else None
     written = with_legacy_rope(read_json(source / "config.json"))
     unread = {name: reason for name in CONFIG_READERS if (reason := _no_reading(name, written))}
@@ -233,7 +240,7 @@ def write_model(source: Path, output: Path, dtype: str | None) -> None:
         return
     total = 0
     for file in sorted(source.glob("*.safetensors")):
-        weights = {name: _cast(weight, DTYPES[dtype]) for name, weight in load_file(file).items()}
+        weights = {name: _cast(name, weight, DTYPES[dtype]) for name, weight in load_file(file).items()}
         total += sum(weight.nbytes for weight in weights.values())
         save_file(weights, output / file.name, metadata={"format": "pt"})
         shutil.copymode(file, output / file.name)
@@ -244,8 +251,20 @@ def write_model(source: Path, output: Path, dtype: str | None) -> None:
         write_json(output / INDEX, {**index, "metadata": {**index.get("metadata", {}), "total_size": total}})
 
 
-def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return weight.to(dtype) if weight.is_floating_point() else weight
+def _cast(name: str, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in another dtype.
+
+    Raises:
+        UserError: when some of its numbers are too large for it.
+    """
+    cast = weight.to(dtype) if weight.is_floating_point() else weight
+    if bool(weight.isfinite().all()) and not bool(cast.isfinite().all()):
+        raise UserError(
+            f"Weights must fit into --dtype, but {name} has numbers up to {float(weight.abs().max()):.3g}, too large "
+            f"for {str(dtype).removeprefix('torch.')}. Choose --dtype bfloat16.",
+            code="weights_too_large_for_dtype",
+        )
+    return cast
 
 
 # Tables of a live model are float32, and so is the arithmetic behind them.

@@ -1,11 +1,13 @@
 """The files of a tokenizer, in a form that transformers 4 and 5 read alike."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from skipwise.runs import read_json, write_json
+from skipwise.errors import UserError
+from skipwise.runs import write_json
 
 
 def tokenizer_for_all(directory: Path, window: int) -> None:
@@ -14,11 +16,14 @@ def tokenizer_for_all(directory: Path, window: int) -> None:
     Args:
         directory: with a `tokenizer_config.json`.
         window: in tokens; becomes the limit at which inputs are cut.
+
+    Raises:
+        UserError: when its files cannot be read.
     """
     file = directory / "tokenizer_config.json"
     if not file.is_file():
         return
-    settings = read_json(file)
+    settings = _settings(file)
     if settings.get("tokenizer_class") == "TokenizersBackend":  # which transformers 4 has not
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(settings.get("extra_special_tokens"), list):  # where transformers 4 wants a dictionary
@@ -35,9 +40,29 @@ def _added_tokens(directory: Path, settings: dict[str, Any]) -> dict[str, bool]:
     file = directory / "tokenizer.json"
     if settings.get("tokenizer_class") == "PreTrainedTokenizerFast" or not file.is_file():
         return {}
-    tokens = Tokenizer.from_file(str(file)).encode("a").tokens
+    try:
+        tokens = Tokenizer.from_file(str(file)).encode("a").tokens
+    except Exception as error:  # the library has no class of its own for it
+        raise _not_readable(file, error) from error
     ends = {"add_bos_token": (tokens[:1], "bos_token"), "add_eos_token": (tokens[-1:], "eos_token")}
     return {key: token == [_text(settings.get(name))] for key, (token, name) in ends.items()}
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, and of text that is not UTF-8
+        raise _not_readable(file, error) from error
+    if not isinstance(settings, dict):
+        raise _not_readable(file, f"it holds {type(settings).__name__}, not an object")
+    return settings
+
+
+def _not_readable(file: Path, why: object) -> UserError:
+    return UserError(
+        f"The {file.name} of a model must be readable, but is not: {why}. Download it again.",
+        code="tokenizer_not_readable",
+    )
 
 
 def _text(token: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -158,7 +159,7 @@ def _keep_gradients(model: PreTrainedModel) -> None:
 
 def explained(config: ModelConfig, load: Callable[[], T]) -> T:
     """`load()`, with its many ways to fail turned into one message."""
-    known = (OSError, ValueError, KeyError, ImportError, struct.error, SafetensorError)
+    known = (OSError, ValueError, KeyError, ImportError, struct.error, SafetensorError, StrictDataclassError)
     try:
         return load()
     except UserError:

@@ -15,6 +15,11 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
     settings = config.get("quantization_config") or inner.get("quantization_config") or config.get("compression_config")
     if not settings:
         return None
+    if not isinstance(settings, Mapping):
+        raise UserError(
+            f"quantization_config in a config.json must be an object, not {settings!r}. Download the file again.",
+            code="malformed_model_config",
+        )
     method = settings.get("quant_method")
     if method is None:  # as bitsandbytes wrote it first
         return "bitsandbytes" if "load_in_4bit" in settings or "load_in_8bit" in settings else "unknown"

@@ -179,6 +179,11 @@ def rope_before(model: PreTrainedModel) -> dict[str, Any]:
     return record
 
 
+def forget_rope_before(model: PreTrainedModel) -> None:
+    """Take the RoPE that a model has now for that of its weights on disk, where they were just written."""
+    vars(inside_peft(model)).pop(RECORD, None)
+
+
 def inside_peft(model: PreTrainedModel) -> PreTrainedModel:
     """The model that peft wrapped, or the model itself."""
     base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

@@ -12,8 +12,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # How the pointer files of a large-file store begin.
 _POINTER = b"version https://git-lfs"
-# Files of a tokenizer, which such a store may hold as well.
-_TOKENIZER = ("tokenizer*", "vocab*", "merges*", "*.model")
+# Files of a tokenizer where there is no `tokenizer.json`.
+_TOKENIZER = ("vocab*", "merges*", "*.model")
 # Stored numbers that are no weights without a scale.
 _QUANTIZED = ("F8", "F6", "F4", "I8", "U8", "I4", "U4")
 _SHOWN = 3
@@ -38,9 +38,10 @@ def check_files(directory: Path, named: str | None = None, quantized: bool = Fal
     Raises:
         UserError: when there are none that can be opened, with the remedy.
     """
-    check_pointers([file for pattern in (*_TOKENIZER, "*.bin") for file in directory.glob(pattern)])
     files = _opened(directory, named)
-    check_pointers(files)
+    tokenizer = directory / "tokenizer.json"
+    others = [file for pattern in _TOKENIZER for file in directory.glob(pattern)]
+    check_pointers([*files, *([tokenizer] if tokenizer.exists() else others)])
     for file in files:
         _check_header(file, quantized)
     return files
@@ -84,8 +85,9 @@ def _opened(directory: Path, named_file: str | None) -> list[Path]:
     if index.is_file():
         return _listed(index)
     others = sorted(file.name for file in (*directory.glob("*.safetensors"), *directory.glob("*.pth")))
-    pickles = sorted(file.name for file in directory.glob("*.bin") if file.name.startswith(("pytorch_model", "model")))
-    if pickles:
+    bins = [file for file in directory.glob("*.bin") if file.name.startswith(("pytorch_model", "model"))]
+    check_pointers(bins)
+    if pickles := sorted(file.name for file in bins):
         raise UserError(
             f"Skipwise opens safetensors only, but {directory} holds its weights as pickles ({named(pickles)}), which "
             "can run code when they are opened. If you trust them, write them once more: AutoModelForCausalLM"

@@ -24,7 +24,9 @@ from skipwise.errors import UserError
 from skipwise.models.weight_files import named
 
 # Tables that older versions of transformers saved, and new ones compute; and scales of a cache in 8 bits, for servers.
-_COMPUTED = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attention|attn)\.(masked_)?bias|\.[kv]_scale)$")
+_COMPUTED = re.compile(
+    r"(rotary_emb\.((original_)?inv_freq|cos_cached|sin_cached)|(attention|attn)\.(masked_)?bias|\.[kv]_scale)$"
+)
 # What transformers says of weights that it stacks (gates and experts), where some are missing. It logs which.
 _NOT_CONVERTED = "conversion of the weights"
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -122,12 +124,15 @@ def check_loaded(path: str, model: PreTrainedModel, found: Mapping[str, Iterable
             f"{_remedy(missing, unexpected)}",
             code="weights_do_not_fit",
         )
-    _check_tied(path, model)
+    check_tied(path, model)
 
 
-def _check_tied(path: str, model: PreTrainedModel) -> None:
+def check_tied(path: str, model: PreTrainedModel) -> None:
     """Refuse weights that are one by the config and two in the files: transformers 5 takes them as they are, and
-    transformers 4, vLLM and llama.cpp take one for both.
+    transformers 4, vLLM and llama.cpp take one for both. Found on loaded weights only, not on the meta device.
+
+    Raises:
+        UserError: with their names.
     """
     said = model.get_expanded_tied_weights_keys(all_submodels=True)
     apart = sorted(said.keys() - model.all_tied_weights_keys.keys())

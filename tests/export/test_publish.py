@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from skipwise import Lengths, UserError, YaRN, cli, set_rope_scaling
@@ -15,9 +16,12 @@ from skipwise.config_files import parse_config
 from skipwise.export import publish
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
+from skipwise.export.proof import proof_ids
 from skipwise.export.publish import base_licence, check_readers
 from skipwise.models.families import family_of
 from skipwise.models.rope import live_rope
+from tests.commands import error_code, skipwise
+from tests.conftest import byte_tokenizer, pico_llama
 from tests.support import LENGTHS, picomodel
 
 
@@ -46,6 +50,51 @@ def finished(directory: Path, model: Path, text: Path, rope: str = "yarn") -> Pa
 def yarn(tmp_path: Path, pico_directory: Path, text_file: Path) -> Path:
     (pico_directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
     return finished(tmp_path, pico_directory, text_file)
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "tied embeddings that differ": ([], "tied_weights_differ"),
+    "no number in a row that the proof does not read": ([], "weights_not_finite"),
+    "too large for float16": (["--dtype", "float16"], "weights_too_large_for_dtype"),
+    "quantized and another dtype": (["--dtype", "bfloat16"], "weights_quantized"),
+    "half a tokenizer": ([], "tokenizer_not_readable"),
+    "settings of a tokenizer": ([], "tokenizer_not_readable"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_with_a_model_is_not_exported(what: str, tmp_path: Path) -> None:
+    """All of it was exported and called checked, or ended in "Skipwise did not expect this"."""
+    options, code = WRONG[what]
+    model = pico_llama(tie_word_embeddings=what.startswith("tied"))
+    unread = next(token for token in range(258) if token not in proof_ids(model))
+    with torch.no_grad():
+        if what.startswith("no number"):
+            model.model.embed_tokens.weight[unread] = float("nan")
+        elif what.startswith("too large"):
+            model.model.embed_tokens.weight[unread] = 1e6
+    source = tmp_path / "model"
+    model.save_pretrained(source)
+    byte_tokenizer().save_pretrained(source)
+    if what.startswith("tied"):
+        weights = load_file(source / "model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+        save_file(weights, source / "model.safetensors", {"format": "pt"})
+    elif what.startswith("quantized"):
+        settings = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+        change_json(source / "config.json", quantization_config=settings)
+    elif what.startswith("half"):
+        text = (source / "tokenizer.json").read_text()
+        (source / "tokenizer.json").write_text(text[: len(text) // 2])
+        change_json(source / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    elif what.startswith("settings"):
+        (source / "tokenizer_config.json").write_text("{")
+    assert error_code(skipwise("export", source, tmp_path / "out", *options, code=2)) == code
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +216,7 @@ def test_an_adapter_takes_the_extended_base_from_disk(
     save(model, tokenizer, tmp_path / "base")
     adapted: Any = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
     save(adapted, tokenizer, tmp_path / "adapter")
-    for base in (pico_llama(), tmp_path / "base"):
-        torch.testing.assert_close(logits(load_adapter(base, tmp_path / "adapter")), logits(adapted))
+    torch.testing.assert_close(logits(load_adapter(tmp_path / "base", tmp_path / "adapter")), logits(adapted))
 
 
 def extended_before(path: Path) -> Path:
@@ -274,11 +274,11 @@ def test_an_adapter_on_another_base_is_refused(adapter: tuple[Path, torch.Tensor
     assert caught.value.code == "adapter_without_rope"
 
 
-@pytest.mark.parametrize("what", ["half", "prefix", "layer too many", "shape", "cut", "pointer", "absent"])
+@pytest.mark.parametrize("what", ["half", "prefix", "layer too many", "shape", "nan", "cut", "pointer", "absent"])
 def test_an_adapter_is_loaded_whole_or_refused(what: str, adapter: tuple[Path, torch.Tensor]) -> None:
     """peft leaves zeros where weights are missing: the base as it was, with the RoPE of another."""
     file = adapter[0] / "adapter_model.safetensors"
-    weights = load_file(file)
+    weights = {name: own.clone() for name, own in load_file(file).items()}  # the file changes below
     more = {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
     changed = {
         "half": {name: own for name, own in weights.items() if "layers.1." not in name},
@@ -287,7 +287,10 @@ def test_an_adapter_is_loaded_whole_or_refused(what: str, adapter: tuple[Path, t
         "shape": {name: own[:1].contiguous() if "lora_A" in name else own for name, own in weights.items()},
     }
     code = "weights_do_not_fit"
-    if what in changed:
+    if what == "nan":
+        save_file({name: own * float("nan") for name, own in weights.items()}, file, {"format": "pt"})
+        code = "weights_not_finite"
+    elif what in changed:
         save_file(changed[what], file, {"format": "pt"})
     elif what == "cut":
         file.write_bytes(file.read_bytes()[:-100])
@@ -298,9 +301,14 @@ def test_an_adapter_is_loaded_whole_or_refused(what: str, adapter: tuple[Path, t
     else:
         file.unlink()
         code = "weights_not_found"
+    base = pico_llama()
+    before = logits(base)
     with pytest.raises(UserError) as caught:
-        load_adapter(pico_llama(), adapter[0])
+        load_adapter(base, adapter[0])
     assert caught.value.code == code
+    assert torch.equal(logits(base), before)
+    save_file(weights, file, {"format": "pt"})
+    torch.testing.assert_close(logits(load_adapter(base, adapter[0])), adapter[1])  # the base is as it was
 
 
 def test_a_directory_holds_an_adapter_or_a_whole_model(
@@ -363,6 +371,51 @@ def test_adapters_of_every_kind_bring_their_rope(how: str, tmp_path: Path, token
         again = load_adapter(pico_llama(), tmp_path / "out" / name)
         torch.testing.assert_close(logits(again), logits(model))
         assert live_rope(again, LENGTHS) == live_rope(model, LENGTHS)
+
+
+def test_an_adapter_of_a_second_training_belongs_to_the_model_of_the_first(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The RoPE of the first base stayed in memory, so that the adapter went on that one and refused its own."""
+    model = pico_llama()
+    set_rope_scaling(model, YaRN(), replace(LENGTHS, target=LENGTHS.original * 2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)  # trained
+    save(model, tokenizer, tmp_path / "first")
+    set_rope_scaling(model, YaRN(), LENGTHS)
+    adapted: Any = get_peft_model(model, lora())
+    save(adapted, tokenizer, tmp_path / "second")
+    with pytest.raises(UserError) as caught:
+        load_adapter(pico_llama(), tmp_path / "second")
+    assert caught.value.code == "adapter_base_other_rope"
+    torch.testing.assert_close(logits(load_adapter(tmp_path / "first", tmp_path / "second")), logits(adapted))
+
+
+@pytest.mark.parametrize("what", ["nothing", "no key", "unknown method"])
+def test_a_damaged_adapter_is_one_message(what: str, adapter: tuple[Path, torch.Tensor]) -> None:
+    name = "adapter_config.json" if what == "unknown method" else "skipwise_rope.json"
+    content = json.loads((adapter[0] / name).read_text())
+    content |= {"peft_type": "NOPE"} if what == "unknown method" else {}
+    if what == "no key":
+        del content["before"]
+    (adapter[0] / name).write_text(json.dumps(content))
+    if what == "nothing":
+        load_adapter(pico_llama(), adapter[0])
+        return
+    with pytest.raises(UserError) as caught:
+        load_adapter(pico_llama(), adapter[0])
+    code = "adapter_not_readable" if what == "unknown method" else "adapter_rope_not_readable"
+    assert caught.value.code == code
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = pico_llama()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(UserError) as caught:
+        save(model, tokenizer, tmp_path / "out")
+    assert caught.value.code == "weights_not_finite" and not (tmp_path / "out").exists()
 
 
 def test_an_adapted_model_may_get_its_rope_later(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

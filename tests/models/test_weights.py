@@ -197,6 +197,19 @@ def test_doctor_fails_where_a_model_can_be_probed_and_not_loaded(tmp_path: Path)
     assert error_code(skipwise("doctor", tmp_path, code=2)) == "weights_not_finite"
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"hidden_size": "64"}, {"vocab_size": None}, {"quantization_config": "fp8"}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_config_with_a_value_of_another_type_is_refused(changed: dict[str, Any], checkpoint: Path) -> None:
+    """It ended in "Skipwise did not expect this"."""
+    file = checkpoint / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    for arguments in (["doctor"], ["plan", "--target", "512"]):
+        skipwise(arguments[0], checkpoint, *arguments[1:], code=2)
+
+
 def test_an_adapter_is_no_model(checkpoint: Path) -> None:
     """transformers loads its base in place of the weights beside it, without a word."""
     (checkpoint / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
@@ -283,9 +296,18 @@ def test_files_that_cannot_be_opened_are_said_with_a_remedy(what: str, command: 
     assert caught.value.code == wanted[0]
 
 
-@pytest.mark.parametrize("beside", ["consolidated.safetensors", "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "consolidated.safetensors",
+        "model-00001-of-00002.safetensors",
+        "pytorch_model.bin",
+        "training_args.bin",
+        "tokenizer.model",
+    ],
+)
 def test_files_that_are_not_opened_may_be_anything(beside: str, checkpoint: Path) -> None:
-    """Mistral publishes its weights twice; who needs one of them gets one."""
+    """Mistral publishes its weights twice; who needs one of them gets one. Nor is a tokenizer.model beside .json."""
     (checkpoint / beside).write_text(POINTER)
     check_weights(ModelConfig(path=str(checkpoint)))
     load_model(ModelConfig(path=str(checkpoint)), CPU)
