@@ -22,15 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from skipwise.config import ModelConfig
 from skipwise.data.builtin import python_documents
-from skipwise.environment import describe_environment
 from skipwise.evaluation.passkey import Trial, greedy_answers, make_trials
 from skipwise.evaluation.perplexity import sliding_log_probs, truncated_sums
 from skipwise.evaluation.prompts import encoder
-from skipwise.evaluation.slides import sliding_windows
+from skipwise.evaluation.sliding_windows import sliding_windows
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import compute_dtype, load_model, load_tokenizer
-from skipwise.runs import write_json
+from skipwise.runs.environment import describe_environment
+from skipwise.utils.files import write_json
 
 LENGTHS = 16
 TRIALS = 20
@@ -141,20 +141,20 @@ def passkey(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: 
 
 def sliding(model: PreTrainedModel, ids: np.ndarray, context: int, stride: int) -> dict[str, Any]:
     """The usual loop (a window at a time, all its logits), or ours."""
-    slides = sliding_windows(len(ids), context, stride)
+    windows = sliding_windows(len(ids), context, stride)
 
     def loop() -> float:
         total = 0.0
-        for slide in slides:
-            window = torch.from_numpy(ids[slide.begin : slide.end])[None]
-            total += float(whole_pass(model, window)[slide.score_from - slide.begin - 1 :].sum())
+        for window in windows:
+            window = torch.from_numpy(ids[window.begin : window.end])[None]
+            total += float(whole_pass(model, window)[window.score_from - window.begin - 1 :].sum())
         return total
 
     with stock_attention(model):
         theirs, plain = seconds(loop)
-    ours, log_probs = seconds(lambda: sliding_log_probs(model, ids, slides))
+    ours, log_probs = seconds(lambda: sliding_log_probs(model, ids, windows))
     return {
-        "what": f"sliding perplexity, {len(slides)} windows of {context:,}, stride {stride:,}",
+        "what": f"sliding perplexity, {len(windows)} windows of {context:,}, stride {stride:,}",
         "baseline": "full forward with full logits per window",
         "baseline_seconds": theirs,
         "our_seconds": ours,

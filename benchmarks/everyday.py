@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from skipwise.config import DocumentsConfig, ModelConfig, SourceConfig
 from skipwise.data.builtin import python_documents
+from skipwise.data.config import DocumentsConfig, SourceConfig
 from skipwise.data.store import open_store
 from skipwise.data.windows import cut_spans
-from skipwise.environment import describe_environment
 from skipwise.lengths import Lengths
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import load_tokenizer
 from skipwise.positions import PoSE
 from skipwise.positions.window import Document, example_rng
-from skipwise.runs import write_json
+from skipwise.runs.environment import describe_environment
+from skipwise.utils.files import write_json
 
 LENGTHS = Lengths(original=2048, train=2048, target=32768)
 RUNS = 7
@@ -68,7 +69,7 @@ def sampling(windows: int = 3000) -> dict[str, float]:
 
     def ours() -> None:
         for index in range(windows):
-            sampler.sample(document, LENGTHS, example_rng(0, 0, index), 0.0)
+            sampler.sample(document, LENGTHS, example_rng(0, 0, index))
 
     def with_lists() -> None:
         for index in range(windows):
@@ -198,14 +199,14 @@ def main() -> None:
     if arguments.memory_of:
         print_store_memory(arguments.memory_of)
         return
-    figures = {**start_up(), **first_step(), **sampling(), **tokenising(20)}
+    results = {**start_up(), **first_step(), **sampling(), **tokenising(20)}
     for size in (10, arguments.megabytes):
-        figures[f"store_memory_megabytes_at_{size}"] = store_memory(size)
+        results[f"store_memory_megabytes_at_{size}"] = store_memory(size)
     output = Path(__file__).parent / "results" / "everyday.json"
     rows = many_documents()
-    write_json(output, {"environment": describe_environment(), **figures, "documents": rows})
+    write_json(output, {"environment": describe_environment(), **results, "documents": rows})
     Console().print(rows)
-    Console().print(figures)
+    Console().print(results)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import scaled_dot_product_attention
 
-from skipwise.environment import describe_environment
 from skipwise.lengths import format_length
 from skipwise.models import attention
-from skipwise.runs import write_json
+from skipwise.runs.environment import describe_environment
+from skipwise.utils.files import write_json
 
 PIECE, HEADS, KEY_HEADS, DIMENSIONS = 512, 9, 3, 64
 KEYS = (32768, 131072)

@@ -17,10 +17,10 @@ import torch
 from rich.console import Console
 from torch.nn.functional import scaled_dot_product_attention
 
-from skipwise.environment import describe_environment
 from skipwise.models.attention import attend
 from skipwise.positions import echo_mask
-from skipwise.runs import write_json
+from skipwise.runs.environment import describe_environment
+from skipwise.utils.files import write_json
 
 # Batch, heads, key heads, tokens, dimensions of a head: the embedded model's step, and SmolLM2-135M's.
 SHAPES = ((16, 4, 4, 256, 64), (4, 9, 3, 1024, 64), (1, 9, 3, 2048, 64), (2, 9, 3, 4096, 64))

@@ -4,64 +4,63 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib import pyplot
-from matplotlib.figure import Figure
+import altair as alt
 
-matplotlib.rcParams.update({"svg.hashsalt": "skipwise", "svg.fonttype": "none", "font.size": 9, "axes.grid": True})
-BLUE, ORANGE, GREY = "#2563eb", "#d97706", "#9ca3af"
+from skipwise.report.page import write_picture
+from skipwise.report.vega import color_by, data_of, finished_chart
+
+Rows = list[dict[str, Any]]
 
 
-def draw_lengths(rows: list[dict[str, Any]], path: Path) -> None:
+def draw_lengths(rows: Rows, path: Path) -> None:
     """Seconds and memory of a step by target length (Figure 3 of the PoSE paper)."""
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    sides = (("PoSE", BLUE, "o", False), ("full length", ORANGE, "s", True))
-    for label, color, marker, full in sides:
-        own = [row for row in rows if (row["train_length"] == row["target_length"]) == full]
-        targets = [row["target_length"] for row in own]
-        seconds = [statistics.median(row["seconds"]) for row in own]
-        axes[0].plot(targets, seconds, color=color, marker=marker, label=label)
-        axes[1].plot(targets, [row["peak_megabytes"] for row in own], color=color, marker=marker, label=label)
-    for axis, title in zip(axes, ("seconds of a step", "peak memory of a step, MiB"), strict=True):
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:,.0f}")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.set_xlabel("target length, tokens")
-        axis.set_title(title)
-        axis.legend()
-    _save(figure, path)
+    points: Rows = []
+    for row in rows:
+        method = "full length" if row["train_length"] == row["target_length"] else "PoSE"
+        at = {"method": method, "target": row["target_length"]}
+        points.append({**at, "what": "seconds of a step", "value": statistics.median(row["seconds"])})
+        points.append({**at, "what": "peak memory of a step, MiB", "value": row["peak_megabytes"]})
+    scale = alt.Scale(type="log", base=2, nice=False)
+    lines = data_of(points).mark_line(point=True).encode(
+        x=alt.X("target:Q", scale=scale, title="target length, tokens"),
+        y=alt.Y("value:Q", scale=scale, title=None),
+        color=color_by("method"),
+    )  # fmt: skip
+    _save(lines.properties(width=300, height=220), "what", points, path)
 
 
-def draw_qualities(found: list[dict[str, Any]], path: Path) -> None:
+def draw_qualities(found: Rows, path: Path) -> None:
     """Perplexity and passkey at the target over the time of a training and over its steps, one line per recipe."""
-    sides = [
-        ("perplexity at 4,096 tokens", "perplexity_4096", 1, "seconds of training"),
-        ("perplexity at 4,096 tokens", "perplexity_4096", 1, "steps of training"),
-        ("passkeys found at 4,096 tokens, %", "passkey_4096", 100, "seconds of training"),
-    ]
-    figure, axes = pyplot.subplots(1, len(sides), figsize=(11, 3.4), layout="constrained")
-    labels = set()
+    sides = (
+        ("perplexity at 4,096 tokens, by seconds", "perplexity_4096", 1, True),
+        ("perplexity at 4,096 tokens, by steps", "perplexity_4096", 1, False),
+        ("passkeys found at 4,096 tokens, %, by seconds", "passkey_4096", 100, True),
+    )
+    points: Rows = []
     for one in found:
         recipe = one["recipe"]
         label = "full length" if recipe.method == "full" else f"PoSE, windows of {recipe.train_length}"
-        color = ORANGE if recipe.method == "full" else {256: BLUE, 128: "#0d9488", 64: "#7c3aed"}.get(
-            recipe.train_length, GREY
-        )  # fmt: skip
-        for axis, (_, key, scale, over) in zip(axes, sides, strict=True):
-            along = [row["step"] * (one["seconds"] if over.startswith("seconds") else 1) for row in one["rows"]]
-            values = [scale * row[key] for row in one["rows"]]
-            axis.plot(along, values, color=color, alpha=0.8, label=None if label in labels else label)
-        labels.add(label)
-    axes[-1].axhline(95, color="black", linewidth=0.8, linestyle="--")
-    for axis, (title, _, _, over) in zip(axes, sides, strict=True):
-        axis.set_xlabel(over)
-        axis.set_title(title)
-    axes[0].legend()
-    _save(figure, path)
+        points += [
+            {
+                "recipe": recipe.name,
+                "method": label,
+                "what": title,
+                "along": row["step"] * (one["seconds"] if timed else 1),
+                "value": scale * row[key],
+            }
+            for title, key, scale, timed in sides
+            for row in one["rows"]
+        ]
+    lines = data_of(points).mark_line(opacity=0.8).encode(
+        x=alt.X("along:Q", title=None),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+        color=color_by("method"),
+        detail="recipe:N",
+    )  # fmt: skip
+    _save(lines.properties(width=280, height=220), "what", points, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+def _save(drawn: Any, panel: str, points: Rows, path: Path) -> None:
+    panels = drawn.facet(facet=alt.Facet(f"{panel}:N", title=None, sort=None), columns=3)
+    panels = panels.resolve_scale(x="independent", y="independent")
+    write_picture(finished_chart(path.stem, path.stem, "", points, panels, wide=False), path)

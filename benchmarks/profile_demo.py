@@ -14,13 +14,15 @@ from typing import Any
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 
-from skipwise.config_files import parse_config, read_yaml
-from skipwise.demo import DEMO
-from skipwise.duration import measure_training
-from skipwise.environment import describe_environment
-from skipwise.extension import inspect_run, resolve
-from skipwise.runs import RunDir, write_json
-from skipwise.workbench import Workbench, open_workbench
+from skipwise.config.files import parse_config, read_yaml
+from skipwise.export.inspection import inspect_run
+from skipwise.runs.directory import RunDir
+from skipwise.runs.environment import describe_environment
+from skipwise.utils.files import write_json
+from skipwise.workflows.context import RunContext, open_context
+from skipwise.workflows.demo import DEMO
+from skipwise.workflows.duration import measure_training
+from skipwise.workflows.extend import measured_rows
 
 # Operators that take the most time.
 SHOWN = 12
@@ -41,38 +43,38 @@ def profiled(run: Callable[[], Any]) -> dict[str, Any]:
     return {"seconds": round(seconds, 3), "shares": shares}
 
 
-def train(bench: Workbench) -> None:
+def train(context: RunContext) -> None:
     """So many passes forward and backward as a run of the demo makes in a step."""
-    config = bench.config.train
+    config = context.run.train
     for _ in range(STEPS):
         measure_training(
-            bench.model,
-            window=bench.lengths.train,
+            context.model,
+            window=context.run.window_length,
             windows=config.per_device_train_batch_size,
-            dtype=bench.dtype,
+            dtype=context.dtype,
             kl_weight=config.kl_weight or 0.0,
             skips=True,
             echoes=bool(config.echo_share),
         )
 
 
-def evaluate(bench: Workbench) -> None:
+def evaluate_demo(context: RunContext) -> None:
     """One stage of the demo's evaluation."""
-    with tempfile.TemporaryDirectory() as directory, Console(quiet=True).status("") as status:
-        run, specs = RunDir(Path(directory)), bench.config.evaluate or ()
-        for _ in bench.evaluate(run, "original", "tiny", bench.original_window, specs, status):
+    with tempfile.TemporaryDirectory() as path:
+        run = context.run
+        for _ in measured_rows(RunDir(Path(path)), context, "original", run.current_length, run.evaluate):
             pass
 
 
 def main() -> None:
     """Both, into one file."""
     config = parse_config(read_yaml(DEMO))
-    _, lengths = inspect_run(config)
-    bench = open_workbench(resolve(config, lengths), lengths, Console(quiet=True))
+    _, run = inspect_run(config)
+    context = open_context(run, Console(quiet=True))
     found = {
         # A measurement makes two passes.
-        f"{2 * STEPS} training steps": profiled(lambda: train(bench)),
-        "one stage of the evaluation": profiled(lambda: evaluate(bench)),
+        f"{2 * STEPS} training steps": profiled(lambda: train(context)),
+        "one stage of the evaluation": profiled(lambda: evaluate_demo(context)),
     }
     Console().print(found)
     path = Path(__file__).parent / "results" / "profile-demo.json"

@@ -13,11 +13,10 @@ from typing import Any
 from plots import draw_lengths, draw_qualities
 from time_to_quality import RECIPES
 
-from skipwise.costs import Step, step_flops, step_memory
 from skipwise.models.locate import TINY
 from skipwise.models.shape import ModelShape, read_config, shape_of
-from skipwise.planning import format_bytes
-from skipwise.runs import write_json, write_text
+from skipwise.planning.costs import Step, step_flops, step_memory
+from skipwise.utils.files import format_bytes, write_json, write_text
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -53,7 +52,7 @@ def side_of(rows: list[Row], train_length: int, side: str) -> Row:
 
 
 def loss_difference(rows: list[Row], side: str) -> float:
-    """The largest relative distance of a step's loss from that of stock autocast."""
+    """The largest relative distance of a step's loss from that of Hugging Face autocast."""
     losses = {(row["side"], row["train_length"], row["batch"]): row["losses"] for row in rows}
     return max(
         abs(one - other) / other
@@ -63,37 +62,37 @@ def loss_difference(rows: list[Row], side: str) -> float:
 
 
 def floor_seconds(row: Row, shape: ModelShape, rate: float) -> float:
-    """What a step would take if it were nothing but matrix products at full rate."""
+    """What a step would take if it were nothing but matmuls at full rate."""
     return step_flops(shape, Step(row["train_length"], row["batch"])).total / rate
 
 
-def figures() -> dict[str, Any]:
+def results() -> dict[str, Any]:
     """All ratios, flat."""
     training, lengths, everyday = load("training-SmolLM2-135M-Instruct"), load("lengths-tiny"), load("everyday")
     evaluation, small = (load(f"evaluation-{name}")["rows"] for name in ("SmolLM2-135M-Instruct", "tiny"))
     rows = training["rows"]
     result: dict[str, Any] = {}
     for train_length in (2048, 512):
-        ours, stock = side_of(rows, train_length, "ours"), fastest(rows, train_length, "stock")
-        result[f"train_speedup_{train_length}"] = ours["tokens_per_second"] / stock["tokens_per_second"]
+        ours, hf = side_of(rows, train_length, "ours"), fastest(rows, train_length, "stock")
+        result[f"train_speedup_{train_length}"] = ours["tokens_per_second"] / hf["tokens_per_second"]
     for suffix, side, other in (
         ("", "ours", "stock"),
         ("_selective", "ours, selective", "stock"),
-        ("_all", "ours, all recomputed", "stock bfloat16, recomputed"),
+        ("_all", "ours, all recomputed", "Hugging Face bfloat16, recomputed"),
     ):
         for at, train_length in (("", 1024), ("_2048", 2048)):
-            ours, stock = side_of(rows, train_length, side), fastest(rows, train_length, other)
-            result[f"train_memory_ratio{at}{suffix}"] = ours["peak_megabytes"] / stock["peak_megabytes"]
+            ours, hf = side_of(rows, train_length, side), fastest(rows, train_length, other)
+            result[f"train_memory_ratio{at}{suffix}"] = ours["peak_megabytes"] / hf["peak_megabytes"]
             if suffix:
-                result[f"train_speedup{at or '_1024'}{suffix}"] = ours["tokens_per_second"] / stock["tokens_per_second"]
+                result[f"train_speedup{at or '_1024'}{suffix}"] = ours["tokens_per_second"] / hf["tokens_per_second"]
     for at, train_length in (("", 1024), ("_2048", 2048)):  # beside what a user has who asks for nothing
-        ours, stock = side_of(rows, train_length, "ours, all recomputed"), fastest(rows, train_length, "stock")
-        result[f"train_memory_ratio{at}_all_to_plain"] = ours["peak_megabytes"] / stock["peak_megabytes"]
-        result[f"train_speedup{at or '_1024'}_all_to_plain"] = ours["tokens_per_second"] / stock["tokens_per_second"]
+        ours, hf = side_of(rows, train_length, "ours, all recomputed"), fastest(rows, train_length, "stock")
+        result[f"train_memory_ratio{at}_all_to_plain"] = ours["peak_megabytes"] / hf["peak_megabytes"]
+        result[f"train_speedup{at or '_1024'}_all_to_plain"] = ours["tokens_per_second"] / hf["tokens_per_second"]
     ours = side_of(rows, 2048, "ours")
     rate = training["flops_per_second"]["bfloat16"]
     result["gemm_share"] = floor_seconds(ours, SMOLLM2, rate) / step_seconds(ours)
-    for side in ("ours", "stock bfloat16"):
+    for side in ("ours", "Hugging Face bfloat16"):
         result[f"loss_difference_{side.replace(' ', '_')}"] = loss_difference(rows, side)
     pose = {row["target_length"]: row for row in lengths["rows"] if row["train_length"] == 256}
     full = {row["target_length"]: row for row in lengths["rows"] if row["train_length"] == row["target_length"]}
@@ -219,7 +218,7 @@ def quality_table() -> list[str]:
 
 
 def training_table() -> list[str]:
-    """Stock and ours, by size of a step."""
+    """Hugging Face and ours, by size of a step."""
     loaded = load("training-SmolLM2-135M-Instruct")
     sides = list(dict.fromkeys(row["side"] for row in loaded["rows"]))
     lines = [f"| step | {' | '.join(sides)} | ours / floor |", f"| --- |{' ---: |' * (len(sides) + 1)}"]
@@ -290,13 +289,13 @@ def memory_table() -> list[str]:
 
 def ratios_table(flat: dict[str, Any]) -> list[str]:
     """Every number of the flat file."""
-    lines = ["| figure | value |", "| --- | ---: |"]
+    lines = ["| result | value |", "| --- | ---: |"]
     return lines + [f"| `{key}` | {value:,.4g} |" for key, value in flat.items() if isinstance(value, int | float)]
 
 
 def main() -> None:
     """Write both."""
-    flat = figures()
+    flat = results()
     write_json(HERE / "results.json", flat)
     page = PAGE.read_text(encoding="utf-8")
     tables = {

@@ -22,14 +22,19 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from skipwise.config import RunConfig
-from skipwise.config_files import merge, parse_config, read_yaml
-from skipwise.demo import DEMO
-from skipwise.environment import describe_environment
-from skipwise.evaluation.specs import EvaluationSpec, Passkey, Perplexity
-from skipwise.lengths import Lengths
-from skipwise.runs import RunDir, write_json
-from skipwise.workbench import Workbench, open_workbench
+from skipwise.config.files import merge, parse_config, read_yaml
+from skipwise.config.resolve import resolve
+from skipwise.config.run import RunConfig
+from skipwise.evaluation.passkey import Passkey
+from skipwise.evaluation.perplexity import Perplexity
+from skipwise.evaluation.specs import EvaluationSpec
+from skipwise.runs.directory import RunDir
+from skipwise.runs.environment import describe_environment
+from skipwise.utils.files import write_json
+from skipwise.workflows.context import RunContext, open_context
+from skipwise.workflows.demo import DEMO
+from skipwise.workflows.extend import measured_rows
+from skipwise.workflows.train import train_model
 
 ORIGINAL, TARGET = 256, 4096
 # The best of each method lies within its rates.
@@ -119,8 +124,8 @@ RECIPES = {recipe.name: recipe for recipe in [*FULL, *POSE]}
 class Watch(TrainerCallback):
     """Measures the model ten times over a training."""
 
-    def __init__(self, bench: Workbench, recipe: Recipe, console: Console) -> None:
-        self.bench, self.recipe, self.console = bench, recipe, console
+    def __init__(self, context: RunContext, recipe: Recipe, console: Console) -> None:
+        self.context, self.recipe, self.console = context, recipe, console
         self.rows: list[dict[str, Any]] = []
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -131,9 +136,8 @@ class Watch(TrainerCallback):
             "step": state.global_step,
             "tokens": state.global_step * self.recipe.batch * self.recipe.train_length,
         }
-        with tempfile.TemporaryDirectory() as directory, self.console.status("") as status:
-            run = RunDir(Path(directory))
-            for rows in self.bench.evaluate(run, "extended", self.recipe.name, TARGET, SPECS, status):
+        with tempfile.TemporaryDirectory() as directory:
+            for rows in measured_rows(RunDir(Path(directory)), self.context, "extended", TARGET, SPECS):
                 for result in rows:
                     if result.depth is None and result.metric in ("perplexity", "accuracy"):
                         row[f"{result.evaluation}_{result.context_length}"] = result.value
@@ -154,22 +158,22 @@ class Ends(TrainerCallback):
             control.should_training_stop = True
 
 
-def opened(recipe: Recipe, console: Console) -> Workbench:
+def opened(recipe: Recipe, console: Console) -> RunContext:
     """Model and data of a recipe, with the new RoPE."""
-    lengths = Lengths(original=ORIGINAL, train=min(recipe.train_length, ORIGINAL), target=TARGET)
     config = recipe.config()
     weighed = config.train.model_copy(update={"kl_weight": float(recipe.teacher)})
-    bench = open_workbench(config.model_copy(update={"train": weighed}), lengths, console)
-    bench.interpolate()
-    return bench
+    run = resolve(config.model_copy(update={"train": weighed}), ORIGINAL, ORIGINAL)
+    context = open_context(run, console)
+    context.interpolate()
+    return context
 
 
 def trained(recipe: Recipe, console: Console, make: Any) -> Any:
-    """The callback that `make` gives for the opened workbench, after a training with it; a signal ends it all."""
-    bench = opened(recipe, console)
-    callback = make(bench)
+    """The callback that `make` gives for the opened context, after a training with it; a signal ends it all."""
+    context = opened(recipe, console)
+    callback = make(context)
     with tempfile.TemporaryDirectory() as directory:
-        finished = bench.train(RunDir(Path(directory)), callback)
+        finished = train_model(context, RunDir(Path(directory)), callback)
     if not finished and isinstance(callback, Watch):
         raise SystemExit(f"{recipe.name} was stopped; nothing is written.")
     return callback
@@ -177,7 +181,7 @@ def trained(recipe: Recipe, console: Console, make: Any) -> Any:
 
 def measure_quality(recipe: Recipe, console: Console) -> None:
     """Train one recipe and write its rows, at the end."""
-    watch = trained(recipe, console, lambda bench: Watch(bench, recipe, console))
+    watch = trained(recipe, console, lambda context: Watch(context, recipe, console))
     ROWS.mkdir(parents=True, exist_ok=True)
     content = {"recipe": asdict(recipe), "environment": describe_environment(), "rows": watch.rows}
     write_json(ROWS / f"{recipe.name}.json", content)
@@ -207,7 +211,7 @@ def main() -> None:
         parser.error(f"no recipe is called {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
     console = Console()
     if arguments.only:
-        ends = trained(RECIPES[arguments.only], Console(stderr=True), lambda bench: Ends())
+        ends = trained(RECIPES[arguments.only], Console(stderr=True), lambda _: Ends())
         print(statistics.median(later - earlier for earlier, later in itertools.pairwise(ends.seconds)))
         return
     if arguments.seconds:

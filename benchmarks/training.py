@@ -1,4 +1,4 @@
-"""How fast and how large a training step is, beside that of a stock Trainer: the same windows, in one run.
+"""How fast and how large a training step is, beside that of a Hugging Face Trainer: the same windows, in one run.
 
     python benchmarks/training.py runs/SmolLM2-135M-Instruct.gguf --target 32768
     python benchmarks/training.py builtin:tiny --full 256 4096
@@ -23,21 +23,22 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from skipwise.config import ModelConfig, TrainConfig
 from skipwise.data.builtin import python_documents
-from skipwise.environment import describe_environment
 from skipwise.lengths import Lengths
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import load_config, load_model, load_tokenizer
-from skipwise.models.recompute import recompute_activations
-from skipwise.models.speed import products_per_second
+from skipwise.planning.machine import matmul_rate
 from skipwise.positions import PoSE
 from skipwise.positions.window import Document, example_rng
-from skipwise.runs import write_json
+from skipwise.runs.environment import describe_environment
+from skipwise.training.activation_checkpointing import checkpoint_activations
+from skipwise.training.config import TrainConfig
 from skipwise.training.trainer import train, training_arguments
+from skipwise.utils.files import write_json
 
-SIDES = ("stock autocast", "stock bfloat16", "ours")
+SIDES = ("stock autocast", "Hugging Face bfloat16", "ours")
 # With activations computed again, each beside its own kind.
-RECOMPUTED = ("stock bfloat16, recomputed", "ours, selective", "ours, all recomputed")
+RECOMPUTED = ("Hugging Face bfloat16, recomputed", "ours, selective", "ours, all recomputed")
 CHECKPOINTING: dict[str, Literal["all", "selective"]] = {"ours, selective": "selective", "ours, all recomputed": "all"}
 # (tokens of a window, windows of a step).
 SIZES = ((2048, 1), (512, 4), (1024, 4))
@@ -61,7 +62,7 @@ class Windows(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         train = self.lengths.train
-        window = PoSE().sample(Document(train), self.lengths, example_rng(0, 0, index), 0.0)
+        window = PoSE().sample(Document(train), self.lengths, example_rng(0, 0, index))
         ids = torch.from_numpy(self.ids[index * train :][window.token_index])
         return {
             "input_ids": ids,
@@ -95,12 +96,12 @@ def measure(path: str, side: str, train_length: int, target: int, batch: int, st
     ids = np.array(load_tokenizer(config)(text, verbose=False)["input_ids"])
     windows = Windows(ids, Lengths(original=train_length, train=train_length, target=target))
     before = status("VmRSS")
-    weights = torch.bfloat16 if side.startswith("stock bfloat16") else torch.float32
-    stock = config.model_copy(update={"attn_implementation": "sdpa"})
+    weights = torch.bfloat16 if side.startswith("Hugging Face bfloat16") else torch.float32
+    hf = config.model_copy(update={"attn_implementation": "sdpa"})
     own = side.startswith("ours")
-    model = load_model(config if own else stock, device, weights)
+    model = load_model(config if own else hf, device, weights)
     if side in CHECKPOINTING:
-        recompute_activations(model, CHECKPOINTING[side])
+        checkpoint_activations(model, CHECKPOINTING[side])
     clock = Clock()
     with tempfile.TemporaryDirectory() as directory:
         if own:
@@ -130,7 +131,7 @@ def measure(path: str, side: str, train_length: int, target: int, batch: int, st
 def train_as_usual(
     model: PreTrainedModel, side: str, directory: str, windows: Windows, batch: int, steps: int, clock: Clock
 ) -> None:
-    """The stock Trainer, with the optimizer settings of ours."""
+    """The Hugging Face Trainer, with the optimizer settings of ours."""
     arguments = TrainingArguments(
         output_dir=directory, max_steps=steps, per_device_train_batch_size=batch, learning_rate=1e-5,
         lr_scheduler_type="constant_with_warmup", warmup_steps=10, weight_decay=0.0, bf16=side == "stock autocast",
@@ -172,7 +173,7 @@ def product_rates(path: str) -> dict[str, float]:
     """FLOP/s of the model's widest product, by dtype: the floor of any step."""
     config = load_config(ModelConfig(path=path))
     shape = (2048, config.hidden_size, config.intermediate_size)
-    return {dtype: products_per_second(dtype, shape) for dtype in ("bfloat16", "float32")}
+    return {dtype: matmul_rate(dtype, shape) for dtype in ("bfloat16", "float32")}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Positional skip-wise training in a stock `Trainer`.
+"""Positional skip-wise training in a Hugging Face `Trainer`.
 
     python examples/trainer.py HuggingFaceTB/SmolLM2-135M book.txt out
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from skipwise.explore import THEME, build
+from skipwise.report.explore import THEME, build
 from skipwise.report.page import write_report
 
 # Of the page, in pixels: the summary, the first chart and the second.

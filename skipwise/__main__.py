@@ -1,3 +1,3 @@
-from skipwise.cli import main
+from skipwise.cli.main import main
 
 main()

@@ -20,20 +20,20 @@ from datasets import Dataset
 from pydantic import BaseModel
 from transformers import PreTrainedModel
 
-from skipwise.config import LengthsConfig, Positions, Rope, Section, Share
-from skipwise.config_files import parse_section
-from skipwise.data.sentences import sentences_of
+from skipwise.config.files import parse_section
+from skipwise.config.resolve import resolve_lengths
+from skipwise.config.run import LengthsConfig, Positions, Rope
 from skipwise.data.windows import WindowCollator
 from skipwise.errors import UserError
-from skipwise.export.adapter import write_rope
 from skipwise.lengths import Lengths
-from skipwise.models.probe import probe_attention
-from skipwise.models.rope import read_rope, set_rope_scaling, text_config, with_far_table
-from skipwise.models.windowed import check_windows, masks_for
-from skipwise.planning import resolve_target
-from skipwise.positions import LongRecipe, PoSE
-from skipwise.ranks import is_first
-from skipwise.rope import Mixed, YaRN
+from skipwise.models.rope import read_rope, set_rope_scaling, text_config, with_full_table
+from skipwise.models.windowed import masks_for
+from skipwise.positions import PoSE
+from skipwise.rope import YaRN
+from skipwise.training.adapters import write_rope
+from skipwise.training.preparation import check_attention, window_collator
+from skipwise.utils.distributed import is_first
+from skipwise.utils.settings import Section, Share
 
 try:
     from axolotl.integrations.base import BasePlugin
@@ -204,26 +204,18 @@ class SkipwisePlugin(BasePlugin):  # type: ignore[misc]
         """Set the RoPE, before adapters come around the layers; a model that has it already is left as it is."""
         settings, rope = settings_of(cfg), read_rope(model.config)
         lengths = replace(window_lengths(settings), original=settings.lengths.original or rope.original)
-        parameters = with_far_table(model.config, settings.rope, lengths)
+        parameters = with_full_table(model.config, settings.rope, lengths)
         if rope.current != lengths.target or text_config(model.config).rope_parameters != parameters:
-            lengths = resolve_target(settings, rope.original, rope.current)
+            lengths = resolve_lengths(settings.lengths, rope.original, rope.current)
+            settings.positions.check(lengths)
             set_rope_scaling(model, settings.rope, lengths)
         self.lengths = lengths
 
     def post_model_load(self, cfg: Mapping[str, Any], model: PreTrainedModel) -> None:
-        """Ask the model, as it will be trained, whether its attention reaches across a skip."""
-        training = model.training
-        model.train()
-        try:
-            for batch in {int(cfg["micro_batch_size"]), 1}:  # some backends take another path for one
-                probe_attention(model, self.lengths.target, batch, dtype=model.dtype)
-            skips = settings_of(cfg).positions.name not in ("plain", "full")
-            layers = check_windows(model, self.lengths.target, model.dtype) if skips else None
-        finally:
-            model.train(training)
-        LOG.info("attention reaches across a skip, and sees how far it is: checked")
-        if layers is not None:
-            LOG.info(layers.describe())
+        """Probe the model's attention, as it will be trained."""
+        batches = {int(cfg["micro_batch_size"]), 1}  # some backends take another path for one
+        for line in check_attention(model, settings_of(cfg).positions, self.lengths.target, batches, model.dtype):
+            LOG.info(line)
 
     def post_trainer_create(self, cfg: Mapping[str, Any], trainer: Any) -> None:
         """Have batches made of windows, in training and in evaluation. `trainer` is one of Axolotl's."""
@@ -238,12 +230,12 @@ class SkipwisePlugin(BasePlugin):  # type: ignore[misc]
                     "(last_run_prepared by default).",
                     code="prepared_rows_too_short",
                 )
-        windows = WindowCollator(
+        windows = window_collator(
             settings.positions,
+            settings.rope,
             self.lengths,
+            trainer.processing_class,
             untouched_share=settings.untouched_share,
-            whole_batches=isinstance(settings.rope, Mixed),
-            sentences=sentences_of(trainer.processing_class) if isinstance(settings.positions, LongRecipe) else None,
         )
         trainer.data_collator = RowCollator(windows, trainer.model)
         trainer.eval_data_collator = RowCollator(windows, trainer.model, fixed=True)

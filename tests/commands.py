@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from skipwise import cli
-from skipwise.evaluation.specs import EvalResult
-from skipwise.terminal import console, errors
+from skipwise.cli import main as cli
+from skipwise.cli.terminal import console, errors
+from skipwise.evaluation.results import EvalResult
 
 
 def skipwise(*arguments: object, code: int = 0) -> str:

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from tests.picomodels import byte_tokenizer, pico_llama
+
 # Before torch is imported. Tests run side by side, each with one thread; more threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests compute on the CPU, also where there is a GPU.
@@ -18,70 +20,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
-
-VOCABULARY = 258  # every byte, and two special tokens
-WINDOW = 64
-_SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def pico_llama(**changes: object) -> LlamaForCausalLM:
-    """A Llama of some ten thousand parameters, with weights large enough for its attention to matter."""
-    torch.manual_seed(0)
-    settings = {
-        **_SIZES,
-        "num_key_value_heads": 1,
-        "intermediate_size": 48,
-        "max_position_embeddings": WINDOW,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        "initializer_range": 0.2,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
-    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
-
-
-def pico_qwen3() -> Qwen3ForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        **_SIZES, head_dim=16, num_key_value_heads=1, intermediate_size=48, max_position_embeddings=WINDOW,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, initializer_range=0.2,
-    )  # fmt: skip
-    return Qwen3ForCausalLM(config).eval()
-
-
-def pico_neox() -> GPTNeoXForCausalLM:
-    """Rotates a quarter of each head."""
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        **{**_SIZES, "hidden_size": 64}, intermediate_size=64, max_position_embeddings=WINDOW, initializer_range=0.2,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-    )  # fmt: skip
-    return GPTNeoXForCausalLM(config).eval()
-
-
-PICO_MODELS = {"llama": pico_llama, "qwen3": pico_qwen3, "gpt_neox": pico_neox}
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte; no merges."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
 
 # Imported by the process that others are forked from, and by nobody else.
 collect_ignore = ["preload.py"]

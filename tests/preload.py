@@ -5,11 +5,11 @@ import importlib.util
 
 for name in (
     "datasets",
-    "skipwise.cli",
-    "skipwise.comparison.compare",
+    "skipwise.cli.main",
+    "skipwise.workflows.evaluate",
     "skipwise.report.page",
     "skipwise.study.run",
-    "skipwise.workbench",
+    "skipwise.workflows.context",
     "torch.distributed.fsdp",
     "transformers.models.llama.modeling_llama",
     "transformers.trainer",

@@ -30,7 +30,7 @@ _forks.set_forkserver_preload(["tests.preload"])
 
 def command(arguments: list[str]) -> None:
     """`skipwise ARGUMENTS`, to the end of the process."""
-    from skipwise import cli
+    from skipwise.cli import main as cli
 
     sys.argv = ["skipwise", *arguments]
     cli.main()
@@ -129,8 +129,8 @@ def _begin(
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    from skipwise import terminal
-    from skipwise.ranks import is_first
+    from skipwise.cli import terminal
+    from skipwise.utils.distributed import is_first
 
     terminal.console.quiet = not is_first()  # as it is when this module is imported
     run(arguments)

@@ -16,10 +16,10 @@ import yaml
 from safetensors.torch import save_file
 from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig
 
-from skipwise.cli import app, run
+from skipwise.cli.main import app, run
 from skipwise.models.locate import model_location
-from tests.models.test_convert import SIZES as BAICHUAN
-from tests.models.test_convert import baichuan_weights
+from tests.picomodels import BAICHUAN_SIZES as BAICHUAN
+from tests.picomodels import baichuan_weights
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -134,13 +134,13 @@ def shortened(command: str) -> str:
 
 # What else is on the pages: where it is run, or why it is not.
 ELSEWHERE = {
-    r"make (demo|test|check|demo-smollm2|study-tiny|reliability)\b": "by hand or in CI; tests run what they run",
+    r"make (-f experiments/Makefile \S+|demo|test|check|demo-smollm2)\b": "by hand or in CI; tests run what they run",
     r"pip install skipwise": "needs the index; the wheel itself: tests/test_packaging.py",
     r"(torchrun|accelerate launch|deepspeed) .*skipwise extend": "tests/training/test_ranks.py",
     r"#!/bin/bash|#SBATCH|trap |port=|head=|srun |wait ": "Slurm is not here",
     r"(sbatch|OMP_NUM_THREADS=4 parallel) ": "schedulers; the commands they run: tests/study/test_study.py",
-    r"(vllm serve|llama-server|git clone) ": "make check-serving",
-    r"python (scripts|benchmarks)/": "experiments, whose rows are committed",
+    r"(vllm serve|llama-server|git clone) ": "make -f experiments/Makefile check-serving",
+    r"python (benchmarks/|-m experiments\.)": "experiments, whose rows are committed",
     r"[Pq]\(d\)": "no command",
 }
 
@@ -151,8 +151,8 @@ def test_every_other_command_of_the_pages_is_accounted_for() -> None:
         blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", text, re.DOTALL)
         indented = re.findall(r"^    (\S.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
         for line in [*"\n".join(blocks).splitlines(), *indented]:
-            told = not line.strip() or line.startswith(("skipwise ", "- ", "|"))
-            assert told or any(re.match(known, line) for known in ELSEWHERE), f"{page.name}: {line}"
+            reporting = not line.strip() or line.startswith(("skipwise ", "- ", "|"))
+            assert reporting or any(re.match(known, line) for known in ELSEWHERE), f"{page.name}: {line}"
 
 
 def test_the_quickstart_from_its_beginning_to_its_end(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import skipwise
-from skipwise import UserError, cli
-from skipwise.config_files import parse_config
+from skipwise import UserError
+from skipwise.cli import main as cli
+from skipwise.config.files import parse_config
 from skipwise.data.sources import MessagesError
-from skipwise.models.readers import UnreadableError
+from skipwise.export.readers import UnreadableError
 from tests.commands import error_code
 from tests.commands import skipwise as command
 

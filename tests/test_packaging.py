@@ -33,11 +33,11 @@ def test_the_wheel_works_on_its_own(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as content:
         names = content.namelist()
         content.extractall(tmp_path / "site")
-    assert {"skipwise/py.typed", "skipwise/demo.yaml"} <= set(names)
+    assert {"skipwise/py.typed", "skipwise/workflows/demo.yaml"} <= set(names)
     assert not [one for one in names if one.startswith(("tests", "docs"))]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     script = (
-        "import sys, skipwise.cli as cli; print(cli.__file__)\n"
+        "import sys, skipwise.cli.main as cli; print(cli.__file__)\n"
         "sys.exit(cli.run(lambda: cli.app(['list'])) or cli.run(cli.app))"
     )
     tiny = ["extend", "builtin:tiny", "--target", "512", "--data", "builtin:python", "--steps", "0", "--output", "one"]
@@ -54,7 +54,14 @@ def test_the_sdist_holds_what_tests_and_docs_name(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as content:
         names = {name.partition("/")[2] for name in content.getnames()}
-    needed = ["Makefile", "CITATION.cff", "constraints.txt", ".ci/run", "benchmarks/results.json", "skipwise/demo.yaml"]
+    needed = [
+        "Makefile",
+        "CITATION.cff",
+        "constraints.txt",
+        ".ci/run",
+        "benchmarks/results.json",
+        "skipwise/workflows/demo.yaml",
+    ]
     assert set(needed) <= names
     assert not [one for one in names if one.startswith(("runs/", ".venv/", "dist/"))]
 

@@ -13,11 +13,11 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from skipwise.cli import app
-from skipwise.config import EvaluateConfig, RunConfig
+from skipwise.cli.main import app
+from skipwise.config.run import EvaluateConfig, RunConfig
 from skipwise.study.config import StudyConfig
 from tests.commands import error_code, skipwise
-from tests.models.test_inspection import SMALL, written
+from tests.picomodels import SMALL_LLAMA, write_config
 
 PACKAGE = Path(__file__).parent.parent / "skipwise"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -110,25 +110,25 @@ def test_every_key_that_is_named_exists() -> None:
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama": {**SMALL, "model_type": "llama"},
+    "llama": {**SMALL_LLAMA, "model_type": "llama"},
     "Llama 3.2": {
-        **SMALL, "model_type": "llama", "max_position_embeddings": 131072, "rope_scaling": {
+        **SMALL_LLAMA, "model_type": "llama", "max_position_embeddings": 131072, "rope_scaling": {
             "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192}},
     "Vicuna": {
-        **SMALL, "model_type": "llama", "max_sequence_length": 16384, "rope_scaling": {
+        **SMALL_LLAMA, "model_type": "llama", "max_sequence_length": 16384, "rope_scaling": {
             "type": "linear", "factor": 4.0}},
     "Qwen2.5 with YaRN": {
-        **SMALL, "model_type": "qwen2", "max_position_embeddings": 32768, "rope_scaling": {
+        **SMALL_LLAMA, "model_type": "qwen2", "max_position_embeddings": 32768, "rope_scaling": {
             "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
-    "Mistral": {**SMALL, "model_type": "mistral", "sliding_window": 1024},
-    "mixture": {**SMALL, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "Mistral": {**SMALL_LLAMA, "model_type": "mistral", "sliding_window": 1024},
+    "mixture": {**SMALL_LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_doctor_proposes_extend_takes(name: str, tmp_path: Path) -> None:
-    model = written(tmp_path / "model", SHAPES[name])
+    model = write_config(tmp_path / "model", SHAPES[name])
     wrong = {"Vicuna", "Qwen2.5 with YaRN"}  # whose window was not raised
     said = skipwise("doctor", model, "--target", "1m", "--json", code=2 if name in wrong else 0)
     proposal = json.loads(said[: said.rindex("}") + 1])["target"]
@@ -138,7 +138,7 @@ def test_what_doctor_proposes_extend_takes(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_target_that_an_error_proposes_is_taken(name: str, tmp_path: Path) -> None:
-    model = written(tmp_path / "model", SHAPES[name])
+    model = write_config(tmp_path / "model", SHAPES[name])
     said = skipwise("plan", model, "--target", "4k", code=2)
     assert error_code(said) == "target_not_above_window"
     target = re.search(r"for example to ([\d,]+)", " ".join(said.split()))[1].replace(",", "")  # type: ignore[index]

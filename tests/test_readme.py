@@ -1,4 +1,4 @@
-"""What the README shows must run, and its figures must be those of the results."""
+"""What the README shows must run, and its results must be those of the results."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ README = ROOT / "README.md"
     ("page", "run"),
     [
         ("README.md", "demo"),
-        ("README.md", "smollm2-32k"),
+        ("docs/extend.md", "smollm2-32k"),
         ("docs/decisions.md", "demo"),
         ("docs/decisions.md", "smollm2-32k"),
         ("docs/evaluation.md", "smollm2-evaluation"),
@@ -40,12 +40,11 @@ def test_the_training_loop_of_the_readme(pico_directory: Path, tmp_path: Path, m
 
 def test_the_encoder_of_the_page_learns(tmp_path: Path) -> None:
     """docs/models.md, on a small model with lengths to fit."""
-    from tests.models.test_encoders import tokenizer
-    from tests.support import pico_encoder
+    from tests.picomodels import encoder_tokenizer, pico_encoder
 
     torch.manual_seed(0)  # of a skip, which may be none
     pico_encoder("modernbert").save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
+    encoder_tokenizer().save_pretrained(tmp_path)
     code, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(encoding="utf-8"), re.DOTALL)
     code = code.replace("answerdotai/ModernBERT-base", str(tmp_path))
     code = code.replace("original=8192, train=2048, target=32768", "original=64, train=32, target=512")
@@ -59,7 +58,7 @@ def test_the_encoder_of_the_page_learns(tmp_path: Path) -> None:
 def test_the_encoder_decoder_of_the_page_reads() -> None:
     """docs/models.md, with skips in both texts."""
     from skipwise import Lengths, PoSE, WindowCollator, masks_for
-    from tests.models.test_encoders import t5gemma
+    from tests.picomodels import t5gemma
 
     _, code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(encoding="utf-8"), re.DOTALL)
     collator = WindowCollator(PoSE(), Lengths(original=64, train=32, target=512))

@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from skipwise.comparison.request import find_models
-from skipwise.config_files import parse_section, read_yaml
-from skipwise.environment import describe_environment
+from skipwise.config.files import parse_section, read_yaml
 from skipwise.errors import UserError
 from skipwise.export.card import shown_name
-from skipwise.report.table import markdown_table, plain_table
+from skipwise.report.tables import markdown_table, plain_table
+from skipwise.runs.environment import describe_environment
 from skipwise.study.config import StudyConfig, final_cells
 from skipwise.training.engines import weights_only_checkpoints
+from skipwise.workflows.evaluation_arguments import find_models
 from tests.commands import error_code, skipwise
 
 MARKUP = "[bold]x[-red]"
@@ -137,10 +137,10 @@ def test_the_environment_has_no_secrets_and_no_paths(monkeypatch: pytest.MonkeyP
         f"model.path={tmp_path}/model",
     ]
     monkeypatch.setattr("sys.argv", ["skipwise", "extend", *arguments])
-    told = json.dumps(describe_environment())
-    assert "hf_thisisasecret" not in told
-    assert str(tmp_path) not in told and "some one" not in told
-    assert "--output=run" in told
+    reporting = json.dumps(describe_environment())
+    assert "hf_thisisasecret" not in reporting
+    assert str(tmp_path) not in reporting and "some one" not in reporting
+    assert "--output=run" in reporting
 
 
 @pytest.mark.parametrize(

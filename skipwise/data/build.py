@@ -17,12 +17,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from skipwise.config import DocumentsConfig, SourceConfig
 from skipwise.data.chat import conversation, scored_tokens
+from skipwise.data.config import DocumentsConfig, SourceConfig
 from skipwise.data.sources import RawDocument, ReadReport, describe_source, read_documents
-from skipwise.digests import short_digest
 from skipwise.errors import UserError
-from skipwise.runs import append_line, read_lines, write_json
+from skipwise.utils.files import append_line, read_lines, short_hash, write_json
 
 # Texts are handed to the tokenizer in batches of about this many characters.
 BATCH_CHARACTERS = 2_000_000
@@ -90,10 +89,10 @@ def _write(
         for batch, encoded in _encoded(_batches(documents), tokenizer, dtype):
             line: dict[str, list[tuple[int, str]]] = {name: [] for name in parts}
             for document, (ids, scored) in zip(batch, encoded, strict=True):
-                digest = short_digest(document.key)
-                name = _part_of(digest, data.held_out_share)
-                parts[name].add(ids, digest, scored)
-                line[name].append((len(ids), digest))
+                content_hash = short_hash(document.key)
+                name = _part_of(content_hash, data.held_out_share)
+                parts[name].add(ids, content_hash, scored)
+                line[name].append((len(ids), content_hash))
             for part in parts.values():
                 part.sync()
             append_line(path / JOURNAL, line)  # after the tokens it speaks of
@@ -120,8 +119,8 @@ def _take_over(journal: Path, parts: dict[str, "_Part"], documents: Iterator[Raw
         return False
     expected = {name: iter(part.hashes) for name, part in parts.items()}
     for document in islice(documents, sum(len(part.hashes) for part in parts.values())):
-        digest = short_digest(document.key)
-        if next(expected[_part_of(digest, share)], None) != digest:
+        content_hash = short_hash(document.key)
+        if next(expected[_part_of(content_hash, share)], None) != content_hash:
             return False
     return all(next(rest, None) is None for rest in expected.values())
 
@@ -148,8 +147,8 @@ class _Part:
     def take_over(self, entries: list[tuple[int, str]]) -> bool:
         """Hold these documents of an interrupted pass, and nothing written after them; False if they are lost."""
         self.position, self.lengths, self.hashes = 0, [], []
-        for length, digest in entries:
-            self._count(length, digest)
+        for length, content_hash in entries:
+            self._count(length, content_hash)
         size = self.position * self.dtype.itemsize
         there = self.path.stat().st_size >= size
         self.file.truncate(size)
@@ -158,13 +157,13 @@ class _Part:
             self.scored.truncate(self.position)
         return there
 
-    def add(self, ids: Ids, digest: str, scored: NDArray[np.bool_] | None) -> None:
+    def add(self, ids: Ids, content_hash: str, scored: NDArray[np.bool_] | None) -> None:
         self.file.write(ids.data)
         if self.eos is not None:
             self.file.write(self.dtype.type(self.eos).tobytes())
         if self.scored is not None and scored is not None:
             self.scored.write(scored.tobytes() + b"\0" * (self.eos is not None))
-        self._count(len(ids), digest)
+        self._count(len(ids), content_hash)
 
     def sync(self) -> None:
         """Have it on the disk, whatever happens to the machine."""
@@ -180,19 +179,19 @@ class _Part:
         np.save(self.path.with_suffix(".npy"), np.array([stops - lengths, stops], dtype=np.int64).reshape(2, -1))
         return {"documents": len(lengths), "tokens": int(lengths.sum()), "hashes": self.hashes}
 
-    def _count(self, length: int, digest: str) -> None:
+    def _count(self, length: int, content_hash: str) -> None:
         self.lengths.append(length)
-        self.hashes.append(digest)
+        self.hashes.append(content_hash)
         self.position += length + (self.eos is not None)
 
 
-def is_held_out(digest: str, share: float) -> bool:
+def is_held_out(content_hash: str, share: float) -> bool:
     """Whether a document with this hash is among the `share` kept for evaluation."""
-    return int(digest, 16) < share * 2**64
+    return int(content_hash, 16) < share * 2**64
 
 
-def _part_of(digest: str, share: float) -> str:
-    return "held_out" if is_held_out(digest, share) else "train"
+def _part_of(content_hash: str, share: float) -> str:
+    return "held_out" if is_held_out(content_hash, share) else "train"
 
 
 def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:

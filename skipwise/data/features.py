@@ -39,7 +39,7 @@ def tokens_of(feature: Mapping[str, Any], number: int) -> Tokens:
     any) are not -100, and `completion_mask` and `assistant_masks` are 1.
 
     Args:
-        feature: with `input_ids`, as in a stock `Trainer` or TRL.
+        feature: with `input_ids`, as in a Hugging Face `Trainer` or TRL.
         number: its place in the batch, for messages.
 
     Raises:

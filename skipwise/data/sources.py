@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from skipwise.config import SourceConfig
 from skipwise.data import builtin
-from skipwise.digests import file_digest
+from skipwise.data.config import SourceConfig
 from skipwise.errors import UserError, nearest
+from skipwise.utils.files import file_hash
 
 TEXT_SUFFIXES = (".txt", ".md")
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -395,7 +395,7 @@ def describe_source(config: SourceConfig) -> dict[str, Any]:
         names = [(suffix_of(path) if file == path else str(file.relative_to(path)), file) for file in files_of(path)]
         return identity | {
             "source": "file" if path.is_file() else "directory",
-            "files": [(name, file.stat().st_size, file_digest(file)) for name, file in names],
+            "files": [(name, file.stat().st_size, file_hash(file)) for name, file in names],
         }
     return identity
 

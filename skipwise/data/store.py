@@ -2,19 +2,21 @@
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from skipwise.config import DocumentsConfig, SourceConfig
 from skipwise.data.build import SCORED, Progress, build_store
+from skipwise.data.config import DocumentsConfig, SourceConfig
 from skipwise.data.sources import describe_source
-from skipwise.digests import cache_directory
-from skipwise.runs import read_json
+from skipwise.utils.files import cache_directory, read_json
 
 # Raise it when the layout of a store changes: older ones are then built anew.
 LAYOUT = 1
@@ -171,3 +173,43 @@ def split_few(documents: Documents, hashes: list[str]) -> tuple[str, Documents, 
     lowest[hashes.index(min(hashes))] = True
     train = replace(documents, starts=starts[~lowest], stops=stops[~lowest])
     return "lowest hash", train, replace(documents, starts=starts[lowest], stops=stops[lowest]), [min(hashes)]
+
+
+# In a log, where no line can be changed.
+SECONDS_BETWEEN_LINES = 60.0
+
+
+def open_sources(data: DocumentsConfig, tokenizer: PreTrainedTokenizerBase, console: Console) -> list[TokenStore]:
+    """The store of each source; what is not there yet is built."""
+    return [_open(data, index, tokenizer, console) for index in range(len(data.sources))]
+
+
+def _open(data: DocumentsConfig, index: int, tokenizer: PreTrainedTokenizerBase, console: Console) -> TokenStore:
+    source = data.sources[index]
+    with console.status(Text(f"tokenising {source.source}")) as status:
+        last_line = time.monotonic()
+
+        def progress(documents: int, tokens: int) -> None:
+            nonlocal last_line
+            line = Text(f"tokenising {source.source}: {documents:,} documents, {tokens:,} tokens")
+            status.update(line)
+            if not console.is_terminal and time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
+                console.print(line, highlight=False)
+
+        if not console.is_terminal and not is_stored(source, data, tokenizer):
+            console.print(f"tokenising {source.source}", highlight=False)
+        store = open_store(source, data, tokenizer, progress)
+    report = store.summary["report"]
+    train, held_out = store.summary["train"], store.summary["held_out"]
+    counts = (
+        f"{held_out['tokens']:,} tokens in {held_out['documents']:,} documents"
+        if data.held_out_share == 1
+        else f"{train['tokens']:,} tokens in {train['documents']:,} documents to train on, "
+        f"{held_out['documents']:,} held out by {store.summary['split_by']}"
+    )
+    malformed = f"; {report['malformed']} of {report['records']} records malformed" if report["malformed"] else ""
+    console.print(f"{source.source}: {counts}{malformed}", highlight=False)
+    for example in report["examples"]:
+        console.print(f"  skipped {example}", highlight=False)
+    return store

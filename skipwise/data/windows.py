@@ -1,7 +1,7 @@
 """From documents to batches: spans of tokens, and the collator that draws their positions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,12 @@ from skipwise.data.sentences import Sentences
 from skipwise.data.store import Documents
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.positions import Document, LongRecipe, Plain, PoSE, PositionSampler, echo_mask, example_rng
-from skipwise.ranks import rank
+from skipwise.positions import Document, Plain, PositionSampler, echo_mask, example_rng
+from skipwise.utils.distributed import rank
 
 Spans = NDArray[np.int64]
 # Streams of randomness of one example that must not be the same one.
 _ORDER, _RETRIEVAL = 2**31, 2**31 + 1
-# A target that grows does so in few steps, since some samplers prepare tables for each.
-GROWTH_STEPS = 16
 
 
 def cut_spans(documents: Documents, needed: int, used: int, join: bool, shortest: int = 0) -> Spans:
@@ -91,7 +89,6 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         retrieval: synthetic documents to mix in.
         retrieval_share: their share of the examples.
         retrieval_length: their length in tokens.
-        progress: of every example, in [0, 1]; None for its place among all.
     """
 
     def __init__(
@@ -103,9 +100,8 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         retrieval: RetrievalDocuments | None = None,
         retrieval_share: float = 0.0,
         retrieval_length: int = 0,
-        progress: float | None = None,
     ) -> None:
-        self.sources, self.seed, self.progress = sources, seed, progress
+        self.sources, self.seed = sources, seed
         self.begin = np.array(begin, dtype=np.int64)
         self.retrieval, self.retrieval_length = retrieval, retrieval_length
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
@@ -124,17 +120,16 @@ class TrainingExamples(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Tokens of one piece; `visit` names the random stream its positions are drawn from."""
         number, visit = int(self.source_of[index]), int(self.visit_of[index])
-        progress = index / len(self) if self.progress is None else self.progress
         if number == len(self.sources):
             assert self.retrieval is not None
             rng = example_rng(self.seed, _RETRIEVAL, visit, source=number)
             tokens, scored = self.retrieval.draw(self.retrieval_length, rng)
-            return {"input_ids": tokens, "scored": scored, "visit": (0, visit, number), "progress": progress}
+            return {"input_ids": tokens, "scored": scored, "visit": (0, visit, number)}
         source = self.sources[number]
         epoch, place = divmod(visit, len(source.spans))
         span = int(self._order(number, epoch)[place])
         tokens = np.concatenate([self.begin, source.documents.read(*source.spans[span])])
-        feature = {"input_ids": tokens, "visit": (epoch, span, number), "progress": progress}
+        feature = {"input_ids": tokens, "visit": (epoch, span, number)}
         if source.documents.scored is not None:
             said = source.documents.scored[slice(*source.spans[span])]
             feature["answers"] = np.concatenate([np.zeros(len(self.begin), bool), said])
@@ -150,37 +145,21 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         return order
 
 
-def grown(lengths: Lengths, progress: float, growth: float) -> Lengths:
-    """The lengths at a point of the training, while the target grows from Lw to Lt in `GROWTH_STEPS` equal steps.
-
-    Args:
-        progress: share of the training done, in [0, 1].
-        growth: share of the training after which the target is reached; 0 for all of it at once.
-
-    >>> [grown(Lengths(256, 256, 4352), progress, 0.5).target for progress in (0.0, 0.25, 0.5, 1.0)]
-    [512, 2560, 4352, 4352]
-    """
-    if progress >= growth:
-        return lengths
-    share = (int(GROWTH_STEPS * progress / growth) + 1) / GROWTH_STEPS
-    return replace(lengths, target=lengths.train + round(share * (lengths.target - lengths.train)))
-
-
 @dataclass(frozen=True)
 class WindowCollator:
     """Draws a window from each document and makes a batch: fresh positions at every visit.
 
-    Works in any training loop. A stock `Trainer` needs `remove_unused_columns=False`, or it takes away the columns that
-    a model's forward pass does not name before the collator sees them.
+    Works in any training loop. A Hugging Face `Trainer` needs `remove_unused_columns=False`, or it takes away the
+    columns that a model's forward pass does not name before the collator sees them.
 
     Features need `input_ids`, at least `sampler.tokens_needed(lengths)` of them without padding; of a longer text a
     window begins at a random token, another one at every visit. `labels` of -100 have no loss, zeros of
     `attention_mask` are padding and left out, and zeros of TRL's `completion_mask` and `assistant_masks` have no loss.
     Several texts in one feature (packing), or inputs that are no text, are refused. Optional are `scored` (bool per
     token: only these have a loss, and no text between them is cut out), `answers` (the same of a conversation, whose
-    text may be cut), `visit` (epoch, index, source: the random stream to draw from) and `progress` (share of the
-    training done, in [0, 1]). Without `visit` the draw comes from torch's generator, which `DataLoader` seeds anew for
-    every worker and epoch, and from the rank of the process; a batch for evaluation is then another one at every call.
+    text may be cut) and `visit` (epoch, index, source: the random stream to draw from). Without `visit` the draw comes
+    from torch's generator, which `DataLoader` seeds anew for every worker and epoch, and from the rank of the process;
+    a batch for evaluation is then another one at every call.
 
     The attention mask is always there, usually all ones: transformers reads a jump in `position_ids`
     without a mask as the start of another packed sequence, and cuts the attention there.
@@ -195,7 +174,6 @@ class WindowCollator:
         echo_share: share of the windows with skips in which tokens echo (see `echo_mask`). Then the mask is
             one of scores, which sdpa and eager attention take, but not flash and flex attention.
         sentences: what tokens say about sentences (`sentences_of`), for the sampler that skips between them.
-        target_growth: share of the training over which the target grows from the train length to its own.
         mark_text: add what `WindowTrainer` takes, and a model's own forward pass does not: `text_runs_on`,
             bool[batch, window]: whether the text up to a token has no gap; `visit`, int64[batch, 3], of the features.
     """
@@ -208,12 +186,11 @@ class WindowCollator:
     mark_text: bool = False
     whole_batches: bool = False
     sentences: Sentences | None = None
-    target_growth: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.sampler, LongRecipe) and self.sentences is None:
+        if self.sampler.needs_sentences and self.sentences is None:
             raise UserError(
-                "longrecipe skips between sentences, which WindowCollator must know, but sentences is None. "
+                f"{self.sampler.name} skips between sentences, which WindowCollator must know, but sentences is None. "
                 "Give it sentences=skipwise.sentences_of(tokenizer).",
                 code="sentences_missing",
             )
@@ -246,11 +223,10 @@ class WindowCollator:
         if "answers" in feature:
             answers = np.asarray(feature["answers"], dtype=bool)
         sampler = self._untouched if untouched else self.sampler
-        if "scored" in feature and isinstance(sampler, PoSE):
+        if "scored" in feature:
             # Such a document is one window long, and cutting pieces out would cut out what is asked for.
-            sampler = replace(sampler, content="contiguous")
-        progress = float(feature.get("progress", 0.0))
-        lengths = grown(self.lengths, progress, self.target_growth)
+            sampler = sampler.contiguous()
+        lengths = self.lengths
         needed = sampler.tokens_needed(lengths)
         if len(tokens) < needed:
             raise UserError(
@@ -266,7 +242,7 @@ class WindowCollator:
             boundaries = np.flatnonzero(answers[:-1] & ~answers[1:]) + 1
         else:
             boundaries = np.empty(0, np.int64) if self.sentences is None else self.sentences.boundaries(tokens)
-        window = sampler.sample(Document(len(tokens), boundaries), lengths, rng, progress)
+        window = sampler.sample(Document(len(tokens), boundaries), lengths, rng)
         ids = tokens[window.token_index]
         everything = np.ones(len(tokens), dtype=bool) if answers is None else answers
         scored = np.asarray(feature["scored"])[piece] if "scored" in feature else everything
@@ -282,7 +258,7 @@ class WindowCollator:
     @property
     def _untouched(self) -> PositionSampler:
         """Ordinary positions, in windows as long as all others of the batch."""
-        return self.sampler if self.sampler.name == "full" else Plain()
+        return Plain() if self.sampler.has_skips else self.sampler
 
     def _rng(self, feature: dict[str, Any]) -> np.random.Generator:
         if "visit" in feature:

@@ -1,22 +1,24 @@
 """What long contexts are for: answering questions over documents, and summarising them."""
 
+from __future__ import annotations
+
 import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from skipwise.config import SourceConfig
+from skipwise.data.config import SourceConfig
 from skipwise.data.sources import ReadReport, read_records
-from skipwise.digests import short_digest
 from skipwise.errors import UserError
-from skipwise.evaluation.figures import Example, Figure, score_figure
+from skipwise.evaluation.measurement import EvaluationContext, Key, Measurement, ModelUnderTest
 from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
-from skipwise.evaluation.specs import QuestionAnswering, Summarization
-from skipwise.evaluation.unit import Key, Setting, Subject, Unit
-from skipwise.models.reading import continue_greedily
+from skipwise.evaluation.settings import ContextLengths, Texts, Traits, check_at_least_one, check_lengths
+from skipwise.evaluation.statistics import Example, Result, score_result
+from skipwise.utils.files import short_hash
+from skipwise.utils.sections import section
 
 QUESTION = (
     "Read the documents and answer the question about them in a few words.\n\n{context}\n\nQuestion: {question}\n"
@@ -26,6 +28,102 @@ DOCUMENT = "Read the document and summarise it.\n\n{context}\n\n"
 SUMMARY = "Summary:"
 # What stands where the middle of a context was left out.
 GAP = "\n[...]\n"
+
+
+@section
+class QuestionAnswering:
+    """Questions over long or several documents: token F1 against the best reference, as in SQuAD and LongBench.
+
+    Attributes:
+        source: JSONL, Parquet or hub dataset, with the fields of LongBench (arXiv 2308.14508): `context`
+            (documents), `input` (the question) and `answers` (a list).
+        context_lengths: prompt and answer together fit into this many tokens; a longer context loses its middle.
+        samples: records, from the first on.
+        max_new_tokens: longest answer.
+        split: of a hub dataset.
+        subset: of a hub dataset that has several.
+        context_field, question_field, answers_field: where the records have other names.
+    """
+
+    traits: ClassVar[Traits] = Traits(metric="f1", counted="samples", source="source")
+    name: Literal["question_answering"] = "question_answering"
+    source: str
+    context_lengths: ContextLengths
+    samples: int = 50
+    max_new_tokens: int = 32
+    split: str = "test"
+    subset: str | None = None
+    context_field: str = "context"
+    question_field: str = "input"
+    answers_field: str = "answers"
+
+    def __post_init__(self) -> None:
+        check_lengths(self.context_lengths)
+        check_at_least_one(samples=self.samples, max_new_tokens=self.max_new_tokens)
+
+    def texts_read(self) -> list[Texts]:
+        """A prompt for each record."""
+        return [Texts(length, self.samples) for length in self.context_lengths]
+
+    def measurements(self, tested: ModelUnderTest, context: EvaluationContext) -> Iterator[Measurement]:
+        """One measurement for each context length; an example is a question."""
+        for length in self.context_lengths:
+            yield Measurement(
+                name=self.name,
+                context_lengths=(length,),
+                data=self.source,
+                metric="f1",
+                size=self.samples,
+                measure=partial(_measure_questions, tested, self, length),
+                results=lambda examples: [score_result("f1", examples)],
+            )
+
+
+@section
+class Summarization:
+    """Summaries of long documents: F-measures of ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004) against the best reference.
+
+    Attributes:
+        source: as for `question_answering`; the reference is in `answers`, a list or a text.
+        context_lengths: prompt and summary together fit into this many tokens; a longer document loses its middle.
+        samples: records, from the first on.
+        max_new_tokens: longest summary.
+        split: of a hub dataset.
+        subset: of a hub dataset that has several.
+        context_field, answers_field: where the records have other names.
+    """
+
+    traits: ClassVar[Traits] = Traits(metric="rougeL", counted="samples", source="source", package="rouge_score")
+    name: Literal["summarization"] = "summarization"
+    source: str
+    context_lengths: ContextLengths
+    samples: int = 50
+    max_new_tokens: int = 256
+    split: str = "test"
+    subset: str | None = None
+    context_field: str = "context"
+    answers_field: str = "answers"
+
+    def __post_init__(self) -> None:
+        check_lengths(self.context_lengths)
+        check_at_least_one(samples=self.samples, max_new_tokens=self.max_new_tokens)
+
+    def texts_read(self) -> list[Texts]:
+        """A prompt for each record."""
+        return [Texts(length, self.samples) for length in self.context_lengths]
+
+    def measurements(self, tested: ModelUnderTest, context: EvaluationContext) -> Iterator[Measurement]:
+        """One measurement for each context length; an example is a document."""
+        for length in self.context_lengths:
+            yield Measurement(
+                name=self.name,
+                context_lengths=(length,),
+                data=self.source,
+                metric="rougeL",
+                size=self.samples,
+                measure=partial(_measure_summaries, tested, self, length),
+                results=summary_results,
+            )
 
 
 def token_f1(prediction: str, reference: str) -> float:
@@ -86,64 +184,36 @@ def _ends(context: str, characters: int) -> str:
     return context[:head] + GAP + context[len(context) - characters // 2 :]
 
 
-def question_units(subject: Subject, spec: QuestionAnswering, setting: Setting) -> Iterator[Unit]:
-    """A unit per context length; an example is a question."""
-    for length in spec.context_lengths:
-        yield Unit(
-            name=spec.name,
-            context_lengths=(length,),
-            data=spec.source,
-            metric="f1",
-            size=spec.samples,
-            measure=partial(_measure_questions, subject, spec, length),
-            figures=lambda examples: [score_figure("f1", examples)],
-        )
-
-
-def summary_units(subject: Subject, spec: Summarization, setting: Setting) -> Iterator[Unit]:
-    """A unit per context length; an example is a document."""
-    for length in spec.context_lengths:
-        yield Unit(
-            name=spec.name,
-            context_lengths=(length,),
-            data=spec.source,
-            metric="rougeL",
-            size=spec.samples,
-            measure=partial(_measure_summaries, subject, spec, length),
-            figures=summary_figures,
-        )
-
-
 def _measure_questions(
-    subject: Subject, spec: QuestionAnswering, length: int, done: set[Key], lengths: Sequence[int | None]
+    tested: ModelUnderTest, spec: QuestionAnswering, length: int, done: set[Key], lengths: Sequence[int | None]
 ) -> Iterator[Example]:
-    encode = encoder(subject.tokenizer, subject.chat)
+    encode = encoder(tested.tokenizer, tested.chat)
     for number, (context, question), references in _records(spec, (spec.context_field, spec.question_field)):
         if (length, str(number)) not in done:
             template = QUESTION.replace("{question}", _escaped(question))
             prompt = fitted_context(encode, template, ANSWER, context, length - spec.max_new_tokens)
             # Models without a chat template go on with the next question; the first line is the answer.
-            prediction = _written(subject, encode(prompt, ANSWER), spec.max_new_tokens, until="\n")
+            prediction = _written(tested, encode(prompt, ANSWER), spec.max_new_tokens, until="\n")
             score = max(token_f1(prediction, reference) for reference in references)
             yield _example(length, number, prompt, references, prediction) | {"score": score}
 
 
 def _measure_summaries(
-    subject: Subject, spec: Summarization, length: int, done: set[Key], lengths: Sequence[int | None]
+    tested: ModelUnderTest, spec: Summarization, length: int, done: set[Key], lengths: Sequence[int | None]
 ) -> Iterator[Example]:
-    encode = encoder(subject.tokenizer, subject.chat)
+    encode = encoder(tested.tokenizer, tested.chat)
     for number, (context,), references in _records(spec, (spec.context_field,)):
         if (length, str(number)) not in done:
             prompt = fitted_context(encode, DOCUMENT, SUMMARY, context, length - spec.max_new_tokens)
-            prediction = _written(subject, encode(prompt, SUMMARY), spec.max_new_tokens, until=None)
+            prediction = _written(tested, encode(prompt, SUMMARY), spec.max_new_tokens, until=None)
             best = max((rouge(prediction, reference) for reference in references), key=lambda scores: scores["rougeL"])
             yield _example(length, number, prompt, references, prediction) | best | {"score": best["rougeL"]}
 
 
-def summary_figures(examples: Sequence[Example]) -> list[Figure]:
+def summary_results(examples: Sequence[Example]) -> list[Result]:
     """The three F-measures."""
     return [
-        score_figure(metric, [{"score": example[metric]} for example in examples])
+        score_result(metric, [{"score": example[metric]} for example in examples])
         for metric in ("rouge1", "rouge2", "rougeL")
     ]
 
@@ -246,12 +316,14 @@ def _shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def _written(subject: Subject, ids: list[int], max_new_tokens: int, until: str | None) -> str:
+def _written(tested: ModelUnderTest, ids: list[int], max_new_tokens: int, until: str | None) -> str:
+    from skipwise.evaluation.inference import continue_greedily
+
     def read(tokens: list[int]) -> str:
-        return decode(subject.tokenizer, tokens).lstrip()
+        return decode(tested.tokenizer, tokens).lstrip()
 
     tokens = continue_greedily(
-        subject.model, ids, max_new_tokens, lambda written: until is not None and until in read(written)
+        tested.model, ids, max_new_tokens, lambda written: until is not None and until in read(written)
     )
     return read(tokens).partition(until)[0].strip() if until else read(tokens).strip()
 
@@ -260,7 +332,7 @@ def _example(length: int, number: int, prompt: str, references: list[str], predi
     return {
         "context_length": length,
         "example": str(number),
-        "prompt": short_digest(prompt),
+        "prompt": short_hash(prompt),
         "expected": references,
         "prediction": prediction,
     }

@@ -1,11 +1,14 @@
 """Prompts: through the chat template or not, and cut to fit."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from skipwise.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Encode(Protocol):

@@ -8,6 +8,8 @@ allows, to the unit; the official generators go in steps (of ten words or senten
 the same number.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import string
@@ -17,19 +19,83 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count, islice, pairwise
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
-from wonderwords import RandomWord
+from pydantic import Strict
 
-from skipwise.digests import short_digest
 from skipwise.errors import UserError
-from skipwise.evaluation.figures import Example, Figure, score_figure
+from skipwise.evaluation.measurement import EvaluationContext, Key, Measurement, ModelUnderTest
 from skipwise.evaluation.passkey import FILLER
 from skipwise.evaluation.prompts import Encode, decode, encoder, largest_fitting
-from skipwise.evaluation.specs import Ruler, RulerTask
-from skipwise.evaluation.unit import Key, Setting, Subject, Unit
-from skipwise.models.reading import continue_greedily
+from skipwise.evaluation.settings import ContextLengths, Texts, Traits, check_at_least_one, check_lengths
+from skipwise.evaluation.statistics import Example, Result, score_result
+from skipwise.utils.files import short_hash
+from skipwise.utils.sections import section
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RulerTask = Literal[
+    "niah_single_1",
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multikey_2",
+    "niah_multikey_3",
+    "niah_multivalue",
+    "niah_multiquery",
+    "vt",
+    "cwe",
+    "fwe",
+]
+
+RULER_TASKS: tuple[RulerTask, ...] = get_args(RulerTask)
+
+
+@section
+class Ruler:
+    """The synthetic tasks of RULER (Hsieh et al., arXiv 2404.06654): retrieval, tracing, aggregation.
+
+    Needles in a haystack, one or several (`niah_*`), chains of variables (`vt`), the most common words of a list
+    (`cwe`), the most frequent words of a coded text (`fwe`). A score is the share of the expected answers that the
+    greedy continuation contains. Rows of each task are named `ruler/<task>`; `ruler` is their mean.
+
+    Attributes:
+        context_lengths: length of prompt and longest answer together, in tokens.
+        tasks: which of them.
+        samples: prompts per task and length.
+    """
+
+    traits: ClassVar[Traits] = Traits(metric="score", counted="samples")
+    name: Literal["ruler"] = "ruler"
+    context_lengths: ContextLengths
+    tasks: Annotated[tuple[RulerTask, ...], Strict(False)] = RULER_TASKS
+    samples: int = 20
+
+    def __post_init__(self) -> None:
+        check_lengths(self.context_lengths)
+        check_at_least_one(samples=self.samples, tasks=len(self.tasks))
+        if len(set(self.tasks)) < len(self.tasks):
+            raise UserError(f"ruler takes each task once, not {list(self.tasks)}.", code="duplicate_task")
+
+    def texts_read(self) -> list[Texts]:
+        """Prompts of all tasks."""
+        return [Texts(length, self.samples * len(self.tasks)) for length in self.context_lengths]
+
+    def measurements(self, tested: ModelUnderTest, context: EvaluationContext) -> Iterator[Measurement]:
+        """One measurement for each context length; an example is one prompt of one task."""
+        for length in self.context_lengths:
+            yield Measurement(
+                name=self.name,
+                context_lengths=(length,),
+                data=context.held_out.name,
+                metric="score",
+                size=len(self.tasks) * self.samples,
+                measure=partial(_measure, tested, self, context, length),
+                results=partial(ruler_results, tasks=self.tasks),
+            )
+
 
 NOISE = FILLER.strip()
 Rng = np.random.Generator
@@ -92,18 +158,18 @@ class Needles:
     num_queries: int = 1
 
 
-def needle_prompt(kind: Needles, rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
+def needle_prompt(kind: Needles, rng: Rng, count: int, haystack: Haystack, length: int) -> Prompt:
     """Needles at random places of a haystack of `units` sentences."""
     keys = [_draw(kind.keys, rng) for _ in range(max(kind.num_keys, kind.num_queries))]
     values = [[_draw(kind.values, rng) for _ in range(kind.num_values)] for _ in keys]
     needles = [_needle(kind, key, value) for key, own in zip(keys, values, strict=True) for value in own]
     match kind.haystack:
         case "noise":
-            sentences, between = [NOISE] * units, "\n"
+            sentences, between = [NOISE] * count, "\n"
         case "text":
-            sentences, between = haystack(units), " "
+            sentences, between = haystack(count), " "
         case _:
-            sentences = [_needle(kind, _draw(kind.keys, rng), _draw(kind.values, rng)) for _ in range(units)]
+            sentences = [_needle(kind, _draw(kind.keys, rng), _draw(kind.values, rng)) for _ in range(count)]
             between = "\n"
     asked = [int(number) for number in rng.choice(len(keys), size=kind.num_queries, replace=False)]
     query = _listed([keys[number] for number in asked])
@@ -157,7 +223,7 @@ HOPS = 4
 EXAMPLE_SENTENCES, SHORT_EXAMPLE_SENTENCES, SHORT_CONTEXT = 10, 5, 2048
 
 
-def variable_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
+def variable_prompt(rng: Rng, count: int, haystack: Haystack, length: int) -> Prompt:
     """A chain of assignments strewn over noise, after one solved example.
 
     The prompt ends with a space, and the example has two there, so that both are the same tokens. The official example
@@ -165,20 +231,20 @@ def variable_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Pr
     many with every tokenizer, and five below 2,048 tokens of context, where the official one is a third of it or more.
     """
     shown = EXAMPLE_SENTENCES if length >= SHORT_CONTEXT else SHORT_EXAMPLE_SENTENCES
-    example, prompt = _chain(rng, shown, letters=3), _chain(rng, units, letters=5)
+    example, prompt = _chain(rng, shown, letters=3), _chain(rng, count, letters=5)
     solved = f"{example.text}{example.answer} {' '.join(example.expected)}"
     return Prompt(f"{solved}\n\n{prompt.text}", prompt.answer, prompt.expected)
 
 
-def _chain(rng: Rng, units: int, letters: int) -> Prompt:
+def _chain(rng: Rng, count: int, letters: int) -> Prompt:
     names = ["".join(rng.choice(list(string.ascii_uppercase), size=letters)) for _ in range(HOPS + 1)]
     value = str(rng.integers(10**4, 10**5))
     steps = [f"VAR {names[0]} = {value}", *(f"VAR {b} = VAR {a} " for a, b in pairwise(names))]
     # In the order of the chain, each before another sentence where there are enough; the official generator makes
     # sentences shorter where there are not.
-    places = np.sort(rng.choice(units, size=len(steps), replace=units < len(steps)))
+    places = np.sort(rng.choice(count, size=len(steps), replace=count < len(steps)))
     parts: list[str] = []
-    for number in range(units):
+    for number in range(count):
         parts += [step for step, place in zip(steps, places, strict=True) if place == number]
         parts.append(f"{NOISE}\n")
     text = (
@@ -203,20 +269,20 @@ ZETA_2 = math.pi**2 / 6
 COMMON_SHORT, COMMON_LONG = (10, (3, 1), (6, 1)), (30, (10, 3), (30, 3))
 
 
-def common_words_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
+def common_words_prompt(rng: Rng, count: int, haystack: Haystack, length: int) -> Prompt:
     """A numbered list in which ten words appear often and `units` others seldom, after an example.
 
     The official generator has at most as many words as its list, about 5,500; here pairs of words follow, so that a
     long context is filled. And it begins with no other word, here with one, so that "most common" means something.
     """
     others, example_times, times = COMMON_SHORT if length < 4096 else COMMON_LONG
-    example, prompt = _word_list(rng, others, example_times), _word_list(rng, units, times)
+    example, prompt = _word_list(rng, others, example_times), _word_list(rng, count, times)
     solved = f"{example.text}{example.answer} {_numbered(example.expected)}"
     return Prompt(f"{solved}\n{prompt.text}", prompt.answer, prompt.expected)
 
 
-def _word_list(rng: Rng, units: int, times: tuple[int, int]) -> Prompt:
-    words = _different_words(rng, COMMON_WORDS + units)
+def _word_list(rng: Rng, count: int, times: tuple[int, int]) -> Prompt:
+    words = _different_words(rng, COMMON_WORDS + count)
     common, rare = words[:COMMON_WORDS], words[COMMON_WORDS:]
     listed = rng.permutation(np.array(common * times[0] + rare * times[1]))
     text = (
@@ -241,7 +307,7 @@ def _different_words(rng: Rng, number: int) -> list[str]:
     return list(words)
 
 
-def coded_words_prompt(rng: Rng, units: int, haystack: Haystack, length: int) -> Prompt:
+def coded_words_prompt(rng: Rng, count: int, haystack: Haystack, length: int) -> Prompt:
     """A text of about `units` coded words whose frequencies fall with the square of their rank; the first is noise.
 
     Nothing is expected where the third and the fourth word are too few to be told apart (the official generator asks
@@ -249,7 +315,7 @@ def coded_words_prompt(rng: Rng, units: int, haystack: Haystack, length: int) ->
     its place within the length, which the official one fills with the text alone.
     """
     ranks = np.arange(1, max(5, length // 50) + 1)
-    times = (units / ranks**2.0 / ZETA_2).astype(int)
+    times = (count / ranks**2.0 / ZETA_2).astype(int)
     coded = ["..."] + ["".join(rng.choice(list(string.ascii_lowercase), size=6)) for _ in ranks[1:]]
     text = rng.permutation(np.repeat(coded, times))
     return Prompt(
@@ -281,6 +347,8 @@ TASKS: dict[RulerTask, Task] = {
 @cache
 def word_lists() -> tuple[list[str], list[str], list[str]]:
     """Adjectives, nouns and verbs."""
+    from wonderwords import RandomWord
+
     words = RandomWord()
     adjectives, nouns, verbs = (
         sorted({word for word in words.filter(include_categories=[kind]) if " " not in word})
@@ -298,11 +366,11 @@ def make_prompt(task: RulerTask, index: int, encode: Encode, length: int, seed: 
     own = TASKS[task]
     entropy = (seed, length, zlib.crc32(task.encode()), index)
 
-    def make(units: int) -> Prompt:
-        return own.make(np.random.default_rng(np.random.SeedSequence(entropy)), units, haystack, length)
+    def make(count: int) -> Prompt:
+        return own.make(np.random.default_rng(np.random.SeedSequence(entropy)), count, haystack, length)
 
-    def size(units: int) -> int:
-        prompt = make(units)
+    def size(count: int) -> int:
+        prompt = make(count)
         return len(encode(prompt.text, prompt.answer)) + own.max_new_tokens
 
     if size(1) > length:
@@ -340,10 +408,10 @@ def contained(prediction: str, expected: Sequence[str]) -> float:
     return sum(answer.lower() in prediction.lower() for answer in expected) / len(expected)
 
 
-def sentences_of(subject: Subject, setting: Setting) -> Haystack:
+def sentences_of(tested: ModelUnderTest, context: EvaluationContext) -> Haystack:
     """The sentences of the held-out documents, one document after the other, again and again if need be."""
     sentences: list[str] = []
-    source = _read_sentences(subject, setting)
+    source = _read_sentences(tested, context)
 
     def first(number: int) -> list[str]:
         sentences.extend(islice(source, max(0, number - len(sentences))))
@@ -352,12 +420,12 @@ def sentences_of(subject: Subject, setting: Setting) -> Haystack:
     return first
 
 
-def _read_sentences(subject: Subject, setting: Setting) -> Iterator[str]:
-    documents = setting.held_out.documents
+def _read_sentences(tested: ModelUnderTest, context: EvaluationContext) -> Iterator[str]:
+    documents = context.held_out.documents
     for round_ in count():
         found = False
-        for number in np.random.default_rng((setting.seed, round_)).permutation(len(documents)):
-            text = decode(subject.tokenizer, documents[number].read().tolist())
+        for number in np.random.default_rng((context.seed, round_)).permutation(len(documents)):
+            text = decode(tested.tokenizer, documents[number].read().tolist())
             for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
                 if sentence.strip():
                     found = True
@@ -368,61 +436,54 @@ def _read_sentences(subject: Subject, setting: Setting) -> Iterator[str]:
             )
 
 
-def ruler_units(subject: Subject, spec: Ruler, setting: Setting) -> Iterator[Unit]:
-    """A unit per context length; an example is one prompt of one task."""
-    for length in spec.context_lengths:
-        yield Unit(
-            name=spec.name,
-            context_lengths=(length,),
-            data=setting.held_out.name,
-            metric="score",
-            size=len(spec.tasks) * spec.samples,
-            measure=partial(_measure, subject, spec, setting, length),
-            figures=partial(ruler_figures, tasks=spec.tasks),
-        )
-
-
 def _measure(
-    subject: Subject, spec: Ruler, setting: Setting, length: int, done: set[Key], lengths: Sequence[int | None]
+    tested: ModelUnderTest,
+    spec: Ruler,
+    context: EvaluationContext,
+    length: int,
+    done: set[Key],
+    lengths: Sequence[int | None],
 ) -> Iterator[Example]:
-    encode, haystack = encoder(subject.tokenizer, subject.chat), sentences_of(subject, setting)
+    encode, haystack = encoder(tested.tokenizer, tested.chat), sentences_of(tested, context)
     for task in spec.tasks:
         for index in range(spec.samples):
             if (length, f"{task}:{index}") in done:
                 continue
             try:
-                prompt = make_prompt(task, index, encode, length, setting.seed, haystack)
+                prompt = make_prompt(task, index, encode, length, context.seed, haystack)
             except UserError as error:
-                setting.say(f"no ruler/{task} at {length:,} tokens: {error}", stay=True)
+                context.log(f"no ruler/{task} at {length:,} tokens: {error}", stay=True)
                 break
-            check_representable(subject.tokenizer, encode, prompt)
+            check_representable(tested.tokenizer, encode, prompt)
             yield {
                 "context_length": length,
                 "example": f"{task}:{index}",
                 "task": task,
-                "prompt": short_digest(prompt.text + prompt.answer),
+                "prompt": short_hash(prompt.text + prompt.answer),
                 "expected": list(prompt.expected),
-                **_answered(subject, encode, prompt, TASKS[task].max_new_tokens),
+                **_answered(tested, encode, prompt, TASKS[task].max_new_tokens),
             }
 
 
-def _answered(subject: Subject, encode: Encode, prompt: Prompt, max_new_tokens: int) -> Example:
+def _answered(tested: ModelUnderTest, encode: Encode, prompt: Prompt, max_new_tokens: int) -> Example:
     """Prediction and score; writing ends where all that is expected has been written."""
 
-    read = partial(decode, subject.tokenizer)
+    from skipwise.evaluation.inference import continue_greedily
+
+    read = partial(decode, tested.tokenizer)
     ids = encode(prompt.text, prompt.answer)
     written = continue_greedily(
-        subject.model, ids, max_new_tokens, lambda tokens: contained(read(tokens), prompt.expected) == 1.0
+        tested.model, ids, max_new_tokens, lambda tokens: contained(read(tokens), prompt.expected) == 1.0
     )
     return {"prediction": read(written).strip(), "score": contained(read(written), prompt.expected)}
 
 
-def ruler_figures(examples: Sequence[Example], tasks: Sequence[str]) -> list[Figure]:
+def ruler_results(examples: Sequence[Example], tasks: Sequence[str]) -> list[Result]:
     """Mean score of each task, and over all tasks if none is missing."""
     by_task = {task: [example for example in examples if example["task"] == task] for task in tasks}
-    rows = [{"evaluation": f"ruler/{task}", **score_figure("score", own)} for task, own in by_task.items() if own]
+    rows = [{"evaluation": f"ruler/{task}", **score_result("score", own)} for task, own in by_task.items() if own]
     if not rows:
         raise UserError(
             "no task of ruler fits into this context length. Evaluate longer contexts.", code="context_too_short"
         )
-    return [score_figure("score", examples), *rows] if len(rows) == len(tasks) else rows
+    return [score_result("score", examples), *rows] if len(rows) == len(tasks) else rows

@@ -1,47 +1,20 @@
 """Runs evaluations on a model, keeps their examples, and makes rows of them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 
 from skipwise.errors import UserError
-from skipwise.evaluation.applications import question_units, summary_units
-from skipwise.evaluation.figures import Example, Figure
-from skipwise.evaluation.harness import harness_units
-from skipwise.evaluation.longppl import longppl_units
-from skipwise.evaluation.passkey import passkey_units
-from skipwise.evaluation.perplexity import perplexity_units, truncated_units
-from skipwise.evaluation.ruler import ruler_units
-from skipwise.evaluation.specs import (
-    EvalResult,
-    EvaluationSpec,
-    Harness,
-    LongPPL,
-    Passkey,
-    Perplexity,
-    QuestionAnswering,
-    Ruler,
-    Summarization,
-    TruncatedPerplexity,
-)
-from skipwise.evaluation.unit import Progress, Setting, Subject, Unit
+from skipwise.evaluation.inference import reporting
+from skipwise.evaluation.measurement import EvaluationContext, Measurement, ModelUnderTest
+from skipwise.evaluation.progress import Progress
+from skipwise.evaluation.results import EvalResult
+from skipwise.evaluation.specs import EvaluationSpec
+from skipwise.evaluation.statistics import Example, Result
 from skipwise.lengths import format_length
 from skipwise.models.forward import autocast
-from skipwise.models.reading import told
 from skipwise.models.rope import has_learned_positions
-
-# The one place to add how an evaluation is measured; what can be set about it is in `specs`.
-UNITS: dict[type[EvaluationSpec], Callable[[Subject, Any, Setting], Iterator[Unit]]] = {
-    Perplexity: perplexity_units,
-    TruncatedPerplexity: truncated_units,
-    LongPPL: longppl_units,
-    Passkey: passkey_units,
-    Ruler: ruler_units,
-    QuestionAnswering: question_units,
-    Summarization: summary_units,
-    Harness: harness_units,
-}
 
 
 class Records(Protocol):
@@ -57,47 +30,49 @@ class Records(Protocol):
 
 
 def evaluate(
-    subject: Subject,
-    specs: tuple[EvaluationSpec, ...],
-    setting: Setting,
+    tested: ModelUnderTest,
+    specs: Sequence[EvaluationSpec],
+    context: EvaluationContext,
     records: Records,
     done: set[tuple[str, int | None]],
 ) -> Iterator[list[EvalResult]]:
-    """Every figure of the specs for one model, a list of rows per unit.
+    """Every result of the specs for one model, a list of rows per unit.
 
     Args:
-        subject: the model.
+        tested: the model.
         specs: what to measure.
-        setting: what all models share.
+        context: what all models share.
         records: its examples; those that are there are not measured again.
         done: (name of a unit, context length) pairs that have their rows already.
     """
-    was_training = subject.model.training
-    subject.model.eval()
+    was_training = tested.model.training
+    tested.model.eval()
     try:
         for spec in specs:
-            for unit in UNITS[type(spec)](subject, spec, setting):
-                if not {(unit.name, length) for length in unit.context_lengths} <= done:
-                    yield _rows(subject, spec, setting, records, unit)
+            for measurement in spec.measurements(tested, context):
+                if not {(measurement.name, length) for length in measurement.context_lengths} <= done:
+                    yield _rows(tested, spec, context, records, measurement)
     finally:
-        subject.model.train(was_training)
+        tested.model.train(was_training)
 
 
-def _rows(subject: Subject, spec: EvaluationSpec, setting: Setting, records: Records, unit: Unit) -> list[EvalResult]:
+def _rows(
+    tested: ModelUnderTest, spec: EvaluationSpec, context: EvaluationContext, records: Records, measurement: Measurement
+) -> list[EvalResult]:
     """Measure what is missing of a unit. What fails becomes a row; shorter lengths and other units go on."""
-    lengths, rows, examples = list(unit.context_lengths), [], list[Example]()
+    lengths, rows, examples = list(measurement.context_lengths), [], list[Example]()
     while lengths:
         try:
-            examples = _examples(subject, spec, setting, records, unit, lengths)
+            examples = _examples(tested, spec, context, records, measurement, lengths)
             break
         except (UserError, MemoryError, RuntimeError) as error:
-            rows.append(_row(subject, unit, lengths.pop(), _failed(unit, _reason(error))))
+            rows.append(_row(tested, measurement, lengths.pop(), _failed(measurement, _reason(error))))
     for length in lengths:
         own = [example for example in examples if example["context_length"] == length]
         try:
-            rows += [_row(subject, unit, length, figure) for figure in unit.figures(own)]
+            rows += [_row(tested, measurement, length, result) for result in measurement.results(own)]
         except UserError as error:
-            rows.append(_row(subject, unit, length, _failed(unit, str(error))))
+            rows.append(_row(tested, measurement, length, _failed(measurement, str(error))))
     return rows
 
 
@@ -120,58 +95,58 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _examples(
-    subject: Subject,
+    tested: ModelUnderTest,
     spec: EvaluationSpec,
-    setting: Setting,
+    context: EvaluationContext,
     records: Records,
-    unit: Unit,
+    measurement: Measurement,
     lengths: Sequence[int | None],
 ) -> list[Example]:
     """All examples of these lengths, those that are there and those that were missing."""
     at = ", ".join(format_length(length) for length in lengths if length is not None)
-    what = f"{subject.stage} model: {unit.name}{f' at {at}' if at else ''}"
-    setting.say(what)
+    what = f"{tested.stage} model: {measurement.name}{f' at {at}' if at else ''}"
+    context.log(what)
     examples = [example for example in records.read(spec.name) if example["context_length"] in lengths]
     done = {(example["context_length"], example["example"]) for example in examples}
-    _check_positions(subject, lengths)
-    # Weights that are in the dtype of the products already need no autocast.
-    dtype = torch.float32 if subject.model.dtype == subject.dtype else subject.dtype
-    progress = Progress(setting.say, what, unit.size, len(examples))
-    with autocast(subject.model.device, dtype), told(progress.read):
-        for example in unit.measure(done, lengths):
+    _check_positions(tested, lengths)
+    # Weights that are in the compute dtype already need no autocast.
+    dtype = torch.float32 if tested.model.dtype == tested.dtype else tested.dtype
+    progress = Progress(context.log, what, measurement.size, len(examples))
+    with autocast(tested.model.device, dtype), reporting(progress.read):
+        for example in measurement.measure(done, lengths):
             records.add(spec.name, example)
             examples.append(example)
             progress.example()
     return examples
 
 
-def _check_positions(subject: Subject, lengths: Sequence[int | None]) -> None:
+def _check_positions(tested: ModelUnderTest, lengths: Sequence[int | None]) -> None:
     longest = max((length for length in lengths if length is not None), default=0)
-    if has_learned_positions(subject.model.config) and longest > (subject.window or longest):
+    if has_learned_positions(tested.model.config) and longest > (tested.window or longest):
         raise UserError(
-            f"{subject.name} has an embedding for each of its {subject.window:,} positions, and none beyond. "
+            f"{tested.name} has an embedding for each of its {tested.window:,} positions, and none beyond. "
             "Evaluate shorter contexts.",
             code="beyond_learned_positions",
         )
 
 
-def _row(subject: Subject, unit: Unit, length: int | None, figure: Figure) -> EvalResult:
-    beyond = length is not None and subject.window is not None and length > subject.window
-    content: Figure = {
-        "stage": subject.stage,
-        "evaluation": unit.name,
-        "data": unit.data,
-        "model": subject.name,
+def _row(tested: ModelUnderTest, measurement: Measurement, length: int | None, result: Result) -> EvalResult:
+    beyond = length is not None and tested.window is not None and length > tested.window
+    content: Result = {
+        "stage": tested.stage,
+        "evaluation": measurement.name,
+        "data": measurement.data,
+        "model": tested.name,
         "depth": None,
         "status": "beyond_window" if beyond else "ok",
-        "reason": f"longer than the model's window of {subject.window:,} tokens" if beyond else None,
+        "reason": f"longer than the model's window of {tested.window:,} tokens" if beyond else None,
     }
-    return EvalResult(**{**content, **figure}, context_length=length)
+    return EvalResult(**{**content, **result}, context_length=length)
 
 
-def _failed(unit: Unit, reason: str) -> Figure:
-    empty: Figure = dict.fromkeys(("depth", "value", "stderr", "interval_low", "interval_high"))
-    return {**empty, "metric": unit.metric, "num_samples": 0, "status": "failed", "reason": reason}
+def _failed(measurement: Measurement, reason: str) -> Result:
+    empty: Result = dict.fromkeys(("depth", "value", "stderr", "interval_low", "interval_high"))
+    return {**empty, "metric": measurement.metric, "num_samples": 0, "status": "failed", "reason": reason}
 
 
 def _free_memory(error: BaseException) -> None:

@@ -11,64 +11,16 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils.import_utils import is_peft_available
 
-from skipwise.config import ModelConfig
 from skipwise.errors import UserError
+from skipwise.export.legacy import without_type
 from skipwise.lengths import Lengths
-from skipwise.models.legacy import without_type
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import default_device, load_model
-from skipwise.models.rope import inside_peft, lengths_of, read_rope, restore_rope, rope_before, rope_record, text_config
+from skipwise.models.rope import lengths_of, restore_rope, rope_record, text_config
 from skipwise.models.weight_files import check_pointers, named
-from skipwise.models.windows import far_table
-from skipwise.runs import read_json, write_json
-
-CONFIG_FILE = "adapter_config.json"
-# Beside that.
-ROPE_FILE = "skipwise_rope.json"
-# A setting that peft does not know, in `CONFIG_FILE`: it warns with this name, and goes on.
-WARNING_KEY = "rope_is_lost_without_skipwise_load_adapter"
-# What a base must have in common with the one that the adapter was trained on.
-_SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-
-
-def is_adapted(model: PreTrainedModel) -> bool:
-    """Whether `save_pretrained` of a model writes an adapter: of peft's around another, or one with
-    `model.add_adapter` of transformers.
-    """
-    return hasattr(model, "get_base_model") or bool(getattr(model, "_hf_peft_config_loaded", False))
-
-
-def base_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The model that holds the layers and the RoPE; itself where peft is not around it.
-
-    Raises:
-        UserError: for the model inside of one of peft, which would be written with the adapter's layers as its own.
-    """
-    base = inside_peft(model)
-    # What peft puts in the place of a layer, and of one that is trained whole.
-    inside = any(hasattr(module, name) for module in model.modules() for name in ("base_layer", "original_module"))
-    if inside and not is_adapted(model):
-        raise UserError(
-            "An adapter is written from the peft model, or merged, but this is the model inside, whose layers hold the "
-            "adapter. Give what get_peft_model returned (of a Trainer trainer.model), or the model that "
-            "merge_and_unload() returns.",
-            code="adapter_inside_model",
-        )
-    return base
-
-
-def write_rope(directory: Path, model: PreTrainedModel) -> None:
-    """Write the RoPE of a base beside its adapters, the one from before, and what else tells that base from others.
-
-    Nothing where there is no adapter; one with a name of its own is in a directory of that name.
-    """
-    places = [directory, *(directory / name for name in getattr(model, "peft_config", {}))]
-    for file in [place / CONFIG_FILE for place in places if (place / CONFIG_FILE).is_file()]:
-        base = base_of(model)
-        text = text_config(base.config)
-        sizes = {name: getattr(text, name, None) for name in _SIZES}
-        record = {"original_length": read_rope(text).original, **rope_record(text), "before": rope_before(base)}
-        write_json(file.parent / ROPE_FILE, {**sizes, **record})
-        write_json(file, {**read_json(file), WARNING_KEY: True})
+from skipwise.models.windows import full_table
+from skipwise.training.adapters import _SIZES, CONFIG_FILE, ROPE_FILE, WARNING_KEY
+from skipwise.utils.files import read_json
 
 
 def load_adapter(base: PreTrainedModel | str | Path, adapter: str | Path) -> PreTrainedModel:
@@ -218,5 +170,5 @@ def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_words(record: Mapping[str, Any]) -> str:
-    table = far_table(dict(record))
+    table = full_table(dict(record))
     return f"{table['rope_type']}, theta {table['rope_theta']:,}, {record['max_position_embeddings']:,} tokens"

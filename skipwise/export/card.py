@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from skipwise.config import RunConfig
-from skipwise.environment import without_directories
+from skipwise.config.run import RunConfig
 from skipwise.lengths import Lengths
 from skipwise.models.locate import is_hub_id
 from skipwise.models.windows import Windows
+from skipwise.runs.environment import without_directories
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Published:
     Attributes:
         windows: how many all processes together trained on.
         window: tokens of each.
-        table: figures before and after, in Markdown; empty if none was measured.
+        table: results before and after, in Markdown; empty if none was measured.
         warnings: what got worse.
         base: id of the base model on a hub; None if it is not known to have one.
         licence: of the base model, as hubs call it; None if it says none.
@@ -44,7 +44,7 @@ def model_card(config: RunConfig, lengths: Lengths, published: Published | None 
     """A README.md in the form model hubs read: what was done to which model, and how to repeat it.
 
     Args:
-        published: for a model that is given to others; figures, licence, and how to serve it.
+        published: for a model that is given to others; results, licence, and how to serve it.
     """
     name = shown_name(config.model.path)
     about: dict[str, Any] = {"library_name": "transformers", "tags": ["skipwise", "long-context"]}
@@ -92,14 +92,14 @@ It opens with `transformers.AutoModelForCausalLM.from_pretrained`.
 
 
 def _for_others(config: RunConfig, lengths: Lengths, published: Published) -> str:
-    """Figures, limits, licence, and commands to serve it."""
+    """Results, limits, licence, and commands to serve it."""
     sources = ", ".join(f"`{shown_name(source.source)}`" for source in config.data.sources)
     count = f"{published.windows:,} window{'s' * (published.windows != 1)}"
     read = f"{count} of {published.window:,} tokens from {sources}" if published.windows else "nothing"
     return f"""
 Trained on {read}.
 
-## Figures
+## Results
 
 {published.table.rstrip() or "None were measured."}
 

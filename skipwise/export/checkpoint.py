@@ -1,4 +1,4 @@
-"""Writing a checkpoint that stock transformers and older readers open alike."""
+"""Writing a checkpoint that plain transformers and older readers open alike."""
 
 import os
 import re
@@ -15,15 +15,15 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from skipwise.errors import UserError
-from skipwise.export.adapter import base_of, is_adapted, write_rope
+from skipwise.export.hf_config import loadable_config
+from skipwise.export.legacy import with_legacy_rope
 from skipwise.export.tokenizer import tokenizer_for_all
 from skipwise.lengths import Lengths
-from skipwise.models.legacy import with_legacy_rope
 from skipwise.models.rope import forget_rope_before, is_rotary_table, lengths_of, same_table, text_config
-from skipwise.models.stock import loadable_config
 from skipwise.models.weights import check_finite
-from skipwise.ranks import is_first
-from skipwise.runs import read_json, share_weights, write_json, write_text
+from skipwise.training.adapters import base_of, is_adapted, write_rope
+from skipwise.utils.distributed import is_first
+from skipwise.utils.files import read_json, share_weights, write_json, write_text
 
 # Files of weights, as transformers and peft name them.
 _SHARDS = r"(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"

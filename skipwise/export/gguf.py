@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipwise.errors import UserError
-from skipwise.models.readers import PARITY, Reading, difference
-from skipwise.models.stock import stock_config
-from skipwise.models.windows import far_table
+from skipwise.export.hf_config import completed_config
+from skipwise.export.readers import PARITY, Reading, difference
+from skipwise.models.windows import full_table
 from skipwise.rope.scaling import base_frequencies
 from skipwise.rope.yarn import interpolated_share, yarn_attention_factor
-from skipwise.runs import read_json
+from skipwise.utils.files import read_json
 
 CONVERTER = "convert_hf_to_gguf.py"
 TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -81,7 +81,7 @@ def write_gguf(model: Path, output: Path, outtype: str, converter: Path, meant: 
             "with transformers, or extend it with another --rope.",
             code="gguf_needs_one_table",
         )
-    rope = far_table(stock_config(read_json(model / "config.json"))["rope_parameters"])
+    rope = full_table(completed_config(read_json(model / "config.json"))["rope_parameters"])
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         convert(model, temporary, outtype, converter)
@@ -118,7 +118,7 @@ def complete(file: Path, meant: Reading, rope: Mapping[str, Any]) -> None:
     elif rope["rope_type"] not in ("linear", "default"):
         factors = _factors(architecture, meant, theta)
     share = meant.attention_factor / own
-    if abs(share - 1) > PARITY and meant.near_theta is not None:
+    if abs(share - 1) > PARITY and meant.sliding_theta is not None:
         raise UserError(
             "llama.cpp has one attention factor for all layers, which would also scale those that see the last tokens "
             "only. Extend this model with YaRN's own attention factor.",

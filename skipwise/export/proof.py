@@ -1,4 +1,4 @@
-"""Is what was written what was in memory? It is read back with stock transformers alone, and compared."""
+"""Is what was written what was in memory? It is read back with plain transformers alone, and compared."""
 
 import random
 from collections.abc import Iterator, Mapping

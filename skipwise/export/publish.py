@@ -14,23 +14,25 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
-from skipwise.config import ModelConfig, RunConfig
+from skipwise.config.run import RunConfig
 from skipwise.errors import UserError, nearest
 from skipwise.export.card import Published, model_card, plain_card
 from skipwise.export.checkpoint import drop_shorter_limit
 from skipwise.export.gguf import TYPES, find_converter, write_gguf
+from skipwise.export.hf_config import completed_config
+from skipwise.export.legacy import with_legacy_rope
 from skipwise.export.proof import prove_copy
+from skipwise.export.readers import NO_READING, READERS, Reading, UnreadableError, difference, transformers_5
 from skipwise.export.tokenizer import tokenizer_for_all
 from skipwise.lengths import Lengths
-from skipwise.models.legacy import with_legacy_rope
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import check_weights
 from skipwise.models.locate import TINY
 from skipwise.models.quantized import quantization_of
-from skipwise.models.readers import NO_READING, READERS, Reading, UnreadableError, difference, transformers_5
-from skipwise.models.stock import stock_config
 from skipwise.models.windows import windows_of
 from skipwise.rope.scaling import base_frequencies
-from skipwise.runs import RunDir, new_directory, read_json, write_json, write_text
+from skipwise.runs.directory import RunDir
+from skipwise.utils.files import new_directory, read_json, write_json, write_text
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 INDEX = "model.safetensors.index.json"
@@ -55,7 +57,7 @@ class Export:
         converter: llama.cpp's, for that.
         without: readers of a config that may compute something else; the card says so.
         name: by which servers find it; None for that of its directory.
-        table: figures, in Markdown.
+        table: results, in Markdown.
         warnings: what got worse, a sentence each.
     """
 
@@ -120,7 +122,7 @@ def export_model(model: Path, output: Path, wanted: Export) -> list[str]:
     Raises:
         UserError: as `export_run`, and for weights that cannot be opened.
     """
-    windows = windows_of(stock_config(read_json(model / "config.json"))).certain(str(model))
+    windows = windows_of(completed_config(read_json(model / "config.json"))).certain(str(model))
     published = Published(base=written_base(model), licence=base_licence(str(model)), warnings=wanted.warnings)
     card = partial(plain_card, str(model), windows)
     return _export(model, windows.current, None, output, wanted, published, card)
@@ -287,7 +289,7 @@ def check_readers(config: dict[str, Any], trained: dict[str, Any] | None, reader
     trained = own | (trained or {})
     tables = [(trained["short"], meant.short), (trained["long"], meant.long)]
     if near := trained.get("near"):
-        tables.append((near, base_frequencies(2 * len(near), meant.near_theta or meant.theta)))
+        tables.append((near, base_frequencies(2 * len(near), meant.sliding_theta or meant.theta)))
     same = all(len(was) == len(now) and np.allclose(was, now, rtol=ROUNDED, atol=0) for was, now in tables)
     if not same or not abs(trained["attention_factor"] - meant.attention_factor) <= ROUNDED:
         raise UserError(

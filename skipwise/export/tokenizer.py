@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from skipwise.errors import UserError
-from skipwise.runs import write_json
+from skipwise.utils.files import write_json
 
 
 def tokenizer_for_all(directory: Path, window: int) -> None:

@@ -1,6 +1,6 @@
-"""Causal attention in blocks of plain matrix products, for CPUs that multiply bfloat16.
+"""Causal attention in blocks of plain matmuls, for CPUs that multiply bfloat16.
 
-There PyTorch's own kernel runs at a third of the rate of matrix products, and under a mask it computes what the mask
+There PyTorch's own kernel runs at a third of the rate of matmuls, and under a mask it computes what the mask
 hides. Whole products over a block of rows, with only the keys that these rows see, are faster. Blocks are small enough
 that memory does not grow with the text.
 """
@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from skipwise.models.forward import for_products
+from skipwise.models.forward import in_compute_dtype
 
 NAME = "skipwise_blocks"
 # Attention that computes in float32, too; FlashAttention and its relatives do not.
@@ -34,8 +34,8 @@ BLOCK_KEYS = 1024
 def prefer_blocks(model: PreTrainedModel) -> None:
     """Use it for what `sdpa` would have been used for, on a CPU; elsewhere nothing changes."""
     sparse = hasattr(model.config.get_text_config(), "index_topk")  # such families ask for `sdpa` by name
-    stock = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-    if stock and not sparse and model._can_set_attn_implementation():
+    hf = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    if hf and not sparse and model._can_set_attn_implementation():
         model.set_attn_implementation(NAME)
 
 
@@ -256,7 +256,7 @@ def attend(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     takes_mask = causal if attention_mask is None else _takes(attention_mask, query, key)
     plain = takes_mask and not dropout and keywords.get("position_bias") is None
-    query, key, value = for_products(query), for_products(key), for_products(value)
+    query, key, value = in_compute_dtype(query), in_compute_dtype(key), in_compute_dtype(value)
     if plain and n > 1 and query.dtype in DTYPES and query.device.type == "cpu":
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         with torch.autocast(query.device.type, enabled=False):

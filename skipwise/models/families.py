@@ -24,7 +24,7 @@ class Family:
         llama_cpp: whether its converter writes the RoPE as `usual`, `nothing` of it, the `theta` only, every factor as
             `linear`, or there is `none` (llama-cpp-python 0.3.36).
         legacy_names: what configs before transformers 5 call `rope_theta`, `partial_rotary_factor`, `rope_scaling` and
-            the theta of windowed layers, `near_theta`; None for what they cannot say.
+            the theta of windowed layers, `sliding_theta`; None for what they cannot say.
     """
 
     model_type: str
@@ -38,8 +38,8 @@ class Family:
 
 
 _NEOX_NAMES = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
-_GEMMA3_NAMES = {"near_theta": "rope_local_base_freq"}
-_MODERNBERT_NAMES = {"rope_theta": "global_rope_theta", "near_theta": "local_rope_theta", "rope_scaling": None}
+_GEMMA3_NAMES = {"sliding_theta": "rope_local_base_freq"}
+_MODERNBERT_NAMES = {"rope_theta": "global_rope_theta", "sliding_theta": "local_rope_theta", "rope_scaling": None}
 
 FAMILIES = (
     Family("llama", "Llama 1, 2 and 3, SmolLM2, Yi, TinyLlama"),

@@ -95,7 +95,7 @@ def loss_for_logits(
     """
     head = unwrapped.get_output_embeddings()
     before = vars(head).get("forward")
-    head.forward = lambda hidden: loss(for_products(hidden), head)
+    head.forward = lambda hidden: loss(in_compute_dtype(hidden), head)
     try:
         with _plain_logits(unwrapped):  # or the loss would be scaled and capped as well
             result: torch.Tensor = model(**inputs, use_cache=False).logits
@@ -108,7 +108,7 @@ def loss_for_logits(
 
 
 def last_hidden_states(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """float[batch, n, d]: what the output layer is applied to, in the dtype of matrix products.
+    """float[batch, n, d]: what the output layer is applied to, in the compute dtype.
 
     Args:
         model: whole, on one device. Makes no logits.
@@ -117,7 +117,7 @@ def last_hidden_states(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor
     return loss_for_logits(model, model, inputs, lambda hidden, head: hidden)
 
 
-def for_products(tensor: torch.Tensor) -> torch.Tensor:
+def in_compute_dtype(tensor: torch.Tensor) -> torch.Tensor:
     """Cast, once, to what autocast would cast it to at every use."""
     device = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor

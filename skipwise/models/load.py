@@ -1,4 +1,4 @@
-"""Loading stock transformers models and tokenizers."""
+"""Loading plain transformers models and tokenizers."""
 
 import string
 import struct
@@ -17,11 +17,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import import_utils
 from transformers.utils.import_utils import is_bitsandbytes_available
 
-from skipwise.config import ModelConfig
 from skipwise.errors import UserError
 from skipwise.models.attention import prefer_blocks
+from skipwise.models.config import ModelConfig
+from skipwise.models.forward import autocast
 from skipwise.models.locate import model_location
 from skipwise.models.memory import use_huge_pages
 from skipwise.models.quantized import check_quantization, dequantising, forget_quantization, quantization_of
@@ -220,7 +222,7 @@ def check_ids(model: PreTrainedModel, largest: int) -> None:
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products; `auto` is bfloat16 where the hardware multiplies it natively."""
+    """The compute dtype; `auto` is bfloat16 where the hardware multiplies it natively."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if device.type == "cuda":
@@ -239,3 +241,48 @@ def default_device() -> torch.device:
     """The accelerator, if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator or torch.device("cpu")
+
+
+def usable_attention(config: ModelConfig, device: torch.device) -> tuple[ModelConfig, list[str]]:
+    """The configuration without a FlashAttention that this machine does not have, and a line that says so."""
+    name = config.attn_implementation or ""
+    if not name.startswith("flash_attention"):
+        return config, []
+    available: Callable[..., bool] = getattr(import_utils, f"is_{name.replace('attention', 'attn')}_available", _never)
+    if device.type == "cpu":
+        reason = "needs a GPU, and there is none"
+    elif not available(kernels_fallback_ok=True):
+        reason = "is not installed here, or not for this device"
+    else:
+        return config, []
+    default = config.model_copy(update={"attn_implementation": None})
+    return default, [f"model.attn_implementation: {name} {reason}; the default is used."]
+
+
+def _never(**_: Any) -> bool:
+    return False
+
+
+@torch.no_grad()
+def usable_dtype(config: ModelConfig, model: PreTrainedModel, device: torch.device) -> tuple[torch.dtype, list[str]]:
+    """The compute dtype that a model runs in, and a line where it is another one than this machine is fast in.
+
+    Raises:
+        UserError: where the model does not run in the one asked for. DBRX adds its experts to a tensor of another one.
+    """
+    dtype = compute_dtype(config.dtype, device)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+    try:
+        with autocast(device, dtype):
+            if dtype != torch.float32:
+                model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except RuntimeError as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if config.dtype != "auto":
+            raise UserError(
+                f"A model must run in its compute dtype, but {type(model).__name__} does not in {config.dtype}: "
+                f"{reason}. Set model.dtype=float32.",
+                code="compute_dtype_not_supported",
+            ) from error
+        return torch.float32, [f"model.dtype: {type(model).__name__} runs in float32 only ({reason}); that is used."]
+    return dtype, []

@@ -75,7 +75,7 @@ def probe_attention(
         if float((behind(ids, smaller) - base).abs().amax()) < MIN_CHANGE:
             raise UserError(
                 f"Logits must depend on the size of a skip, but {smaller:,} and {largest:,} gave the same: the model "
-                "ignores position_ids. Choose a stock RoPE model that uses them.",
+                "ignores position_ids. Choose a Hugging Face RoPE model that uses them.",
                 code="positions_ignored",
             )
 

@@ -1,4 +1,4 @@
-"""Reading and setting the RoPE of a stock transformers model."""
+"""Reading and setting the RoPE of a Hugging Face transformers model."""
 
 import copy
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.models.families import why_refused
-from skipwise.models.windows import FAR, ORIGINAL, OTHER_KEYS, WINDOWED, far_table, rope_of, windows_of
-from skipwise.rope import Mixed, RopeScaling
+from skipwise.models.windows import FULL, ORIGINAL, OTHER_KEYS, SLIDING, full_table, rope_of, windows_of
+from skipwise.rope import RopeScaling
 from skipwise.rope.scaling import Frequencies, longrope_parameters
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
@@ -24,7 +24,7 @@ SCALING_KEYS = frozenset(
      "mscale_all_dim", "truncate", "finetuned", "short_factor", "long_factor", "short_mscale", "long_mscale",
      "low_freq_factor", "high_freq_factor"}
 )  # fmt: skip
-# Stock models compute frequencies in float32; ours are float64.
+# Hugging Face models compute frequencies in float32; ours are float64.
 FREQUENCY_TOLERANCE = 1e-5
 # Where a model keeps the RoPE of before it was given another: what its weights on disk have.
 RECORD = "rope_before"
@@ -81,13 +81,13 @@ def read_rope(config: PreTrainedConfig) -> RopeInfo:
             "Choose a RoPE model such as Llama, Qwen, Mistral or SmolLM.",
             code="no_rope",
         )
-    if parameters.get(FAR, parameters) is None:
+    if parameters.get(FULL, parameters) is None:
         raise UserError(
             f"Skipwise rescales the rotary positions of layers that see all of the text, but {kind} has none there. "
             "Choose another model.",
             code="no_rope_in_full_attention",
         )
-    parameters = far_table(parameters)
+    parameters = full_table(parameters)
     if "rope_theta" not in parameters:
         raise UserError(
             f"{kind} keeps several rotary tables ({', '.join(parameters)}), none of them for layers that see all of "
@@ -206,7 +206,7 @@ def restore_rope(model: PreTrainedModel, parameters: dict[str, Any], lengths: Le
 
 
 def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Lengths) -> None:
-    """Give a stock model new frequencies, in place: config and rotary tables together.
+    """Give a Hugging Face model new frequencies, in place: config and rotary tables together.
 
     `max_position_embeddings` becomes the target length, while `original_max_position_embeddings`
     stays the length of pretraining. An earlier scaling is replaced.
@@ -218,7 +218,7 @@ def set_rope_scaling(model: PreTrainedModel, scaling: RopeScaling, lengths: Leng
     info = read_rope(config)
     tables = settable_tables(model)
     before, record = copy.deepcopy(vars(config)), rope_before(model)
-    _set_config(config, with_far_table(config, scaling, lengths), lengths)
+    _set_config(config, with_full_table(config, scaling, lengths), lengths)
     try:
         _set_head_dim(config)
         with torch.device("cpu"):  # where a table has values, also for a model without weights
@@ -249,25 +249,25 @@ def _set_config(config: PreTrainedConfig, parameters: dict[str, Any], lengths: L
         if isinstance(getattr(config, key, None), int):
             setattr(config, key, lengths.target)
     # Of linear scaling alone a config does not say which of the two windows it names.
-    if far_table(parameters)["rope_type"] == "linear":
+    if full_table(parameters)["rope_type"] == "linear":
         config.max_sequence_length = lengths.target
     if hasattr(config, "dual_chunk_attention_config"):  # another way to the longer window, which the new one replaces
         del config.dual_chunk_attention_config
 
 
-def with_far_table(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths) -> dict[str, Any]:
+def with_full_table(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths) -> dict[str, Any]:
     """`rope_parameters` for this config, with those of windowed layers as they are."""
-    parameters = stock_parameters(config, scaling, lengths)
+    parameters = default_parameters(config, scaling, lengths)
     old: dict[str, Any] = text_config(config).rope_parameters
-    return {**old, FAR: parameters} if far_table(old) is not old else parameters
+    return {**old, FULL: parameters} if full_table(old) is not old else parameters
 
 
-def stock_parameters(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths) -> dict[str, Any]:
+def default_parameters(config: PreTrainedConfig, scaling: RopeScaling, lengths: Lengths) -> dict[str, Any]:
     """The RoPE parameters of layers that see far: the scaling's own, and the share of a head that is rotated."""
     config = text_config(config)
     info = read_rope(config)
     parameters = scaling.hf_parameters(info.rotary_dim, info.theta, lengths)
-    old = far_table(config.rope_parameters)
+    old = full_table(config.rope_parameters)
     kept = {key: value for key, value in old.items() if key not in SCALING_KEYS}
     if set(kept) - {"partial_rotary_factor"}:  # a family's own, which may count from the original window
         kept[ORIGINAL] = lengths.original
@@ -302,7 +302,7 @@ def is_rotary_table(module: nn.Module) -> bool:
 
 def _kinds(module: nn.Module) -> list[str | None]:
     """The kinds of layers that a module holds frequencies for: none if it is no rotary table, [None] for all alike."""
-    kinds = (None, FAR, WINDOWED)
+    kinds = (None, FULL, SLIDING)
     return [
         kind
         for kind in kinds
@@ -318,7 +318,7 @@ def _named(kind: str | None, attribute: str) -> str:
 def _far(module: nn.Module) -> str | None:
     """The kind of layers that see all of the text."""
     kinds = _kinds(module)
-    return FAR if FAR in kinds else kinds[0]
+    return FULL if FULL in kinds else kinds[0]
 
 
 def table_of(module: nn.Module, length: int, kind: str | None) -> Frequencies:
@@ -336,7 +336,7 @@ def table_of(module: nn.Module, length: int, kind: str | None) -> Frequencies:
 
 
 def live_rope(model: PreTrainedModel, lengths: Lengths) -> dict[str, Any]:
-    """What is in a model's tables, for a text that fits into the first window and for one as long as the target.
+    """What is in a model's tables, for a text that fits into the original window and for one as long as the target.
 
     With the table of windowed layers, `near`, where they have one of their own.
     """
@@ -348,7 +348,7 @@ def live_rope(model: PreTrainedModel, lengths: Lengths) -> dict[str, Any]:
             code="no_rotary_table",
         )
     short, long = (table_of(table, length, _far(table)) for length in (lengths.original, lengths.target))
-    near = table_of(table, lengths.target, WINDOWED)[0].tolist() if WINDOWED in _kinds(table) else None
+    near = table_of(table, lengths.target, SLIDING)[0].tolist() if SLIDING in _kinds(table) else None
     return {"short": short[0].tolist(), "long": long[0].tolist(), "attention_factor": long[1], "near": near}
 
 
@@ -394,7 +394,7 @@ def _check_tables(
 ) -> None:
     """Raise `UserError` unless there are tables, each with the scaling's frequencies and attention factor."""
     wanted = {lengths.target: scaling.frequencies(info.rotary_dim, info.theta, lengths)}
-    if isinstance(scaling, Mixed):
+    if scaling.two_tables:
         wanted[lengths.original] = scaling.short_frequencies(info.rotary_dim, info.theta, lengths)
     same = all(
         _close(table_of(table, length, _far(table)), own) and _used(table, length, own)

@@ -4,12 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skipwise.errors import UserError
 from skipwise.models.families import family_of
 from skipwise.models.locate import model_location
 from skipwise.models.windows import UNLIMITED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Keys that say that a config is of a mixture of experts, whose sizes mean something else.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
@@ -158,3 +161,17 @@ def read_tokenizer_limit(path: str) -> int | None:
         return int(limit) if limit and int(limit) < UNLIMITED else None
     except (OSError, ValueError, TypeError, AttributeError):  # the limit is a hint, and the file another's matter
         return None
+
+
+def completed(text: "PreTrainedConfig") -> dict[str, Any]:
+    """The config of a language model as a dictionary, also under the usual names (DBRX has another for its window)."""
+    own: dict[str, Any] = text.to_dict()
+    return {name: own[key] for name, key in text.attribute_map.items() if key in own} | own
+
+
+def knows_key(config_class: type, key: str) -> bool:
+    """Whether a config class has a key. One that it does not have is of another family, and changes nothing.
+
+    Classes that come as remote code may not declare what they take.
+    """
+    return hasattr(config_class, key) or not config_class.__module__.startswith("transformers.")

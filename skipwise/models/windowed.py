@@ -12,11 +12,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from skipwise.errors import UserError
 from skipwise.models import attention
-from skipwise.models.forward import autocast, for_products
+from skipwise.models.forward import autocast, in_compute_dtype
 from skipwise.models.load import vocabulary_size
 from skipwise.models.rope import text_config
-from skipwise.models.stock import knows_key
-from skipwise.models.windows import FAR, ORIGINAL, WINDOWED, far_table
+from skipwise.models.shape import knows_key
+from skipwise.models.windows import FULL, ORIGINAL, SLIDING, full_table
 
 # Attention that takes a mask of scores.
 TAKES_MASKS = ("sdpa", "eager", attention.NAME)
@@ -78,7 +78,7 @@ def windowed_layers(config: PreTrainedConfig, target: int) -> Layers | None:
     if kinds is None:
         used = knows_key(type(config), "sliding_window") and getattr(config, "use_sliding_window", True)
         return Layers(int(window), total, total, False) if used and window is not None and window < target else None
-    others = sorted(set(kinds) - {FAR, WINDOWED, "attention"})
+    others = sorted(set(kinds) - {FULL, SLIDING, "attention"})
     if others:
         reasons = dict.fromkeys(_OTHER_LAYERS.get(kind, "are not known") for kind in others)
         raise UserError(
@@ -86,7 +86,7 @@ def windowed_layers(config: PreTrainedConfig, target: int) -> Layers | None:
             f"({', '.join(others)}), which {' or '.join(reasons)}. Choose a model with full or sliding attention.",
             code="layer_type_not_supported",
         )
-    windowed = sum(kind == WINDOWED for kind in kinds)
+    windowed = sum(kind == SLIDING for kind in kinds)
     if not windowed or window is None or window >= target:
         return None
     return Layers(int(window), windowed, total, True)
@@ -122,7 +122,7 @@ def check_windows(model: PreTrainedModel, target: int, dtype: torch.dtype = torc
 
 
 def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Masks:
-    """What to give a model as `attention_mask` in training, in the dtype of products.
+    """What to give a model as `attention_mask` in training, in the compute dtype.
 
     The halves of an encoder-decoder have masks of their own: `attention_mask=masks_for(model.model.encoder, ...)`,
     and `decoder_attention_mask` likewise.
@@ -150,12 +150,12 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
     positions = inputs.get("position_ids")
     _check_one_table(model, positions)
     if layers is None or positions is None or not bool((positions.diff(dim=-1) != 1).any()):
-        return for_products(given) if given.is_floating_point() else given
+        return in_compute_dtype(given) if given.is_floating_point() else given
     both_ways = sees_both_ways(model)
-    near = near_keys(positions, layers.window, both_ways)
+    near = sliding_keys(positions, layers.window, both_ways)
     full: torch.Tensor | None
     if given.is_floating_point():
-        full, windowed = for_products(given), for_products(given.masked_fill(~near, -torch.inf))
+        full, windowed = in_compute_dtype(given), in_compute_dtype(given.masked_fill(~near, -torch.inf))
     elif model.config._attn_implementation != "eager":
         full, windowed = None, near
     else:  # which takes scores alone, and for an encoder none: a decoder's tokens may look at the same text
@@ -163,16 +163,16 @@ def masks_for(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Mas
         scores = torch.zeros(len(positions), 1, n, n, device=positions.device)
         if not both_ways:
             scores = torch.full_like(scores, -torch.inf).triu(1)
-        full = None if both_ways else for_products(scores)
-        windowed = for_products(scores.masked_fill(~near, -torch.inf))
-    return {FAR: full, WINDOWED: windowed} if layers.by_kind else windowed
+        full = None if both_ways else in_compute_dtype(scores)
+        windowed = in_compute_dtype(scores.masked_fill(~near, -torch.inf))
+    return {FULL: full, SLIDING: windowed} if layers.by_kind else windowed
 
 
 def _check_one_table(model: PreTrainedModel, positions: torch.Tensor | None) -> None:
     """Refuse a batch that would need two rotary tables: with two lists of factors (`mixed`) the longest window of a
     batch decides for all, and the others are read with frequencies that they are never read with later.
     """
-    rope = far_table(getattr(text_config(model.config), "rope_parameters", None) or {})
+    rope = full_table(getattr(text_config(model.config), "rope_parameters", None) or {})
     if positions is None or rope.get("rope_type") != "longrope" or rope.get("short_factor") == rope.get("long_factor"):
         return
     beyond = positions.amax(dim=-1) >= int(rope[ORIGINAL])
@@ -193,7 +193,7 @@ def sees_both_ways(model: PreTrainedModel) -> bool:
     return {module.is_causal for module in model.modules() if hasattr(module, "is_causal")} == {False}
 
 
-def near_keys(position_ids: torch.Tensor, window: int, both_ways: bool = False) -> torch.Tensor:
+def sliding_keys(position_ids: torch.Tensor, window: int, both_ways: bool = False) -> torch.Tensor:
     """bool[batch, 1, n, n]: of each token, which ones a windowed layer sees, itself included.
 
     Args:

@@ -15,7 +15,7 @@ from skipwise.models.families import family_of
 
 # The layers whose rotary table is extended, in models that have one for each kind of layer. Windowed layers meet no
 # distance beyond their window, and keep theirs.
-FAR, WINDOWED = "full_attention", "sliding_attention"
+FULL, SLIDING = "full_attention", "sliding_attention"
 ORIGINAL = "original_max_position_embeddings"
 # Where configs of different families say the window, best first.
 WINDOW_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "n_ctx")
@@ -38,27 +38,27 @@ class Windows:
     Attributes:
         original: of pretraining.
         current: the one it has now; larger when it was extended before.
-        doubt: why two readings are possible, with both of them; None where the files say enough.
+        warning: why two readings are possible, with both of them; None where the files say enough.
     """
 
     original: int
     current: int
-    doubt: str | None = None
+    ambiguity: str | None = None
 
     def certain(self, path: str) -> "Windows":
-        """These, unless there is a doubt.
+        """These, unless there is a warning.
 
         Raises:
             UserError: with both readings.
         """
-        if self.doubt is not None:
-            raise UserError(f"{path}: {self.doubt}", code="window_ambiguous")
+        if self.ambiguity is not None:
+            raise UserError(f"{path}: {self.ambiguity}", code="window_ambiguous")
         return self
 
 
-def far_table(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+def full_table(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """The RoPE parameters of layers that see all of the text, where each kind of layer has its own."""
-    nested = parameters.get(FAR)
+    nested = parameters.get(FULL)
     return nested if isinstance(nested, Mapping) else parameters
 
 
@@ -67,7 +67,7 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     transformers lets `rope_scaling` win where both are there.
     """
-    rope = dict(far_table(config.get("rope_scaling") or config.get("rope_parameters") or {}))
+    rope = dict(full_table(config.get("rope_scaling") or config.get("rope_parameters") or {}))
     kind = str(rope.get("rope_type") or rope.get("type") or "default")
     return {**rope, "rope_type": "longrope" if kind == "su" else kind}
 
@@ -121,7 +121,7 @@ def windows_of(
     by_original = rope["rope_type"] in BY_ORIGINAL
     if not by_original and (raised.original >= SHORTEST or claimed < SHORTEST):
         return raised
-    doubt = (
+    ambiguity = (
         f"its config has a {rope['rope_type']} factor of {factor:g} and a window of {claimed:,} tokens "
         f"(max_position_embeddings), and does not say which window came before. Either it was pretrained with "
         f"{claimed:,} and has {kept.current:,} now, or with {raised.original:,} and has {claimed:,} now. Say which: "
@@ -129,7 +129,7 @@ def windows_of(
     )
     # Programs compute the frequencies of the first reading; of linear scaling, those of both are the same.
     taken = kept if by_original else raised
-    return Windows(taken.original, taken.current, doubt)
+    return Windows(taken.original, taken.current, ambiguity)
 
 
 def _extended(rope_type: str, original: int, claimed: int, factor: float) -> int:

@@ -2,15 +2,15 @@
 
 import math
 from statistics import NormalDist
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.positions.window import Document, Window
-from skipwise.sections import section
+from skipwise.positions.window import Distances, Document, Window
+from skipwise.utils.sections import section
 
 # Standard deviation of the Gaussian in the authors' code, in half windows.
 _SIGMA = 3.0
@@ -45,6 +45,8 @@ class CREAM:
             for the distribution of the authors.
     """
 
+    has_skips: ClassVar[bool] = True
+    needs_sentences: ClassVar[bool] = False
     name: Literal["cream"] = "cream"
     edge: int | None = None
     spread: float | None = None
@@ -70,6 +72,10 @@ class CREAM:
                 code="train_length_too_short",
             )
 
+    def window_length(self, lengths: Lengths) -> int:
+        """Lw."""
+        return lengths.train
+
     def tokens_needed(self, lengths: Lengths) -> int:
         """Lw."""
         return lengths.train
@@ -78,7 +84,7 @@ class CREAM:
         """Lt, whose text stands at its positions; with `spread` Lw, since the text runs on."""
         return lengths.train if self.spread is not None else lengths.target
 
-    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator, progress: float) -> Window:
+    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator) -> Window:
         """Draw the lengths of the chunks and where the middle ends."""
         edge = self._short_edge(lengths) if rng.random() < 0.5 else lengths.train // 3
         middle = lengths.train - 2 * edge
@@ -92,6 +98,14 @@ class CREAM:
         at = end + 1 if end < tokens - edge else tokens - edge
         text = _three(edge, middle, at, tokens)
         return Window(token_index=text, position_ids=_three(edge, middle, end + 1, lengths.target))
+
+    def contiguous(self) -> "CREAM":
+        """Itself: in a document of one window the text runs on."""
+        return self
+
+    def distances(self, lengths: Lengths) -> Distances:
+        """None: the distribution has no simple form."""
+        return Distances()
 
 
 def _three(edge: int, middle: int, middle_stop: int, stop: int) -> NDArray[np.int64]:

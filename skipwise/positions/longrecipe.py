@@ -1,13 +1,13 @@
 """LongRecipe: skips where sentences begin (arXiv 2409.00509)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from skipwise.lengths import Lengths
 from skipwise.positions.pose import sorted_uniform
-from skipwise.positions.window import Document, Window
-from skipwise.sections import section
+from skipwise.positions.window import Distances, Document, Window
+from skipwise.utils.sections import section
 
 
 @section
@@ -29,11 +29,17 @@ class LongRecipe:
         start: `contiguous` for the authors' form, `sentence` for ours.
     """
 
+    has_skips: ClassVar[bool] = True
+    needs_sentences: ClassVar[bool] = True
     name: Literal["longrecipe"] = "longrecipe"
     start: Literal["contiguous", "sentence"] = "contiguous"
 
     def check(self, lengths: Lengths) -> None:
         """Any lengths will do."""
+
+    def window_length(self, lengths: Lengths) -> int:
+        """Lw."""
+        return lengths.train
 
     def tokens_needed(self, lengths: Lengths) -> int:
         """Lw: the text runs on."""
@@ -43,7 +49,7 @@ class LongRecipe:
         """Lw."""
         return lengths.train
 
-    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator, progress: float) -> Window:
+    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator) -> Window:
         """Draw a skip for each sentence."""
         boundaries = np.asarray(document.boundaries, dtype=np.int64)
         boundaries = boundaries[(boundaries > 0) & (boundaries < lengths.train)]
@@ -58,3 +64,11 @@ class LongRecipe:
         first = int(rng.integers(1, (lengths.train + 1) // 2, endpoint=True))
         positions[:first] = ids[:first]
         return Window(token_index=ids, position_ids=positions)
+
+    def contiguous(self) -> "LongRecipe":
+        """Itself: the text runs on."""
+        return self
+
+    def distances(self, lengths: Lengths) -> Distances:
+        """None: the distribution has no simple form."""
+        return Distances()

@@ -1,15 +1,16 @@
 """Two chunks whose cut and skip are drawn so that training meets distances as inference at the target does."""
 
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.positions.window import Document, Window
-from skipwise.sections import section
+from skipwise.positions.distances import pairs_across, two_chunk_distances
+from skipwise.positions.window import Distances, Document, Window
+from skipwise.utils.sections import section
 
 Floats = NDArray[np.float64]
 # The likelihood grows by less than a hundred-thousandth per step long before.
@@ -32,6 +33,8 @@ class Matched:
         cut: `matched`: the cut is optimised as well; `any`: uniform, as in the paper, and only the skip is.
     """
 
+    has_skips: ClassVar[bool] = True
+    needs_sentences: ClassVar[bool] = False
     name: Literal["matched"] = "matched"
     cut: Literal["matched", "any"] = "matched"
 
@@ -43,6 +46,10 @@ class Matched:
                 code="train_length_too_short",
             )
 
+    def window_length(self, lengths: Lengths) -> int:
+        """Lw."""
+        return lengths.train
+
     def tokens_needed(self, lengths: Lengths) -> int:
         """Lw: the text runs on."""
         return lengths.train
@@ -51,13 +58,21 @@ class Matched:
         """Lw."""
         return lengths.train
 
-    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator, progress: float) -> Window:
+    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator) -> Window:
         """Draw cut and skip from the policy."""
         cut_sums, skip_sums = _sums(lengths, self.cut == "matched")
         first = 1 + int(np.searchsorted(cut_sums, rng.random(), side="right"))
         skip = int(np.searchsorted(skip_sums, rng.random(), side="right"))
         ids = np.arange(lengths.train, dtype=np.int64)
         return Window(token_index=ids, position_ids=ids + np.repeat([0, skip], [first, lengths.train - first]))
+
+    def contiguous(self) -> "Matched":
+        """Itself: the text runs on."""
+        return self
+
+    def distances(self, lengths: Lengths) -> Distances:
+        """Those of two chunks."""
+        return two_chunk_distances(*self.policy(lengths))
 
     def policy(self, lengths: Lengths) -> tuple[Floats, Floats]:
         """Probabilities of the cuts 1, ..., Lw - 1 and of the skips 0, ..., Lt - Lw."""
@@ -106,27 +121,6 @@ def matched_policy(lengths: Lengths, optimise_cut: bool = True) -> tuple[Floats,
     cut.setflags(write=False)
     skip.setflags(write=False)
     return cut, skip
-
-
-def pairs_across(weights: Floats) -> Floats:
-    """sum over c of weights[c] * min(c, Lw - c, delta, Lw - delta), for delta = 1, ..., Lw - 1.
-
-    So many of the pairs of tokens that are delta apart lie across a cut after c tokens. By cut and by distance it is
-    the same function, so it also takes weights of distances to sums for each cut.
-
-    Args:
-        weights: float64[Lw - 1], of c = 1, ..., Lw - 1.
-
-    >>> pairs_across(np.array([0.0, 1.0, 0.0])).tolist()
-    [1.0, 2.0, 1.0]
-    """
-    train = len(weights) + 1
-    nearest = np.minimum(np.arange(1, train), np.arange(train - 1, 0, -1))
-    # min(m, n) is the number of j = 1, ..., n with m >= j.
-    by_nearest = np.bincount(nearest, weights, minlength=train // 2 + 1)
-    at_least = by_nearest[::-1].cumsum()[::-1]
-    sums: Floats = np.concatenate(([0.0], at_least[1:].cumsum()))[nearest]
-    return sums
 
 
 @lru_cache(maxsize=64)

@@ -1,20 +1,20 @@
 """PoSE: chunks of a short window, each shifted by a random skip (arXiv 2309.10400, Section 3)."""
 
-from typing import Literal
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
-from skipwise.positions.window import Document, Window
-from skipwise.sections import section
+from skipwise.positions.distances import run_distances, sequential_pairs, two_chunk_distances
+from skipwise.positions.window import Distances, Document, Window
+from skipwise.utils.sections import section
 
 CONTENT_MODES = ("contiguous", "uniform", "aligned")
 FIRST_CHUNKS = ("any", "half")
-SKIPS = ("sequential", "sorted", "ends")
-# With skips "ends", the share of windows without a skip, and that with the largest.
-END_SHARE = 0.25
+SKIPS = ("sequential", "sorted")
 
 
 @section
@@ -39,15 +39,15 @@ class PoSE:
             chunks only.
         skips: `sequential`: one after the other as above; with many chunks the later skips crowd at the largest.
             `sorted`: N - 1 independent uniform skips in order, so that all are spread evenly (the same for two
-            chunks). `ends`: two chunks; no skip in a quarter of the windows, the largest in another, uniform in
-            the rest: extra mass at the two ends, in the manner of LongEmbed (arXiv 2404.12096); the shares are ours.
+            chunks).
     """
 
+    needs_sentences: ClassVar[bool] = False
     name: Literal["pose"] = "pose"
     chunks: int = 2
     content: Literal["contiguous", "uniform", "aligned"] = "contiguous"
     first_chunk: Literal["any", "half"] = "any"
-    skips: Literal["sequential", "sorted", "ends"] = "sequential"
+    skips: Literal["sequential", "sorted"] = "sequential"
 
     def __post_init__(self) -> None:
         if self.chunks < 1:
@@ -59,13 +59,17 @@ class PoSE:
                 raise UserError(
                     f"PoSE's {key} is one of {', '.join(known)}, not {getattr(self, key)!r}.", code="unknown_choice"
                 )
-        for key, choice, other in (("first_chunk", "half", "any"), ("skips", "ends", "sorted")):
-            if getattr(self, key) == choice and self.chunks != 2:
-                raise UserError(
-                    f"{key} {choice!r} is defined for two chunks, not {self.chunks}. "
-                    f"Set positions.chunks to 2 or positions.{key} to {other!r}.",
-                    code="two_chunks_needed",
-                )
+        if self.first_chunk == "half" and self.chunks != 2:
+            raise UserError(
+                f"first_chunk 'half' is defined for two chunks, not {self.chunks}. Set positions.chunks to 2 or "
+                "positions.first_chunk to 'any'.",
+                code="two_chunks_needed",
+            )
+
+    @property
+    def has_skips(self) -> bool:
+        """With more than one chunk."""
+        return self.chunks > 1
 
     def check(self, lengths: Lengths) -> None:
         """Raise `UserError` when the window is too short to be cut into that many chunks."""
@@ -76,6 +80,10 @@ class PoSE:
                 code="train_length_too_short",
             )
 
+    def window_length(self, lengths: Lengths) -> int:
+        """Lw."""
+        return lengths.train
+
     def tokens_needed(self, lengths: Lengths) -> int:
         """Lt for aligned content, else Lw."""
         return lengths.target if self.content == "aligned" else lengths.train
@@ -84,7 +92,7 @@ class PoSE:
         """Lw for contiguous content; up to Lt where the text may skip too."""
         return lengths.train if self.content == "contiguous" else lengths.target
 
-    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator, progress: float) -> Window:
+    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator) -> Window:
         """Draw cuts, skips and content, and lay them out (Eq. 3-5)."""
         sizes = self._chunk_sizes(lengths.train, rng)
         u = self._skips(lengths.target - lengths.train, rng)
@@ -97,22 +105,34 @@ class PoSE:
             return Window(token_index=token, position_ids=token + u.repeat(sizes))
         return Window(token_index=token + v.repeat(sizes), position_ids=token + u.repeat(sizes))
 
+    def contiguous(self) -> "PoSE":
+        """With the text of one chunk running on in the next."""
+        return replace(self, content="contiguous")
+
+    def distances(self, lengths: Lengths) -> Distances:
+        """By formulas for one or two chunks; for more the expected pairs, where skips are drawn one after the other."""
+        train, target = lengths.train, lengths.target
+        if self.chunks == 1:
+            return run_distances(train, target)
+        if self.chunks == 2:
+            last = self._last_cut(train)
+            cuts = np.where(np.arange(1, train) <= last, 1 / last, 0.0)
+            return two_chunk_distances(cuts, np.full(target - train + 1, 1 / (target - train + 1)))
+        return Distances(pairs=sequential_pairs(self.chunks, lengths) if self.skips == "sequential" else None)
+
     def _skips(self, maximum: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """int64[chunks], non-decreasing from 0: the skip of each chunk."""
-        match self.skips:
-            case "sequential":
-                return sequential_uniform(self.chunks, maximum, rng)
-            case "sorted":
-                return sorted_uniform(self.chunks, maximum, rng)
-            case "ends":
-                skip = rng.choice([0, maximum]) if rng.random() < 2 * END_SHARE else rng.integers(maximum + 1)
-                return np.array([0, skip])
+        draw = sequential_uniform if self.skips == "sequential" else sorted_uniform
+        return draw(self.chunks, maximum, rng)
+
+    def _last_cut(self, train: int) -> int:
+        """The largest first of two chunks, in tokens."""
+        return (train + 1) // 2 if self.first_chunk == "half" else train - 1
 
     def _chunk_sizes(self, train: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """int64[chunks]: the tokens of each chunk."""
         if self.chunks == 2:  # a single cut needs no choice without replacement, which takes as long as all the rest
-            last = (train + 1) // 2 if self.first_chunk == "half" else train - 1
-            first = rng.integers(1, last, endpoint=True)
+            first = rng.integers(1, self._last_cut(train), endpoint=True)
             return np.array([first, train - first])
         cuts = 1 + np.sort(rng.choice(train - 1, size=self.chunks - 1, replace=False))
         edges = np.concatenate(([0], cuts, [train]))

@@ -44,8 +44,22 @@ class PositionSampler(Protocol):
         """What it is called in a configuration."""
         ...
 
+    @property
+    def has_skips(self) -> bool:
+        """Whether positions of a window may have gaps."""
+        ...
+
+    @property
+    def needs_sentences(self) -> bool:
+        """Whether a window depends on where sentences begin."""
+        ...
+
     def check(self, lengths: Lengths) -> None:
         """Raise `UserError` when the sampler cannot work with these lengths."""
+        ...
+
+    def window_length(self, lengths: Lengths) -> int:
+        """Tokens in one window."""
         ...
 
     def tokens_needed(self, lengths: Lengths) -> int:
@@ -56,16 +70,36 @@ class PositionSampler(Protocol):
         """The longest document, in tokens, that a window makes use of. Longer ones are cut to pieces of this."""
         ...
 
-    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator, progress: float) -> Window:
+    def sample(self, document: Document, lengths: Lengths, rng: np.random.Generator) -> Window:
         """Draw one window.
 
         Args:
             document: the text, at least `tokens_needed(lengths)` tokens long.
             lengths: original, train and target length.
             rng: the only source of randomness.
-            progress: share of the training already done, in [0, 1]; for curricula.
         """
         ...
+
+    def contiguous(self) -> "PositionSampler":
+        """The sampler of the same positions for a document that is one window long, of which nothing is left out."""
+        ...
+
+    def distances(self, lengths: Lengths) -> "Distances":
+        """Formulas of the distances that a window shows; `Distances()` where there are none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Formulas of the distances that one window of a sampler shows; None where there is no formula.
+
+    Attributes:
+        seen: float64[Lt], the probability that two tokens of the window are at distance d.
+        pairs: float64[Lt], the expected number of pairs of tokens at distance d.
+    """
+
+    seen: NDArray[np.float64] | None = None
+    pairs: NDArray[np.float64] | None = None
 
 
 def example_rng(seed: int, epoch: int, index: int, source: int = 0) -> np.random.Generator:

@@ -1,73 +1,75 @@
 """The charts of a report: what each shows, its rows, and how they are drawn. Read from run directories; no torch."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
-from skipwise.coverage import coverage
 from skipwise.errors import UserError
-from skipwise.evaluation.specs import EvalResult
+from skipwise.evaluation.metrics import METRICS, Metric, metric_of
+from skipwise.evaluation.results import EvalResult
+from skipwise.export.readers import Reading, transformers_5
 from skipwise.lengths import format_length
-from skipwise.models.readers import Reading, transformers_5
 from skipwise.models.shape import read_config
 from skipwise.positions import Document, Plain, example_rng
-from skipwise.report.run import STAGES, Row, Run
+from skipwise.positions.coverage import Coverage, coverage
+from skipwise.report.vega import (
+    Chart,
+    color_by,
+    data_of,
+    finished_chart,
+    length_axis,
+    number_axis,
+    stroke_legend,
+    tooltips,
+)
+from skipwise.runs.record import STAGES, Row, Run
 
 # Points of a line: more cannot be told apart.
 POINTS = 240
 # Windows that coverage is drawn from, where there is no formula.
 WINDOWS = 400
-# Ends of the names of figures of which lower is better.
-LOSSES = ("perplexity", "longppl", "bits_per_byte")
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart of a report.
-
-    Attributes:
-        key: short name, for anchors and files.
-        title: of its section.
-        caption: what one sees, in a sentence or two.
-        rows: the numbers behind it, as they are drawn.
-        spec: Vega-Lite, with the rows in it; None for a table alone.
-    """
-
-    key: str
-    title: str
-    caption: str
-    rows: Sequence[Row]
-    spec: dict[str, Any] | None
+# Rows of results, each with the name of its line in the charts.
+Series = Sequence[tuple[str, EvalResult]]
 
 
 def charts_of(runs: Sequence[Run]) -> list[Chart]:
     """All charts that these runs have numbers for."""
     makers: list[Callable[[Sequence[Run]], Chart | None]] = [
-        perplexity_chart,
-        passkey_chart,
-        suite_chart,
-        others_table,
         training_chart,
         coverage_chart,
         wavelength_chart,
         window_chart,
         cost_chart,
     ]
-    return [chart for maker in makers if (chart := maker(runs)) is not None]
+    charts = [chart for maker in makers if (chart := maker(runs)) is not None]
+    return [*result_charts(series_of(runs)), *charts]
 
 
-def perplexity_chart(runs: Sequence[Run]) -> Chart | None:
-    """Perplexity by context length for each stage of each run."""
-    rows = [
-        {"model": series, "context": row.context_length, "perplexity": row.value, "low": row.interval_low,
-         "high": row.interval_high, "text": row.data}
+def result_charts(series: Series) -> list[Chart]:
+    """All charts that these results have numbers for, whichever command measured them."""
+    makers = (perplexity_chart, passkey_chart, suite_chart, others_table)
+    return [chart for maker in makers if (chart := maker(series)) is not None]
+
+
+def series_of(runs: Sequence[Run]) -> list[tuple[str, EvalResult]]:
+    """Results of runs with the name of their line: the stage, and the run where there are several."""
+    return [
+        (stage if len(runs) == 1 else f"{run.name}: {stage}", row)
         for run in runs
-        for series, row in _series(runs, run)
+        for row in run.results
+        for stage in [STAGES.get(row.stage, row.stage)]
+    ]
+
+
+def perplexity_chart(series: Series) -> Chart | None:
+    """Perplexity by context length."""
+    rows = [
+        {"model": name, "context": row.context_length, "perplexity": row.value, "low": row.interval_low,
+         "high": row.interval_high, "text": row.data}
+        for name, row in series
         if row.evaluation == "perplexity" and row.metric == "perplexity" and row.value is not None
     ]  # fmt: skip
     if not rows:
@@ -85,13 +87,12 @@ def perplexity_chart(runs: Sequence[Run]) -> Chart | None:
     return finished_chart("perplexity", "Perplexity by context length", caption, rows, band + line)
 
 
-def passkey_chart(runs: Sequence[Run]) -> Chart | None:
+def passkey_chart(series: Series) -> Chart | None:
     """Passkeys found, by length and depth."""
     rows: list[Row] = [
-        {"model": series, "context": row.context_length, "depth": f"{row.depth:.0%}", "found": row.value,
+        {"model": name, "context": row.context_length, "depth": f"{row.depth:.0%}", "found": row.value,
          "trials": row.num_samples}
-        for run in runs
-        for series, row in _series(runs, run)
+        for name, row in series
         if row.evaluation == "passkey" and row.depth is not None and row.value is not None
     ]  # fmt: skip
     if not rows:
@@ -114,9 +115,9 @@ def passkey_chart(runs: Sequence[Run]) -> Chart | None:
     return finished_chart("passkey", "Passkeys by length and depth", caption, rows, faceted, wide=False)
 
 
-def suite_chart(runs: Sequence[Run]) -> Chart | None:
+def suite_chart(series: Series) -> Chart | None:
     """The tasks of RULER and other scores, by length."""
-    rows = [row for row in _others(runs) if row["context"] is not None and not row["task"].endswith(LOSSES)]
+    rows = [row for row, metric in _others(series) if row["context"] is not None and metric.higher_is_better]
     if not rows:
         return None
     base = data_of(rows).encode(x=length_axis("context", rows), color=color_by("model"), tooltip=tooltips(rows))
@@ -127,18 +128,17 @@ def suite_chart(runs: Sequence[Run]) -> Chart | None:
     return finished_chart("suite", "Retrieval and other tasks", caption, rows, faceted, wide=False)
 
 
-def others_table(runs: Sequence[Run]) -> Chart | None:
-    """Figures that are in no chart: other perplexities, and tasks that have no context length."""
-    rows = [row for row in _others(runs) if row["context"] is None or row["task"].endswith(LOSSES)]
-    return Chart("others", "Other figures", "Of perplexities lower is better.", rows, None) if rows else None
+def others_table(series: Series) -> Chart | None:
+    """Results that are in no chart: other perplexities, and tasks that have no context length."""
+    rows = [row for row, metric in _others(series) if row["context"] is None or not metric.higher_is_better]
+    return Chart("others", "Other results", "Of perplexities lower is better.", rows, None) if rows else None
 
 
-def _others(runs: Sequence[Run]) -> list[Row]:
-    """Figures of everything but perplexity and passkeys; a task with several metrics is several."""
+def _others(series: Series) -> list[tuple[Row, Metric]]:
+    """Results of everything but perplexity and passkeys; a task with several metrics is several."""
     found = [
-        (series, row)
-        for run in runs
-        for series, row in _series(runs, run)
+        (name, row)
+        for name, row in series
         if row.evaluation != "passkey"
         and row.metric != row.evaluation  # those of `perplexity_chart`
         and row.depth is None
@@ -147,14 +147,85 @@ def _others(runs: Sequence[Run]) -> list[Row]:
     metrics: dict[str, set[str]] = {}
     for _, row in found:
         metrics.setdefault(row.evaluation, set()).add(row.metric)
-    return [
-        {"model": series,
-         "task": row.evaluation
-         if len(metrics[row.evaluation]) == 1 and row.evaluation not in LOSSES  # bits per byte are no perplexity
-         else f"{row.evaluation} {row.metric}",
-         "context": row.context_length, "score": row.value, "low": row.interval_low, "high": row.interval_high}
-        for series, row in found
+    rows = []
+    for name, row in found:
+        # Bits per byte of an evaluation that is named after a perplexity need their own name.
+        alone = len(metrics[row.evaluation]) == 1 and row.evaluation not in METRICS
+        task = row.evaluation if alone else f"{row.evaluation} {row.metric}"
+        values = {"score": row.value, "low": row.interval_low, "high": row.interval_high}
+        rows.append(({"model": name, "task": task, "context": row.context_length, **values}, metric_of(row.metric)))
+    return rows
+
+
+def by_length_chart(evaluation: str, metric: Metric, rows: Sequence[Row], caption: str) -> Chart:
+    """One evaluation by context length, a line for each `method` and a panel for each `domain`.
+
+    Args:
+        evaluation: its name.
+        metric: its main metric.
+        rows: with `method`, `domain`, `context`, `value`, `low` and `high`.
+        caption: what one sees besides which direction is better.
+    """
+    name = evaluation.replace("_", " ")
+    scale = alt.Scale(domain=[0, 1]) if metric.share else alt.Scale(type="log", nice=False)
+    base = data_of(rows).encode(x=length_axis("context", rows), color=color_by("method"), tooltip=tooltips(rows))
+    intervals = base.mark_rule(opacity=0.4, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q")
+    lines = base.mark_line(point=True).encode(y=alt.Y("value:Q", title=name, scale=scale))
+    drawn = alt.layer(lines, intervals).properties(width=300, height=240)
+    faceted = drawn.facet(facet=alt.Facet("domain:N", title=None), columns=2).resolve_scale(y="independent")
+    text = f"{'Higher' if metric.higher_is_better else 'Lower'} is better; {caption}"
+    return finished_chart(evaluation, f"{name} by context length".capitalize(), text, rows, faceted, wide=False)
+
+
+def difference_chart(reference: str, rows: Sequence[Row], caption: str) -> Chart:
+    """Differences from a reference with their intervals, a panel for each `figure`.
+
+    Args:
+        reference: name of the method or model that others are compared with.
+        rows: with `figure`, `method`, `difference`, `low`, `high` and `none`, the value of no difference.
+        caption: what one sees.
+    """
+    data = data_of(rows)
+    base = data.encode(y=alt.Y("method:N", title=None, sort=None))
+    none = data.mark_rule(strokeDash=[2, 2], color="gray").encode(x="none:Q")
+    drawn = none + base.mark_rule().encode(
+        x=alt.X("low:Q", title="difference", scale=alt.Scale(zero=False)), x2="high:Q"
+    )
+    drawn += base.mark_point(filled=True).encode(x="difference:Q", tooltip=tooltips(rows))
+    faceted = drawn.properties(width=300).facet(facet=alt.Facet("figure:N", title=None), columns=2)
+    faceted = faceted.resolve_scale(x="independent")
+    return finished_chart("differences", f"Compared with {reference}", caption, rows, faceted, wide=False)
+
+
+def coverages_chart(found: Mapping[str, Coverage]) -> Chart:
+    """Distances that samplers show: their probability in one window, and the expected number of pairs (Figure 5 of the
+    PoSE paper).
+    """
+    rows: list[Row] = [
+        {"sampler": name, "distance": round(float(group.mean())), "probability": float(own.seen[group].mean()),
+         "pairs": float(own.pairs[group].mean())}
+        for name, own in found.items()
+        for group in _groups(len(own.seen))
     ]  # fmt: skip
+    panels = [
+        data_of(rows).mark_line(clip=True).encode(
+            x=number_axis("distance", "relative distance, tokens"),
+            y=alt.Y(f"{field}:Q", title=title, scale=scale),
+            color=color_by("sampler"),
+            tooltip=tooltips(rows),
+        ).properties(width=420, height=260)
+        for field, title, scale in (
+            ("probability", "probability of being seen in a window", alt.Scale()),
+            ("pairs", "expected pairs of tokens in a window", alt.Scale(type="log", domainMin=1e-3, clamp=True)),
+        )
+    ]  # fmt: skip
+    caption = "By relative distance of two tokens."
+    return finished_chart("coverage", "Relative distances", caption, rows, alt.hconcat(*panels), wide=False)
+
+
+def _groups(length: int) -> list[NDArray[np.int64]]:
+    """Distances from 1 on, in as many groups as a line has points."""
+    return np.array_split(np.arange(1, length), min(POINTS, length - 1))
 
 
 def training_chart(runs: Sequence[Run]) -> Chart | None:
@@ -190,13 +261,12 @@ def coverage_chart(runs: Sequence[Run]) -> Chart | None:
     """How often a training window shows each relative distance."""
     rows: list[Row] = []
     for run in runs:
-        if run.config.method == "interpolate":
+        if not run.config.trains:
             continue
         found = coverage(run.config.positions, run.lengths, WINDOWS)
-        groups = np.array_split(np.arange(1, len(found.seen)), min(POINTS, len(found.seen) - 1))
         rows += [
             {"run": run.name, "distance": round(float(group.mean())), "probability": float(found.seen[group].mean())}
-            for group in groups
+            for group in _groups(len(found.seen))
         ]
     if not rows:
         return None
@@ -235,7 +305,7 @@ def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
         return None
     lengths = runs[0].lengths
     marks = [
-        {"length": lengths.original, "what": f"first window, {lengths.original:,}"},
+        {"length": lengths.original, "what": f"original window, {lengths.original:,}"},
         {"length": lengths.target, "what": f"target, {lengths.target:,}"},
     ]
     lines = data_of(rows).mark_line().encode(
@@ -249,8 +319,8 @@ def wavelength_chart(runs: Sequence[Run]) -> Chart | None:
     drawn = lines + rules.mark_rule(strokeDash=[2, 2], color="gray").encode(tooltip=["what:N"])
     words = rules.mark_text(align="left", dy=-5, x=4, color="gray").encode(text="what:N")
     caption = (
-        "A pair that turns many times within the first window tells near positions apart; one that never turns around "
-        "in it has not been seen at the angles that farther positions would give it, so it is slowed down."
+        "A pair that turns many times within the original window tells near positions apart; one that never turns "
+        "around in it has not been seen at the angles that farther positions would give it, so it is slowed down."
     )
     return finished_chart("rope", "RoPE wavelengths", caption, rows, drawn + words)
 
@@ -259,13 +329,13 @@ def window_chart(runs: Sequence[Run]) -> Chart | None:
     """The position ids of one training window."""
     rows: list[Row] = []
     for run in runs:
-        if run.config.method == "interpolate":
+        if not run.config.trains:
             continue
         sampler = run.config.positions
         length = max(sampler.tokens_needed(run.lengths), run.lengths.train)
         boundaries = np.arange(24, length, 24)
         for name, one in ((run.name, sampler), ("without skips", Plain())):
-            window = one.sample(Document(length, boundaries), run.lengths, example_rng(run.config.seed, 0, 0), 1.0)
+            window = one.sample(Document(length, boundaries), run.lengths, example_rng(run.config.seed, 0, 0))
             places = range(0, len(window.position_ids), -(-len(window.position_ids) // POINTS))  # no gaps of its own
             rows += [{"window": name, "token": int(at), "position": int(window.position_ids[at])} for at in places]
     if not rows:
@@ -318,13 +388,6 @@ def _in_billions(value: float | None) -> float | None:
     return value / 1e9 if value else None
 
 
-def _series(runs: Sequence[Run], run: Run) -> Iterator[tuple[str, EvalResult]]:
-    """Rows with the name of their line: the stage, and the run where there are several."""
-    for row in run.results:
-        stage = STAGES.get(row.stage, row.stage)
-        yield (stage if len(runs) == 1 else f"{run.name}: {stage}"), row
-
-
 def _reading(path: str) -> Reading | None:
     try:
         return transformers_5(read_config(path))
@@ -335,52 +398,3 @@ def _reading(path: str) -> Reading | None:
 def _planned(run: Run, before: Reading) -> NDArray[np.float64]:
     """The frequencies that a run will train with, while its model is not written."""
     return run.config.rope.frequencies(2 * len(before.long), before.theta, run.lengths)[0]
-
-
-def length_axis(field: str, rows: Sequence[Row]) -> alt.X:
-    """Lengths are doubled, so their axis is logarithmic; it has these lengths on it."""
-    scale = alt.Scale(type="log", base=2, nice=False, padding=12)
-    axis = alt.Axis(format=",", values=sorted({row[field] for row in rows}))
-    return alt.X(f"{field}:Q", scale=scale, title="context length, tokens", axis=axis)
-
-
-def number_axis(field: str, title: str) -> alt.X:
-    """From the first to the last, with labels that have room."""
-    axis = alt.Axis(format=",d", tickCount=8, labelOverlap="greedy")
-    return alt.X(f"{field}:Q", scale=alt.Scale(nice=False), title=title, axis=axis)
-
-
-def stroke_legend() -> alt.Legend:
-    """Of dashes, which points would hide."""
-    return alt.Legend(symbolType="stroke", symbolSize=600, symbolStrokeWidth=2)
-
-
-def data_of(rows: Sequence[Row]) -> alt.Chart:
-    """A chart of these rows, in which nothing is drawn yet."""
-    return alt.Chart(alt.Data(values=list(rows)))  # type: ignore[no-untyped-call]
-
-
-def tooltips(rows: Sequence[Row]) -> list[alt.Tooltip]:
-    """Every column, by its name."""
-    numbers = {key for key, value in rows[0].items() if isinstance(value, int | float)}
-    return [alt.Tooltip(f"{key}:{'Q' if key in numbers else 'N'}") for key in rows[0]]
-
-
-def color_by(field: str) -> alt.Color:
-    """A colour for each value of a column, in the order of the rows."""
-    return alt.Color(f"{field}:N", title=None, scale=alt.Scale(scheme="tableau10"), sort=None)
-
-
-def finished_chart(
-    key: str, title: str, caption: str, rows: Sequence[Mapping[str, Any]], drawn: Any, wide: bool = True
-) -> Chart:
-    """A chart with its title, caption and rows.
-
-    Args:
-        wide: as wide as the page, which charts of several panels cannot be.
-    """
-    if wide:
-        drawn = drawn.properties(width="container", height=300)
-    spec: dict[str, Any] = drawn.to_dict()
-    spec["description"] = f"{title}. {caption}"
-    return Chart(key, title, caption, [dict(row) for row in rows], spec)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -13,12 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from skipwise import __version__
-from skipwise.config_files import to_yaml
+from skipwise.config.files import to_yaml
+from skipwise.evaluation.results import retrieval_warnings
 from skipwise.export.card import shown_name
-from skipwise.extension import retrieval_warnings
-from skipwise.report.charts import Chart, charts_of
-from skipwise.report.run import Run, read_run, to_do, verdict
-from skipwise.runs import RunDir, write_text
+from skipwise.report.charts import charts_of
+from skipwise.report.vega import Chart
+from skipwise.runs.directory import RunDir
+from skipwise.runs.record import Run, read_run, to_do, verdict
+from skipwise.utils.files import write_text
 
 # Draws what is in #specs, in the colours that the reader prefers, again when these change.
 SCRIPT = """
@@ -99,7 +102,7 @@ def _card(run: Run) -> Card:
     train, lengths = run.config.train, run.lengths
     seconds, so_far = sum(timings.values()), " so far" if to_do(run) else ""
     training = "none: only the RoPE is rescaled"
-    if run.config.method != "interpolate":
+    if run.config.trains:
         steps, tokens = f"{train.max_steps:,} steps", plan.get("train_tokens") or 0
         if not run.trained and run.steps < train.max_steps:
             steps, tokens = f"{run.steps:,} of {steps}", tokens * run.steps // train.max_steps
@@ -143,7 +146,7 @@ def _columns(chart: Chart) -> list[str]:
     return list(dict.fromkeys(key for row in chart.rows for key in row))
 
 
-def write_figures(charts: Sequence[Chart], directory: Path) -> None:
+def write_charts(charts: Sequence[Chart], directory: Path) -> None:
     """Every chart as SVG, PNG and CSV."""
     for chart in charts:
         columns = _columns(chart)
@@ -153,6 +156,21 @@ def write_figures(charts: Sequence[Chart], directory: Path) -> None:
         writer.writerows(chart.rows)
         write_text(directory / f"{chart.key}.csv", text.getvalue())
         if chart.spec is not None:
-            spec = {**chart.spec, "width": 640} if chart.spec.get("width") == "container" else chart.spec
-            write_text(directory / f"{chart.key}.svg", vl_convert.vegalite_to_svg(spec))
+            spec = _of_its_own(chart.spec)
+            write_picture(chart, directory / f"{chart.key}.svg")
             (directory / f"{chart.key}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+
+
+def write_picture(chart: Chart, path: Path) -> None:
+    """A chart as an SVG file, which is the same for the same chart."""
+    assert chart.spec is not None, "a table is no picture"
+    svg = vl_convert.vegalite_to_svg(_of_its_own(chart.spec))
+    # Identifiers are counted over all pictures of a process.
+    names = dict.fromkeys(re.findall(r'id="([^"]+)"', svg))
+    numbers = {name: f"id{number}" for number, name in enumerate(names)}
+    write_text(path, re.sub(r'(id="|url\(#)([^")]+)', lambda found: found[1] + numbers.get(found[2], found[2]), svg))
+
+
+def _of_its_own(spec: dict[str, Any]) -> dict[str, Any]:
+    """A chart that is as wide as its page, without one."""
+    return {**spec, "width": 640} if spec.get("width") == "container" else spec

@@ -1,24 +1,26 @@
-"""A study's summary as tables and pictures."""
+"""A study's summary as Markdown tables and as one HTML page."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import altair as alt
+
+from skipwise.evaluation.specs import main_metric
 from skipwise.lengths import format_length
-from skipwise.report.figures import legend_below, length_axis, new_figure, save_figure, styles
-from skipwise.report.table import as_text, markdown_table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from skipwise.report.charts import by_length_chart, difference_chart
+from skipwise.report.page import Card, render
+from skipwise.report.tables import as_text, markdown_table
+from skipwise.report.vega import Chart, color_by, data_of, finished_chart, tooltips
+from skipwise.utils.files import write_text
 
 Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
-LOSSES = ("perplexity", "truncated_perplexity", "longppl")
 
 
 def study_markdown(summary: Summary) -> str:
-    """Every figure, a table for each evaluation and domain; then the differences from the reference."""
+    """Every result, a table for each evaluation and domain; then the differences from the reference."""
     parts = [_heading(summary)]
     for (evaluation, domain), rows in _grouped(summary["figures"], "evaluation", "domain").items():
         lengths = sorted({row["context_length"] for row in rows})
@@ -59,7 +61,7 @@ def _differences(rows: Sequence[Row], summary: Summary) -> str:
             row["domain"],
             format_length(row["context_length"]),
             row["arm"],
-            _value(row["over_reference"], row["evaluation"] in LOSSES, difference=True),
+            _value(row["over_reference"], _is_loss(row["evaluation"]), difference=True),
             *(_p(row.get(key)) for key in ("p_value", "p_value_holm")),
         ]
         for row in rows
@@ -95,7 +97,7 @@ def _grouped(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]
 
 
 def _cell(row: Row | None) -> str:
-    return "-" if row is None else _value(row, row["evaluation"] in LOSSES)
+    return "-" if row is None else _value(row, _is_loss(row["evaluation"]))
 
 
 def _value(row: Row, loss: bool, difference: bool = False) -> str:
@@ -115,85 +117,104 @@ def _p(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def draw_study(summary: Summary, losses: Mapping[str, Sequence[tuple[int, float]]], directory: Path) -> list[Path]:
-    """Each evaluation by length with a panel per domain, differences from the reference at the target, losses by step.
+def _is_loss(evaluation: str) -> bool:
+    return not main_metric(evaluation).higher_is_better
+
+
+def write_study_page(
+    summary: Summary,
+    losses: Mapping[str, Sequence[tuple[int, float]]],
+    command: str,
+    config: str,
+    environments: Sequence[Mapping[str, Any]],
+    output: Path,
+) -> list[Chart]:
+    """Write the page of a study.
 
     Args:
-        summary: of a study.
+        summary: of it, as in `summary.json`.
         losses: by arm, mean training loss by step.
-        directory: where the SVG files go.
+        command: that repeats it.
+        config: the study file.
+        environments: in which its cells were measured.
+        output: the HTML file.
     """
-    written = []
-    for (evaluation,), rows in _grouped(summary["figures"], "evaluation").items():
-        domains = _grouped(rows, "domain")
-        figure = new_figure(4.2 * len(domains) + 1, 5.2)
-        for number, ((domain,), own) in enumerate(domains.items(), start=1):
-            axes = figure.add_subplot(1, len(domains), number)
-            axes.set_title(domain)
-            _lines(axes, own, evaluation, summary)
-        legend_below(figure, max(2, 2 * len(domains)))
-        written.append(save_figure(figure, directory / f"{evaluation}.svg"))
-        at = _longest_target(rows, summary)
-        compared = [row for row in rows if row.get("over_reference") and row["context_length"] == at]
-        if compared:
-            written.append(save_figure(_forest(compared, summary), directory / f"{evaluation}-differences.svg"))
-    if losses:
-        figure = new_figure(8, 5.2)
-        axes = figure.add_subplot()
-        for (arm, points), style in zip(losses.items(), styles(), strict=False):
-            axes.plot(*zip(*points, strict=True), label=arm, **style)
-        axes.set(xlabel="training step", ylabel="training loss (nats per token)")
-        axes.grid(alpha=0.3)
-        legend_below(figure, 3)
-        written.append(save_figure(figure, directory / "loss.svg"))
-    return written
+    lengths = f"{summary['original_length']:,} to {summary['target_length']:,} tokens"
+    arms = list(dict.fromkeys(row["arm"] for row in summary["figures"]))
+    seeds = ", ".join(map(str, summary["seeds"])) or "none"
+    card = Card(
+        name=summary["model"],
+        verdict=f"{lengths}, trained on windows of {summary['train_length']:,}: {_verdict(summary)}.",
+        warnings=[f"{one['cell']}, {one['domain']}, {one['figure']}: {one['reason']}" for one in summary["failed"]],
+        facts=[("methods", "; ".join(arms)), ("seeds", seeds), ("compared with", summary["reference"])],
+        command=command,
+        config=config,
+        environment="\n".join(json.dumps(one, indent=2) for one in environments),
+    )
+    charts = [*_results(summary), *_difference_charts(summary), *_losses(losses), *_rate_tables(summary)]
+    write_text(output, render(f"Study of {summary['model']}", [card], charts))
+    return charts
 
 
-def _longest_target(rows: Sequence[Row], summary: Summary) -> int:
-    """The longest measured length that is not beyond the target."""
-    return max((row["context_length"] for row in rows if row["context_length"] <= summary["target_length"]), default=0)
+def _verdict(summary: Summary) -> str:
+    """How many differences from the reference are beyond chance."""
+    compared = [row for row in summary["figures"] if row.get("p_value_holm") is not None]
+    beyond = [row for row in compared if row["p_value_holm"] < 0.05]
+    return (
+        f"{len(beyond)} of {len(compared)} differences from {summary['reference']} are beyond chance after correction"
+    )
 
 
-def _forest(rows: Sequence[Row], summary: Summary) -> "Figure":
-    """Every arm beside the reference, with 95 % intervals; a panel for each domain."""
-    domains = _grouped(rows, "domain")
-    arms = list(_by_arm(rows))
-    figure = new_figure(3.2 * len(domains) + 2.4, 0.26 * len(arms) + 1.4)
-    loss = rows[0]["evaluation"] in LOSSES
-    panels = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
-    for axes, ((domain,), own) in zip(panels, domains.items(), strict=True):
-        for row in own:
-            difference = row["over_reference"]
-            low, high = difference["interval"] or [difference["value"]] * 2
-            height = len(arms) - arms.index(row["arm"])
-            axes.plot([low, high], [height] * 2, color="C0", linewidth=1.2)
-            axes.plot(difference["value"], height, "o", color="C0", markersize=4)
-        axes.axvline(1.0 if loss else 0.0, color="grey", linewidth=0.8, linestyle=":")
-        axes.set_title(domain)
-        axes.grid(alpha=0.3)
-    panels[0].set_yticks(range(len(arms), 0, -1), arms)
-    what = f"{rows[0]['evaluation'].replace('_', ' ')} at {format_length(rows[0]['context_length'])}"
-    figure.supxlabel(f"{what}: {'over' if loss else 'minus'} that of {summary['reference']}", fontsize=9)
-    return figure
+def _results(summary: Summary) -> Iterator[Chart]:
+    """A chart for each evaluation, with a panel for each domain."""
+    for evaluation in dict.fromkeys(row["evaluation"] for row in summary["figures"]):
+        rows: list[dict[str, Any]] = [
+            {"method": row["arm"], "domain": row["domain"], "context": row["context_length"], "value": row["value"],
+             **dict(zip(("low", "high"), row["interval"] or (None, None), strict=True)), "seeds": row["seeds"]}
+            for row in summary["figures"]
+            if row["evaluation"] == evaluation
+        ]  # fmt: skip
+        caption = "strokes are 95 % intervals over seeds and documents."
+        yield by_length_chart(evaluation, main_metric(evaluation), rows, caption)
 
 
-def _lines(axes: "Axes", rows: Sequence[Row], evaluation: str, summary: Summary) -> None:
-    """One line per arm over the context lengths; intervals, mostly the spread between documents, are in the tables."""
-    for (arm, own), style in zip(_by_arm(rows).items(), styles(), strict=False):
-        points = sorted(own, key=lambda row: row["context_length"])
-        x = [row["context_length"] for row in points]
-        y = [row["value"] for row in points]
-        axes.plot(x, y, label=arm, marker="o", markersize=3, **style)
-    axes.axvline(summary["original_length"], color="grey", linewidth=0.8, linestyle=":")
-    length_axis(axes, sorted({row["context_length"] for row in rows}), "context length (tokens)")
-    if evaluation in LOSSES:
-        # What explodes would press all else together.
-        best, worst = (choice(row["value"] for row in rows) for choice in (min, max))
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=0.95 * best, top=min(8 * best, 1.05 * worst))
-        axes.yaxis.set_major_formatter("{x:,g}")
-        axes.yaxis.set_minor_formatter("{x:,g}")
-        axes.set_ylabel("perplexity")
-    else:
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_ylabel(evaluation.replace("_", " "))
+def _difference_charts(summary: Summary) -> Iterator[Chart]:
+    """Every method compared with the reference at the target."""
+    rows: list[dict[str, Any]] = [
+        {"figure": f"{row['evaluation'].replace('_', ' ')} at {format_length(row['context_length'])}, {row['domain']}",
+         "method": row["arm"], "difference": row["over_reference"]["value"],
+         "none": 1.0 if _is_loss(row["evaluation"]) else 0.0,
+         **dict(zip(("low", "high"), row["over_reference"]["interval"] or (None, None), strict=True)),
+         "p": row.get("p_value"), "p, Holm": row.get("p_value_holm")}
+        for row in summary["figures"]
+        if row.get("over_reference") and row["context_length"] == summary["target_length"]
+    ]  # fmt: skip
+    if rows:
+        caption = (
+            f"At the target, compared with {summary['reference']}: perplexities as ratios (below 1 is better), scores "
+            "as differences (above 0 is better). Bars are 95 % intervals of what is paired by seed and document."
+        )
+        yield difference_chart(summary["reference"], rows, caption)
+
+
+def _losses(losses: Mapping[str, Sequence[tuple[int, float]]]) -> Iterator[Chart]:
+    rows: list[dict[str, Any]] = [
+        {"method": arm, "step": step, "loss": loss} for arm, points in losses.items() for step, loss in points
+    ]
+    if rows:
+        lines = data_of(rows).mark_line().encode(
+            x="step:Q", y=alt.Y("loss:Q", scale=alt.Scale(zero=False)), color=color_by("method"), tooltip=tooltips(rows)
+        )  # fmt: skip
+        yield finished_chart("losses", "Training", "Mean loss of the seeds, in nats per token.", rows, lines)
+
+
+def _rate_tables(summary: Summary) -> Iterator[Chart]:
+    rows: list[dict[str, Any]] = [
+        {"method": rate["arm"], "chosen": f"{rate['learning_rate']:g}",
+         "end of the grid": "yes" if rate["at_edge"] else "",
+         "tried": ", ".join(f"{one:g}: {value:.4g}" for one, value in rate["tried"])}
+        for rate in summary["learning_rates"]
+    ]  # fmt: skip
+    if rows:
+        caption = "From one grid for all methods, on seeds and documents that are not reported."
+        yield Chart("rates", "Learning rates", caption, rows, None)

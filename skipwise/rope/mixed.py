@@ -1,7 +1,7 @@
 """Two sets of frequencies: those of pretraining inside the original window, rescaled ones beyond (LongRoPE2)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,18 +10,18 @@ from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.rope.scaling import Frequencies, base_frequencies, longrope_parameters
 from skipwise.rope.yarn import check_betas, interpolated_share
-from skipwise.sections import section
+from skipwise.utils.sections import section
 
 
 @section
 class Mixed:
-    """Mixed windows (LongRoPE2, arXiv 2502.20082, Section 3.3), written as stock `longrope` with two lists of factors.
+    """Mixed windows (LongRoPE2, arXiv 2502.20082, Section 3.3), written as `longrope` with two lists of factors.
 
     An input that fits into Lc is computed with the frequencies of pretraining, so that the model stays what it was
     there; a longer one with theta_j divided by a factor per dimension. Training does the same: a batch takes the list
     that its largest position selects, so untouched windows and windows with skips come in batches of their own.
 
-    One attention factor serves both lists in stock models. It is 1, or the original window would not stay as it was.
+    One attention factor serves both lists in transformers. It is 1, or the original window would not stay as it was.
 
     Attributes:
         beta_fast: dimensions that turn more often than this within Lc are kept in the long list, too.
@@ -30,6 +30,7 @@ class Mixed:
             fastest first.
     """
 
+    two_tables: ClassVar[bool] = True
     name: Literal["mixed"] = "mixed"
     beta_fast: float = 32.0
     beta_slow: float = 1.0

@@ -21,6 +21,11 @@ class RopeScaling(Protocol):
         """What it is called in a configuration."""
         ...
 
+    @property
+    def two_tables(self) -> bool:
+        """Whether inputs that fit into the original window have frequencies of their own."""
+        ...
+
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """Inverse frequencies and attention factor at the target.
 
@@ -35,8 +40,12 @@ class RopeScaling(Protocol):
         """
         ...
 
+    def short_frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
+        """Inverse frequencies and attention factor of inputs that fit into the original window."""
+        ...
+
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
-        """The `rope_parameters` dictionary with which stock transformers computes the same frequencies."""
+        """The `rope_parameters` dictionary with which plain transformers computes the same frequencies."""
         ...
 
 

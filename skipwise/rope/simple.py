@@ -1,22 +1,27 @@
 """Scalings that change every frequency by one rule: none, linear, NTK-aware, explicit theta."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.rope.scaling import Frequencies, base_frequencies
-from skipwise.sections import section
+from skipwise.utils.sections import section
 
 
 @section
 class NoScaling:
     """The frequencies of pretraining, unchanged."""
 
+    two_tables: ClassVar[bool] = False
     name: Literal["none"] = "none"
 
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """theta_j and 1."""
         return base_frequencies(rotary_dim, theta), 1.0
+
+    def short_frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
+        """The same as beyond the original window."""
+        return self.frequencies(rotary_dim, theta, lengths)
 
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
         """The default type."""
@@ -27,11 +32,16 @@ class NoScaling:
 class Linear:
     """Linear position interpolation (arXiv 2306.15595, Eq. 3): positions divided by alpha."""
 
+    two_tables: ClassVar[bool] = False
     name: Literal["linear"] = "linear"
 
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """theta_j / alpha and 1."""
         return base_frequencies(rotary_dim, theta) / lengths.factor, 1.0
+
+    def short_frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
+        """The same as beyond the original window."""
+        return self.frequencies(rotary_dim, theta, lengths)
 
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
         """The linear type with its factor."""
@@ -45,11 +55,16 @@ class NTK:
     The slowest dimension is interpolated by exactly alpha, the fastest not at all.
     """
 
+    two_tables: ClassVar[bool] = False
     name: Literal["ntk"] = "ntk"
 
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """Plain frequencies of the larger theta, and 1."""
         return base_frequencies(rotary_dim, self._theta(rotary_dim, theta, lengths)), 1.0
+
+    def short_frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
+        """The same as beyond the original window."""
+        return self.frequencies(rotary_dim, theta, lengths)
 
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
         """The default type with the larger theta, which every reader understands."""
@@ -73,6 +88,7 @@ class AdjustedBase:
         theta: the new base, e.g. 500000.
     """
 
+    two_tables: ClassVar[bool] = False
     name: Literal["abf"] = "abf"
     theta: float
 
@@ -85,6 +101,10 @@ class AdjustedBase:
     def frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
         """Plain frequencies of the given theta, and 1; the pretraining theta is ignored by design."""
         return base_frequencies(rotary_dim, self.theta), 1.0
+
+    def short_frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
+        """The same as beyond the original window."""
+        return self.frequencies(rotary_dim, theta, lengths)
 
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
         """The default type with the given theta."""

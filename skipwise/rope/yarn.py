@@ -1,7 +1,7 @@
 """YaRN: fast dimensions kept, slow ones interpolated, a ramp between (arXiv 2309.00071)."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from skipwise.errors import UserError
 from skipwise.lengths import Lengths
 from skipwise.rope.scaling import Frequencies, base_frequencies, longrope_parameters
-from skipwise.sections import section
+from skipwise.utils.sections import section
 
 
 def correction_dim(rotations: float, rotary_dim: int, theta: float, original: int) -> float:
@@ -60,6 +60,7 @@ class YaRN:
         attention_factor: on cosines and sines, so squared on the logits; None for `0.1 ln(alpha) + 1`.
     """
 
+    two_tables: ClassVar[bool] = False
     name: Literal["yarn"] = "yarn"
     beta_fast: float = 32.0
     beta_slow: float = 1.0
@@ -81,6 +82,10 @@ class YaRN:
         ramp = interpolated_share(rotary_dim, theta, lengths.original, self.beta_fast, self.beta_slow)
         scale = ramp / lengths.factor + (1 - ramp)
         return base_frequencies(rotary_dim, theta) * scale, self._attention_factor(lengths)
+
+    def short_frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
+        """The same as beyond the original window."""
+        return self.frequencies(rotary_dim, theta, lengths)
 
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
         """The yarn type, with nothing left to a reader's defaults."""
@@ -107,6 +112,7 @@ class YaRNRevised:
         beta_slow: dimensions that turn less often are interpolated by alpha.
     """
 
+    two_tables: ClassVar[bool] = False
     name: Literal["yarn-revised"] = "yarn-revised"
     beta_fast: float = 32.0
     beta_slow: float = 1.0
@@ -118,6 +124,10 @@ class YaRNRevised:
         """theta_j divided by the factor of its dimension."""
         factors = self._factors(rotary_dim, theta, lengths)
         return base_frequencies(rotary_dim, theta) / factors, yarn_attention_factor(lengths.factor)
+
+    def short_frequencies(self, rotary_dim: int, theta: float, lengths: Lengths) -> Frequencies:
+        """The same as beyond the original window."""
+        return self.frequencies(rotary_dim, theta, lengths)
 
     def hf_parameters(self, rotary_dim: int, theta: float, lengths: Lengths) -> dict[str, Any]:
         """The longrope type; its own default attention factor differs, so ours is written out."""

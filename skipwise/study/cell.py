@@ -1,25 +1,31 @@
 """One cell of a study: train it, measure it, and keep what the study needs of it in one small file."""
 
+import gzip
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from skipwise.config import ModelConfig, RunConfig, TrainConfig
-from skipwise.config_files import parse_config, parse_evaluate_config, parse_section, to_yaml
-from skipwise.environment import describe_environment
+from skipwise.config.files import parse_evaluate_config, parse_section, parse_written, to_yaml
+from skipwise.config.run import RunConfig
 from skipwise.errors import UserError
-from skipwise.evaluation.specs import EvalResult, Stage
-from skipwise.runs import RunDir, read_json, read_lines, write_json
+from skipwise.evaluation.results import EvalResult, Stage
+from skipwise.models.config import ModelConfig
+from skipwise.runs.directory import RunDir
+from skipwise.runs.environment import describe_environment
 from skipwise.study.config import Cell, StudyConfig
+from skipwise.training.config import TrainConfig
+from skipwise.utils.files import read_json, read_lines, write_json
 
 # Lists of equal length: `example` (an identifier), and of perplexities `nll` and `tokens`, of all else `score`.
-Units = dict[str, list[Any]]
-# Settings of training that no figure depends on.
+Contributions = dict[str, list[Any]]
+# Settings of training that no result depends on.
 NO_MATTER = ("logging_steps", "save_steps", "save_total_limit", "dataloader_num_workers")
 
 
@@ -36,7 +42,7 @@ class StudyDir:
 
     @property
     def summary(self) -> Path:
-        """All figures, computed from the cells."""
+        """All results, computed from the cells."""
         return self.path / "summary.json"
 
     @property
@@ -47,6 +53,11 @@ class StudyDir:
     def cell(self, name: str) -> Path:
         """What is known of a finished cell."""
         return self.path / "cells" / f"{name}.json"
+
+    @property
+    def packed(self) -> Path:
+        """Finished cells in one compressed file, a line each; a cell in a file of its own goes before it."""
+        return self.path / "cells.jsonl.gz"
 
     def log(self, name: str) -> Path:
         """What a cell's process said."""
@@ -64,13 +75,13 @@ class Finished:
     Attributes:
         units: by domain and `evaluation/length`, what each document or prompt contributed.
         losses: (step, training loss).
-        documents: by domain, digests of what was measured on.
-        failed: by domain and `evaluation/length`, why there is no figure.
+        documents: by domain, hashes of what was measured on.
+        failed: by domain and `evaluation/length`, why there is no result.
         trained: seconds of training.
         environment: machine and packages, without the command.
     """
 
-    units: dict[str, dict[str, Units]]
+    contributions: dict[str, dict[str, Contributions]]
     losses: list[tuple[int, float]]
     documents: dict[str, Any]
     failed: dict[str, dict[str, str]]
@@ -86,8 +97,10 @@ def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
     """
     file = directory.cell(cell.name)
     if not file.exists():
+        file = directory.packed
+    content = read_json(file) if file != directory.packed else _packed_cells(file).get(cell.name)
+    if content is None:
         return None
-    content = read_json(file)
     try:
         same = _same_setting(content["setting"], cell)
     except UserError:  # with a key that is no longer known
@@ -104,11 +117,42 @@ def read_cell(directory: StudyDir, cell: Cell) -> Finished | None:
     return Finished(content["units"], losses, content["documents"], content["failed"], trained, environment)
 
 
+def _packed_cells(file: Path) -> Mapping[str, dict[str, Any]]:
+    """Cells of a compressed file, by name."""
+    return _read_packed(file, file.stat().st_mtime_ns) if file.exists() else {}
+
+
+@lru_cache(maxsize=4)
+def _read_packed(file: Path, changed: int) -> dict[str, dict[str, Any]]:
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        cells = map(json.loads, lines)
+        return {cell["name"]: cell for cell in cells}
+
+
+def pack_cells(directory: StudyDir) -> int:
+    """Put all finished cells into one compressed file, which is the same for the same cells; their number.
+
+    What only a single cell's own file held, rows that follow from the units, is left out.
+    """
+    cells = dict(_packed_cells(directory.packed))
+    files = sorted((directory.path / "cells").glob("*.json"))
+    cells |= {file.stem: {"name": file.stem, **read_json(file)} for file in files}
+    for cell in cells.values():
+        cell.pop("rows", None)
+    text = "".join(json.dumps(cells[name]) + "\n" for name in sorted(cells))
+    temporary = directory.packed.with_name(f".{directory.packed.name}.tmp")
+    temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+    temporary.replace(directory.packed)
+    for file in files:
+        file.unlink()
+    return len(cells)
+
+
 def _setting(cell: Cell) -> dict[str, Any]:
-    """All that the figures of a cell depend on."""
-    aid = {} if cell.aid is None else {"aid": asdict(cell.aid)}
+    """All that the results of a cell depend on."""
+    training_free = {} if cell.training_free is None else {"aid": asdict(cell.training_free)}
     return {
-        **aid,
+        **training_free,
         "model": cell.model.model_dump(mode="json"),
         "run": None if cell.run is None else cell.run.model_dump(mode="json"),
         "domains": {name: domain.model_dump(mode="json") for name, domain in cell.domains.items()},
@@ -117,11 +161,11 @@ def _setting(cell: Cell) -> dict[str, Any]:
 
 def _same_setting(stored: Mapping[str, Any], cell: Cell) -> bool:
     """Whether a stored setting means the same; keys that came later have their defaults."""
-    run = None if stored["run"] is None else parse_config(stored["run"])
+    run = None if stored["run"] is None else parse_written(stored["run"])
     domains = {name: parse_evaluate_config(values) for name, values in stored["domains"].items()}
     return (
         parse_section(ModelConfig, stored["model"]) == cell.model
-        and stored.get("aid") == (None if cell.aid is None else asdict(cell.aid))
+        and stored.get("aid") == (None if cell.training_free is None else asdict(cell.training_free))
         and _what_matters(run) == _what_matters(cell.run)
         and domains == cell.domains
     )
@@ -158,16 +202,16 @@ def run_cell(study: StudyConfig, cell: Cell, directory: StudyDir, console: Conso
 
 def _measured(cell: Cell, work: Path, console: Console) -> dict[str, Any]:
     """The content of a cell's file."""
-    from skipwise.comparison.compare import compare
-    from skipwise.comparison.request import Compared
-    from skipwise.extension import extend
+    from skipwise.workflows.evaluate import compare
+    from skipwise.workflows.evaluation_arguments import ModelArgument
+    from skipwise.workflows.extend import extend
 
     run = RunDir(work / "run")
-    model = Compared(cell.name, cell.model.path, "original", cell.name, cell.model.revision, cell.aid)
+    model = ModelArgument(cell.name, cell.model.path, "original", cell.name, cell.model.revision, cell.training_free)
     if cell.run is not None:
         extend(cell.run, run.path, given=to_yaml(cell.run), console=console, resume=True)
         stage: Stage = "interpolated" if cell.kind == "interpolate" else "extended"
-        model = Compared(cell.name, str(run.model), stage, cell.name)
+        model = ModelArgument(cell.name, str(run.model), stage, cell.name)
     outputs = {name: RunDir(work / "domains" / name) for name in cell.domains}
     rows: dict[str, list[EvalResult]] = {}
     for name, domain in cell.domains.items():
@@ -190,10 +234,7 @@ def _measured(cell: Cell, work: Path, console: Console) -> dict[str, Any]:
             name: {f"{row.evaluation}/{row.context_length}": row.reason for row in own if row.status == "failed"}
             for name, own in rows.items()
         },
-        "rows": {
-            name: [{**asdict(row), "data": name, "model": cell.name} for row in own] for name, own in rows.items()
-        },
-        "units": {name: _units(outputs[name], cell.name, own) for name, own in rows.items()},
+        "units": {name: _contributions(outputs[name], cell.name, own) for name, own in rows.items()},
     }
 
 
@@ -203,9 +244,9 @@ def _tokens(run: RunDir) -> int:
     return int(read_json(run.plan)["train_tokens"])
 
 
-def _units(run: RunDir, model: str, rows: list[EvalResult]) -> dict[str, Units]:
-    """What each document or prompt contributed, by `evaluation/length` (of what has a figure)."""
-    units: dict[str, Units] = {}
+def _contributions(run: RunDir, model: str, rows: list[EvalResult]) -> dict[str, Contributions]:
+    """What each document or prompt contributed, by `evaluation/length` (of what has a result)."""
+    contributions: dict[str, Contributions] = {}
     rows = [row for row in rows if row.value is not None]
     for suite in dict.fromkeys(row.evaluation.partition("/")[0] for row in rows):
         for line in run.examples(model).read(suite):
@@ -213,10 +254,10 @@ def _units(run: RunDir, model: str, rows: list[EvalResult]) -> dict[str, Units]:
             if not all(key in line for key in keys):
                 continue
             name = "/".join([suite, *([line["task"]] if "task" in line else []), str(line["context_length"])])
-            own = units.setdefault(name, {key: [] for key in ("example", *keys)})
+            own = contributions.setdefault(name, {key: [] for key in ("example", *keys)})
             for key in own:
                 own[key].append(_short(line[key]))
-    return units
+    return contributions
 
 
 def _short(value: Any) -> Any:

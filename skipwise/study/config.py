@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from skipwise.config import EvaluateConfig, ModelConfig, Number, RunConfig, Section, Seed, method_overrides
-from skipwise.config_files import merge, parse_config, parse_section, read_yaml
+from skipwise.config.files import merge, parse_config, parse_section, read_yaml, without_removed
+from skipwise.config.resolve import ResolvedRun, resolve
+from skipwise.config.run import EvaluateConfig, RunConfig, method_overrides
 from skipwise.errors import UserError, nearest
-from skipwise.evaluation.specs import Harness, Length
+from skipwise.evaluation.harness import Harness
+from skipwise.evaluation.training_free import TrainingFree, split_training_free
 from skipwise.lengths import Lengths
-from skipwise.models.aids import Aid, split_aid
-from skipwise.planning import resolve_target, window_tokens
+from skipwise.models.config import ModelConfig
+from skipwise.utils.settings import Length, Number, Section, Seed
 
 if TYPE_CHECKING:
-    from skipwise.models.inspection import ModelInfo
+    from skipwise.export.inspection import ModelInfo
 
 UNTOUCHED = "untouched"
 Budget = Literal["steps", "tokens"]
@@ -36,7 +38,7 @@ class Development(Section):
         learning_rates: the grid, the same for all methods.
         seeds: of training, apart from those that are reported.
         domains: what the models are measured on, which is not reported; every one counts alike.
-        evaluation, context_length: the figure that decides; the lowest loss or the highest score wins. None is the
+        evaluation, context_length: the result that decides; the lowest loss or the highest score wins. None is the
             target length.
     """
 
@@ -53,7 +55,7 @@ class StudyConfig(Section):
     Attributes:
         base: what all runs share: a run configuration, without `evaluate`, `stages` and `seed`.
         methods: by name, what is different: a mapping that goes over `base`, the name of a method, `untouched` for
-            the model as it is, or `untouched+AID` for one that reads beyond its window with an aid.
+            the model as it is, or `untouched+AID` for one that reads beyond its window with a training-free method.
         scalings: by name, RoPE scalings; empty for that of `base` (or of a method) alone.
         reference: the method that others are compared with.
         seeds: of training.
@@ -61,7 +63,7 @@ class StudyConfig(Section):
             more tokens in a step, which are then trained both ways.
         development: how learning rates are chosen; None keeps those of `base` and `methods`.
         domains: by name, what every model is measured on.
-        keep_models: whether models stay when their figures are there.
+        keep_models: whether models stay when their results are there.
     """
 
     base: dict[str, Any]
@@ -159,7 +161,7 @@ class Cell:
         model: what it starts from.
         run: the whole configuration of its training; None for the untouched model.
         domains: what it is measured on.
-        aid: how the untouched model reads beyond its window.
+        training-free method: how the untouched model reads beyond its window.
     """
 
     name: str
@@ -171,7 +173,7 @@ class Cell:
     model: ModelConfig
     run: RunConfig | None
     domains: Mapping[str, EvaluateConfig]
-    aid: Aid | None = None
+    training_free: TrainingFree | None = None
 
     @property
     def kind(self) -> str:
@@ -179,13 +181,18 @@ class Cell:
         return UNTOUCHED if self.run is None else self.run.method
 
 
-def parse_study(path: Path) -> StudyConfig:
+def parse_study(path: Path, written: bool = False) -> StudyConfig:
     """Read and check a study file, all of its runs included.
+
+    Args:
+        path: study file.
+        written: whether an earlier version may have run it; settings that it had are left out (`parse_written`).
 
     Raises:
         UserError: one message that says what is wrong.
     """
-    study = parse_section(StudyConfig, read_yaml(path))
+    values = read_yaml(path)
+    study = parse_section(StudyConfig, without_removed(values) if written else values)
     cells = [*development_cells(study), *final_cells(study, {})]
     names = [cell.name for cell in cells]
     again = next((name for name in names if names.count(name) > 1), None)
@@ -197,7 +204,7 @@ def parse_study(path: Path) -> StudyConfig:
         )
     for cell in cells:
         _check_held_out(cell)
-    _check_development_figure(study)
+    _check_development_result(study)
     return study
 
 
@@ -218,10 +225,10 @@ def _check_held_out(cell: Cell) -> None:
             )
 
 
-def _check_development_figure(study: StudyConfig) -> None:
+def _check_development_result(study: StudyConfig) -> None:
     if study.development is None:
         return
-    evaluation, length = deciding_figure(study.development, lengths_of(study).target)
+    evaluation, length = deciding_result(study.development, lengths_of(study).target)
     for name in study.development.domains:
         specs = study.domains[name].evaluate or ()
         if not any(spec.name == evaluation and length in spec.context_lengths for spec in specs):
@@ -232,26 +239,26 @@ def _check_development_figure(study: StudyConfig) -> None:
             )
 
 
-def deciding_figure(development: Development, target: int) -> tuple[str, int]:
+def deciding_result(development: Development, target: int) -> tuple[str, int]:
     """Evaluation and context length by which learning rates are chosen."""
     return development.evaluation, development.context_length or target
 
 
 def lengths_of(study: StudyConfig) -> Lengths:
     """The three lengths of `base`."""
-    return run_lengths(_run(study, "base", {}, None))
+    return resolved(_run(study, "base", {}, None)).lengths
 
 
-def run_lengths(config: RunConfig) -> Lengths:
-    """The three lengths of one run."""
+def resolved(config: RunConfig) -> ResolvedRun:
+    """The settings of one run, with what depends on its model."""
     windows = inspected(config.model, config.lengths.original).windows
-    return resolve_target(config, windows.original, windows.current)
+    return resolve(config, windows.original, windows.current)
 
 
 @lru_cache
 def inspected(model: ModelConfig, original: int | None = None) -> "ModelInfo":
     """What is known of the model of a study, read once."""
-    from skipwise.models.inspection import inspect_model
+    from skipwise.export.inspection import inspect_model
 
     return inspect_model(model, original=original)
 
@@ -259,7 +266,7 @@ def inspected(model: ModelConfig, original: int | None = None) -> "ModelInfo":
 def tokens_of_step(config: RunConfig) -> int:
     """How many tokens a training step has."""
     windows = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
-    return windows * window_tokens(config.method, run_lengths(config))
+    return windows * resolved(config).window_length
 
 
 # What decides a learning rate: method, scaling and budget.
@@ -308,7 +315,7 @@ def _choices(study: StudyConfig) -> dict[Choice, bool]:
             continue
         for scaling in study.scalings or (None,):
             config = _run(study, method, *_overrides(study, method, scaling))
-            trained = config.method != "interpolate"
+            trained = config.trains
             same = not trained or tokens_of_step(config) == tokens_of_step(base)
             for budget in (None,) if same else study.equal:
                 choices[method, scaling, budget] = trained
@@ -331,7 +338,7 @@ def _cell(
     base = _run(study, "base", {}, None)
     given = study.methods[method]
     if _is_untouched(given):
-        return Cell(name, method, None, None, None, None, base.model, None, domains, split_aid(str(given))[1])
+        return Cell(name, method, None, None, None, None, base.model, None, domains, split_training_free(str(given))[1])
     config = _run(study, method, *_overrides(study, method, scaling))
     train: dict[str, Any] = {"learning_rate": rate} if rate is not None else {}
     if budget == "tokens":
@@ -350,7 +357,7 @@ def _cell(
 
 
 def _is_untouched(given: str | dict[str, Any]) -> bool:
-    return isinstance(given, str) and split_aid(given)[0] == UNTOUCHED
+    return isinstance(given, str) and split_training_free(given)[0] == UNTOUCHED
 
 
 def _overrides(study: StudyConfig, method: str, scaling: str | None) -> tuple[dict[str, Any], Any]:

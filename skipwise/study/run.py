@@ -1,4 +1,4 @@
-"""A study from file to figures: development cells, learning rates, all other cells, one summary."""
+"""A study from file to results: development cells, learning rates, all other cells, one summary."""
 
 import json
 import math
@@ -17,13 +17,12 @@ from typing import Any
 
 from rich.console import Console
 
-from skipwise.costs import step_flops
 from skipwise.errors import UserError
-from skipwise.extension import teacher_weight
 from skipwise.lengths import Lengths
 from skipwise.models.shape import ModelShape
-from skipwise.planning import step_of, window_tokens
-from skipwise.runs import RunDir, write_json, write_text
+from skipwise.planning.costs import step_flops
+from skipwise.planning.plan import step_of
+from skipwise.runs.directory import RunDir
 from skipwise.study.cell import Finished, StudyDir, read_cell, run_cell
 from skipwise.study.config import (
     Cell,
@@ -34,10 +33,11 @@ from skipwise.study.config import (
     inspected,
     lengths_of,
     parse_study,
-    run_lengths,
+    resolved,
     tokens_of_step,
 )
 from skipwise.study.summary import choose_rates, mean_losses, summarise
+from skipwise.utils.files import write_json, write_text
 
 Done = list[tuple[Cell, Finished]]
 
@@ -86,13 +86,18 @@ def _chosen(rates: Sequence[Mapping[str, Any]]) -> dict[Choice, float]:
     return {(row["method"], row["scaling"], row["budget"]): row["learning_rate"] for row in rates}
 
 
-def open_study(file: Path, output: Path) -> Study:
+def open_study(file: Path, output: Path, written: bool = False) -> Study:
     """Check a study file and where its cells are kept.
+
+    Args:
+        file: study file.
+        output: study directory.
+        written: whether an earlier version may have run it, and nothing is to be run now.
 
     Raises:
         UserError: for a file that is wrong, or a directory that holds something else.
     """
-    config = parse_study(file)
+    config = parse_study(file, written)
     directory = StudyDir(output)
     # Other processes of the same study may have begun; their temporary files are hidden.
     strange = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
@@ -107,8 +112,8 @@ def check_sources(study: Study) -> None:
     Raises:
         UserError: for data or packages that are missing.
     """
-    from skipwise.comparison.compare import check_early
     from skipwise.data.sources import check_source
+    from skipwise.workflows.evaluate import check_early
 
     for domain in study.config.domains.values():
         check_early(domain, RunDir(study.directory.path / "nowhere"))
@@ -298,9 +303,9 @@ def _shown(row: Sequence[float]) -> list[str]:
 
 def _cost(cell: Cell, shape: ModelShape | None) -> tuple[int, int, float]:
     """Steps, tokens and FLOPs of a cell's training; no number for the FLOPs of a model whose cost is not known."""
-    if cell.run is None or cell.run.method == "interpolate":
+    if cell.run is None or not cell.run.trains:
         return 0, 0, 0.0
-    lengths, steps = run_lengths(cell.run), cell.run.train.max_steps
-    step = step_of(cell.run, window_tokens(cell.run.method, lengths), bool(teacher_weight(cell.run, lengths)))
+    run, steps = resolved(cell.run), cell.run.train.max_steps
+    step = step_of(run.train, run.window_length, bool(run.train.kl_weight))
     flops = math.nan if shape is None else steps * step_flops(shape, step).total
     return steps, steps * tokens_of_step(cell.run), flops

@@ -1,4 +1,4 @@
-"""From finished cells to figures: methods by domain and length, beside full length, the original, the reference."""
+"""From finished cells to results: methods by domain and length, beside full length, the original, the reference."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skipwise.errors import UserError
-from skipwise.evaluation.figures import MOST_NATS
-from skipwise.evaluation.intervals import paired_shares, wilson
+from skipwise.evaluation.statistics import MOST_NATS, Mean, crossed_mean, holm, paired_shares, wilson
 from skipwise.lengths import Lengths
-from skipwise.study.cell import Finished, Units
-from skipwise.study.config import UNTOUCHED, Cell, Choice, Development, StudyConfig, deciding_figure
-from skipwise.study.statistics import Mean, crossed_mean, holm
+from skipwise.study.cell import Contributions, Finished
+from skipwise.study.config import UNTOUCHED, Cell, Choice, Development, StudyConfig, deciding_result
 
 Row = dict[str, Any]
 
@@ -37,9 +35,9 @@ class Arm:
         """What is done, whatever it is called."""
         return self.cells[0][0].kind
 
-    def units(self, domain: str, figure: str) -> dict[int | None, Units]:
-        """By seed, where every seed has the figure; else empty."""
-        own = {cell.seed: finished.units[domain].get(figure) for cell, finished in self.cells}
+    def contributions(self, domain: str, result: str) -> dict[int | None, Contributions]:
+        """By seed, where every seed has the result; else empty."""
+        own = {cell.seed: finished.contributions[domain].get(result) for cell, finished in self.cells}
         return {} if None in own.values() else own  # type: ignore[return-value]
 
 
@@ -62,26 +60,28 @@ def choose_rates(development: Development, finished: Sequence[tuple[Cell, Finish
 
     Returns:
         For each choice its `arm`, `method`, `scaling`, `budget`, `learning_rate`, `at_edge` (whether a rate beyond the
-        grid might be better) and `tried`: (rate, figure) pairs.
+        grid might be better) and `tried`: (rate, result) pairs.
 
     Raises:
         UserError: when all rates of a method failed.
     """
-    figure = "/".join(map(str, deciding_figure(development, target)))
+    result = "/".join(map(str, deciding_result(development, target)))
     rows = []
     for arm in arms_of(finished):
         by_rate: dict[float, list[Finished]] = {}
         for cell, own in arm.cells:
             assert cell.learning_rate is not None
             by_rate.setdefault(cell.learning_rate, []).append(own)
-        values = {rate: _over_domains(own, development.domains, figure) for rate, own in sorted(by_rate.items())}
+        values = {rate: _over_domains(own, development.domains, result) for rate, own in sorted(by_rate.items())}
         whole = {rate: value for rate, value in values.items() if value is not None}
         if not whole:
             raise UserError(
-                f"No learning rate of {arm.name} gave {figure} in development. See its cells, and try lower ones.",
+                f"No learning rate of {arm.name} gave {result} in development. See its cells, and try lower ones.",
                 code="no_development_figure",
             )
-        loss = any("nll" in own.units[name].get(figure, ()) for _, own in arm.cells for name in development.domains)
+        loss = any(
+            "nll" in own.contributions[name].get(result, ()) for _, own in arm.cells for name in development.domains
+        )
         tried = [(rate, _exp(value) if loss else value) for rate, value in whole.items()]
         best = (min if loss else max)(tried, key=lambda pair: pair[1])
         method, scaling, budget = arm.choice
@@ -96,21 +96,21 @@ def choose_rates(development: Development, finished: Sequence[tuple[Cell, Finish
     return rows
 
 
-def _over_domains(finished: Sequence[Finished], domains: Sequence[str], figure: str) -> float | None:
+def _over_domains(finished: Sequence[Finished], domains: Sequence[str], result: str) -> float | None:
     """The mean over domains of what their documents and the seeds give; None where one of them failed."""
     means = []
     for name in domains:
-        units = [own.units[name].get(figure) for own in finished]
-        if None in units:
+        contributions = [own.contributions[name].get(result) for own in finished]
+        if None in contributions:
             return None
-        means.append(_mean([one for one in units if one]).value)
+        means.append(_mean([one for one in contributions if one]).value)
     return sum(means) / len(means)
 
 
 def summarise(
     study: StudyConfig, lengths: Lengths, finished: Sequence[tuple[Cell, Finished]], rates: Sequence[Row]
 ) -> Row:
-    """All figures of a study.
+    """All results of a study.
 
     Per domain, evaluation and length the arms, each with its value and 95 % interval; the ratio of its perplexity to
     that of full length at equal steps (`over_full`) and, inside the original window, to that of the untouched model
@@ -141,25 +141,25 @@ def summarise(
         "learning_rates": list(rates),
         "figures": rows,
         "failed": [
-            {"cell": cell.name, "domain": domain, "figure": figure, "reason": reason}
+            {"cell": cell.name, "domain": domain, "figure": result, "reason": reason}
             for cell, own in finished
-            for domain, figures in own.failed.items()
-            for figure, reason in figures.items()
+            for domain, results in own.failed.items()
+            for result, reason in results.items()
         ],
     }
 
 
 def mean_losses(finished: Sequence[tuple[Cell, Finished]]) -> dict[str, list[tuple[int, float]]]:
     """By arm, the mean training loss of its seeds by step; arms that are not trained have none."""
-    result = {}
+    found = {}
     for arm in arms_of(finished):
         by_step: dict[int, list[float]] = {}
         for _, own in arm.cells:
             for step, loss in own.losses:
                 by_step.setdefault(step, []).append(loss)
         if by_step:
-            result[arm.name] = [(step, sum(losses) / len(losses)) for step, losses in sorted(by_step.items())]
-    return result
+            found[arm.name] = [(step, sum(losses) / len(losses)) for step, losses in sorted(by_step.items())]
+    return found
 
 
 def _check_same_documents(finished: Sequence[tuple[Cell, Finished]]) -> None:
@@ -177,29 +177,29 @@ def _check_same_documents(finished: Sequence[tuple[Cell, Finished]]) -> None:
 
 def _rows(arm: Arm, arms: Sequence[Arm], study: StudyConfig, lengths: Lengths) -> Iterator[Row]:
     method, scaling, budget = arm.choice
-    for domain, own in arm.cells[0][1].units.items():
-        for figure in own:
-            evaluation, _, length = figure.rpartition("/")
-            by_seed = arm.units(domain, figure)
+    for domain, own in arm.cells[0][1].contributions.items():
+        for result in own:
+            evaluation, _, length = result.rpartition("/")
+            by_seed = arm.contributions(domain, result)
             if not by_seed:  # failed for a seed
                 continue
-            units = list(by_seed.values())
-            mean, loss = _mean(units), "nll" in units[0]
+            contributions = list(by_seed.values())
+            mean, loss = _mean(contributions), "nll" in contributions[0]
             row: Row = {
                 **{"domain": domain, "evaluation": evaluation, "context_length": int(length), "arm": arm.name},
-                **{"method": method, "scaling": scaling, "budget": budget, "seeds": len(units)},
-                **{"value": _shown(mean, units[0]), "interval": _shown_interval(mean, units)},
+                **{"method": method, "scaling": scaling, "budget": budget, "seeds": len(contributions)},
+                **{"value": _shown(mean, contributions[0]), "interval": _shown_interval(mean, contributions)},
             }
             full = _like(arm, [other for other in arms if other.kind == "full" and other.choice[2] != "tokens"])
             if loss and full is not None:
-                row["over_full"] = _difference(arm, full, domain, figure)[0]
+                row["over_full"] = _difference(arm, full, domain, result)[0]
             original = next((other for other in arms if other.kind == UNTOUCHED), None)
             if loss and original not in (None, arm) and int(length) <= lengths.original:
                 assert original is not None
-                row["original_window_ratio"] = _difference(arm, original, domain, figure)[0]
+                row["original_window_ratio"] = _difference(arm, original, domain, result)[0]
             reference = _like(arm, [other for other in arms if other.choice[0] == study.reference])
             if reference is not None and arm.cells[0][0].seed is not None:
-                row["over_reference"], row["p_value"] = _difference(arm, reference, domain, figure)
+                row["over_reference"], row["p_value"] = _difference(arm, reference, domain, result)
             yield row
 
 
@@ -211,26 +211,26 @@ def _like(arm: Arm, others: Sequence[Arm]) -> Arm | None:
     return min(same, key=lambda other: other.choice[2] != arm.choice[2])
 
 
-def _mean(units: Sequence[Units]) -> Mean:
+def _mean(contributions: Sequence[Contributions]) -> Mean:
     """Over seeds and examples: of losses in nats per token, or of scores."""
-    return crossed_mean(*_arrays(units))
+    return crossed_mean(*_arrays(contributions))
 
 
-def _arrays(units: Sequence[Units]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    key = "nll" if "nll" in units[0] else "score"
-    examples = [(one["example"], one.get("tokens")) for one in units]
+def _arrays(contributions: Sequence[Contributions]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    key = "nll" if "nll" in contributions[0] else "score"
+    examples = [(one["example"], one.get("tokens")) for one in contributions]
     assert all(own == examples[0] for own in examples), "the same documents give the same examples"
-    sums = np.array([one[key] for one in units], dtype=np.float64)
-    sizes = np.array(units[0].get("tokens", np.ones(sums.shape[1])), dtype=np.float64)
+    sums = np.array([one[key] for one in contributions], dtype=np.float64)
+    sizes = np.array(contributions[0].get("tokens", np.ones(sums.shape[1])), dtype=np.float64)
     return sums, sizes
 
 
-def _difference(arm: Arm, other: Arm, domain: str, figure: str) -> tuple[Row | None, float | None]:
+def _difference(arm: Arm, other: Arm, domain: str, result: str) -> tuple[Row | None, float | None]:
     """Of `arm` from `other`, with its p value, paired by seed and example; None where there is none.
 
     An arm without seeds stands beside each seed of the other. Of losses it is a ratio.
     """
-    mine, theirs = arm.units(domain, figure), other.units(domain, figure)
+    mine, theirs = arm.contributions(domain, result), other.contributions(domain, result)
     seeds = _paired_seeds(mine, theirs)
     if not seeds:
         return None, None
@@ -251,7 +251,9 @@ def _difference(arm: Arm, other: Arm, domain: str, figure: str) -> tuple[Row | N
     return row, mean.p_value if mean.stderr else None
 
 
-def _paired_seeds(mine: Mapping[int | None, Units], theirs: Mapping[int | None, Units]) -> list[int | None]:
+def _paired_seeds(
+    mine: Mapping[int | None, Contributions], theirs: Mapping[int | None, Contributions]
+) -> list[int | None]:
     if None in mine:
         return list(theirs)
     if None in theirs:
@@ -263,16 +265,16 @@ def _exp(value: float) -> float:
     return math.exp(min(value, MOST_NATS))
 
 
-def _shown(mean: Mean, units: Mapping[str, Any]) -> float:
-    return _exp(mean.value) if "nll" in units else mean.value
+def _shown(mean: Mean, contributions: Mapping[str, Any]) -> float:
+    return _exp(mean.value) if "nll" in contributions else mean.value
 
 
-def _shown_interval(mean: Mean, units: Sequence[Units]) -> list[float] | None:
+def _shown_interval(mean: Mean, contributions: Sequence[Contributions]) -> list[float] | None:
     """95 %. Of scores also wide enough for their number (Wilson), since equal scores say nothing about variance."""
     interval = mean.interval
-    if "nll" in units[0]:
+    if "nll" in contributions[0]:
         return None if interval is None else [_exp(bound) for bound in interval]
-    trials = len(units) * len(units[0]["score"])
+    trials = len(contributions) * len(contributions[0]["score"])
     low, high = wilson(mean.value * trials, trials)
     if interval is not None:
         low, high = min(low, max(0.0, interval[0])), max(high, min(1.0, interval[1]))

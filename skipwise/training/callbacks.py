@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from skipwise.models.memory import forget_peak_memory, peak_memory
-from skipwise.ranks import any_of
-from skipwise.runs import append_line, read_lines, write_text
+from skipwise.utils.distributed import any_of
+from skipwise.utils.files import append_line, read_lines, write_text
 
 # Without a terminal a bar makes no sense; a line every so many seconds does.
 SECONDS_BETWEEN_LINES = 15.0

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from skipwise.runs import write_json
+from skipwise.utils.files import write_json
 
 MANIFEST = "manifest.json"
 # Where a checkpoint is while it is written.
@@ -51,7 +51,7 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
+def newest_checkpoint(checkpoints: Path, log: Callable[[str], None]) -> Path | None:
     """The last whole checkpoint, or None. Later ones, which are damaged, get another name and are left alone.
 
     Args:
@@ -65,7 +65,7 @@ def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Path | N
         aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
-        say(f"{checkpoint.name} is damaged (it {wrong}) and is now called {aside.name}; training goes on without it.")
+        log(f"{checkpoint.name} is damaged (it {wrong}) and is now called {aside.name}; training goes on without it.")
     return None
 
 

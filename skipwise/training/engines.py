@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from skipwise.config_files import read_deepspeed
-from skipwise.ranks import is_first
+from skipwise.training.config import read_deepspeed
+from skipwise.utils.distributed import is_first
 
 ONE_PROCESS = "one process"
 # PyTorch then reads nothing but tensors and what is declared safe, whoever asks it to read.

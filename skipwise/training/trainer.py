@@ -27,26 +27,26 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from skipwise.config import TrainConfig
 from skipwise.errors import UserError
-from skipwise.export.adapter import write_rope
 from skipwise.models.attention import attention_in_float32
 from skipwise.models.forward import autocast, last_hidden_states, logits_rule, loss_for_logits
 from skipwise.models.load import vocabulary_size
 from skipwise.models.memory import freed_memory_kept, large_blocks_given_back
-from skipwise.models.speedups import compiled_layers
 from skipwise.models.windowed import masks_for
-from skipwise.planning import format_bytes
-from skipwise.ranks import TIMEOUT, from_first, is_first, lost_process, wait_for_all
+from skipwise.training.adapters import write_rope
 from skipwise.training.checkpoints import UNFINISHED, newest_checkpoint, publish
+from skipwise.training.config import TrainConfig
 from skipwise.training.engines import (
     deepspeed_settings,
     engine_line,
     weights_only_checkpoints,
     whole_weights,
 )
+from skipwise.training.kernels import compiled_layers
 from skipwise.training.loss import chunked_cross_entropy, window_weights
 from skipwise.training.trackers import PROJECT, tracker_places
+from skipwise.utils.distributed import TIMEOUT, from_first, is_first, lost_process, wait_for_all
+from skipwise.utils.files import format_bytes
 
 # Checkpoints of one file, which can be read without running what is in it. Weights are gathered in any case in the end.
 FSDP = {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}
@@ -83,17 +83,17 @@ class Trained:
     weights: dict[str, torch.Tensor] | None
 
 
-class SayEngine(TrainerCallback):
+class LogEngine(TrainerCallback):
     """Says what the training really runs on."""
 
-    def __init__(self, trainer: Trainer, say: Callable[[str], None]) -> None:
-        self.trainer, self.say = trainer, say
+    def __init__(self, trainer: Trainer, log: Callable[[str], None]) -> None:
+        self.trainer, self.log = trainer, log
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """By then the model is wrapped."""
         line = engine_line(self.trainer.model_wrapped, args)
         if line:
-            self.say(f"training on {args.device.type}: {line}")
+            self.log(f"training on {args.device.type}: {line}")
 
 
 class OnFirstStep(TrainerCallback):
@@ -121,7 +121,7 @@ class WindowTrainer(Trainer):
 
     Args:
         teacher: for the KL term; None for no such term.
-        dtype: of matrix products. Trainer and engines have ways of their own to set it (`bf16`), some of which round
+        dtype: compute dtype. Trainer and engines have ways of their own to set it (`bf16`), some of which round
             weights, hidden states or the loss; autocast around the loss does not.
         keywords: as for `Trainer`.
     """
@@ -282,11 +282,11 @@ def check_loss(model: PreTrainedModel) -> None:
     with attention_in_float32(model):
         ours = window_loss(model, model, {**inputs, "labels": ids})
         logits = model(**inputs, use_cache=False).logits[0, :-1].float()
-    stock = nn.functional.cross_entropy(logits, ids[0, 1:])
-    if abs(float(ours) - float(stock)) > LOSS_TOLERANCE * float(stock):
+    hf = nn.functional.cross_entropy(logits, ids[0, 1:])
+    if abs(float(ours) - float(hf)) > LOSS_TOLERANCE * float(hf):
         raise UserError(
             f"The output layer must be one linear layer, but {model.config.model_type!r} makes something else of it "
-            f"(loss {float(stock):.4f} by its logits, {float(ours):.4f} by its output layer). Choose another model.",
+            f"(loss {float(hf):.4f} by its logits, {float(ours):.4f} by its output layer). Choose another model.",
             code="output_layer_not_linear",
         )
 
@@ -368,7 +368,7 @@ def train(
     callbacks: list[TrainerCallback],
     teacher: Teacher | None,
     dtype: torch.dtype = torch.float32,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     on_first_step: Callable[[dict[str, torch.Tensor] | None], None] | None = None,
     compiled: bool = False,
     lean: bool = False,
@@ -376,8 +376,8 @@ def train(
     """Train `model` in place, going on from the newest checkpoint in the output directory.
 
     Args:
-        dtype: of matrix products.
-        say: told what training runs on, and of checkpoints that are damaged.
+        dtype: compute dtype.
+        log: called with lines about the engine and damaged checkpoints.
         on_first_step: called after the first step (`OnFirstStep`).
         compiled: compile its layers.
         lean: on a CPU give freed memory back at once; a step then takes a tenth longer.
@@ -399,7 +399,7 @@ def train(
             dtype=dtype,
         )
         trainer.remove_callback(PrinterCallback)  # ours shows the progress
-        trainer.add_callback(SayEngine(trainer, say))
+        trainer.add_callback(LogEngine(trainer, log))
         if on_first_step is not None:
             trainer.add_callback(OnFirstStep(trainer, on_first_step))
         if model.device.type == "cpu" and not lean:
@@ -408,7 +408,7 @@ def train(
             large_blocks_given_back()
         if compiled:
             stack.enter_context(compiled_layers(model))
-        checkpoint = from_first(is_first() and newest_checkpoint(Path(str(arguments.output_dir)), say)) or None
+        checkpoint = from_first(is_first() and newest_checkpoint(Path(str(arguments.output_dir)), log)) or None
         stack.enter_context(weights_only_checkpoints())
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     finished = trainer.state.global_step >= arguments.max_steps

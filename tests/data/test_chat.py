@@ -10,15 +10,16 @@ import yaml
 from tokenizers import processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from skipwise import Lengths, PoSE, UserError, WindowCollator, cli, sentences_of
-from skipwise.config import DataConfig, SourceConfig
+from skipwise import Lengths, PoSE, UserError, WindowCollator, sentences_of
+from skipwise.cli import main as cli
 from skipwise.data import build
 from skipwise.data.chat import begin_of_text, conversation, scored_tokens
+from skipwise.data.config import DataConfig, SourceConfig
 from skipwise.data.sources import MessagesError, check_source
 from skipwise.data.store import Documents, open_store
 from skipwise.data.windows import cut_spans, with_answers
 from skipwise.positions import LongRecipe
-from tests.conftest import byte_tokenizer
+from tests.picomodels import byte_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

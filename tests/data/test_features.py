@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from skipwise import CREAM, Lengths, PoSE, UserError, WindowCollator
 from skipwise.data.features import start_in, tokens_of
 from skipwise.data.masked import MaskedWindowCollator
-from tests.conftest import byte_tokenizer
+from tests.picomodels import byte_tokenizer
 
 LENGTHS = Lengths(original=64, train=64, target=512)
 COLLATOR = WindowCollator(PoSE(), LENGTHS)
@@ -123,7 +123,7 @@ def test_workers_of_several_processes_draw_other_windows(monkeypatch: pytest.Mon
 
 
 def test_a_trainer_with_prompts_learns_from_answers_alone(llama: PreTrainedModel, tmp_path: Any) -> None:
-    """The loss of a stock Trainer is that of the labelled tokens."""
+    """The loss of a Hugging Face Trainer is that of the labelled tokens."""
     ids = list(range(10, 74))
     feature = {"input_ids": ids, "labels": [-100] * 60 + ids[60:], "attention_mask": [1] * 64}
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from skipwise import UserError
-from skipwise.config import SourceConfig
 from skipwise.data import sources
+from skipwise.data.config import SourceConfig
 from skipwise.data.sources import ReadReport, check_source, is_hub_dataset, read_documents
 
 TEXTS = ["first text", "second\ntext", "dritter Text: äöü"]

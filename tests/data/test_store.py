@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from skipwise import UserError, digests
-from skipwise.config import DataConfig, SourceConfig
+from skipwise import UserError
 from skipwise.data import build, store
+from skipwise.data.config import DataConfig, SourceConfig
 from skipwise.data.sources import RawDocument, same_content
 from skipwise.data.store import TokenStore, open_store
+from skipwise.utils import files as hashes
 
 
 def open_file(path: Path, tokenizer: PreTrainedTokenizerFast, share: float = 0.3) -> TokenStore:
@@ -116,13 +117,13 @@ def test_data_of_a_run_that_knew_files_by_their_times(text_file: Path, tokenizer
 
 
 def test_the_hash_of_a_large_file_is_kept(text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "LARGE_FILE", 1)
+    monkeypatch.setattr(hashes, "LARGE_FILE", 1)
     expected = hashlib.sha256(text_file.read_bytes()).hexdigest()
-    assert digests.file_digest(text_file) == expected
-    digests._file_digest.cache_clear()  # another process
+    assert hashes.file_hash(text_file) == expected
+    hashes._file_hash.cache_clear()  # another process
     monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("read again"))
     monkeypatch.setattr(Path, "read_text", lambda path, **_: expected if path.parent.name == "hashes" else "")
-    assert digests.file_digest(text_file) == expected
+    assert hashes.file_hash(text_file) == expected
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -200,8 +201,8 @@ def test_what_cannot_be_taken_over_is_tokenised_again(
     elif damage == "journal damaged":
         journal.write_text("\0\0\n" + journal.read_text())
     else:  # what was tokenised has other hashes, and other tokens
-        digest = json.loads(journal.read_text().split("\n")[0])["train"][0][1]
-        journal.write_text(journal.read_text().replace(digest, "0" * 16))
+        content_hash = json.loads(journal.read_text().split("\n")[0])["train"][0][1]
+        journal.write_text(journal.read_text().replace(content_hash, "0" * 16))
         tokens = journal.parent / "train.bin"
         tokens.write_bytes(bytes(tokens.stat().st_size))
     again = open_file(text_file, tokenizer)

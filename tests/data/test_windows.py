@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from skipwise import Document, FullLength, Lengths, LongRecipe, Plain, PoSE, UserError, WindowCollator, sentences_of
 from skipwise.data.retrieval import RetrievalDocuments, near_miss
 from skipwise.data.store import Documents
-from skipwise.data.windows import GROWTH_STEPS, Source, TrainingExamples, cut_spans
+from skipwise.data.windows import Source, TrainingExamples, cut_spans
 from skipwise.evaluation.passkey import FILLER, NEEDLE, QUESTION, TASK
 from skipwise.positions import PositionSampler, example_rng
 
@@ -270,19 +270,6 @@ def test_skips_fall_between_the_sentences_of_the_text(tokenizer: PreTrainedToken
     batch = collator([{"input_ids": ids, "visit": (0, index, 0)} for index in range(100)])
     places = (batch["position_ids"].diff() > 1).any(dim=0).nonzero()[:, 0] + 1
     assert places.tolist() == [8, 20]
-
-
-def test_the_target_grows_over_the_training() -> None:
-    """By steps, and never beyond what its share of the training has earned; then all of it."""
-    collator = WindowCollator(PoSE(), LENGTHS, target_growth=0.5)
-    tokens = np.arange(32)
-    step = (LENGTHS.target - LENGTHS.train) / GROWTH_STEPS
-    for progress in (0.0, 0.2, 0.45, 0.5, 0.9):
-        features = [{"input_ids": tokens, "visit": (0, index, 0), "progress": progress} for index in range(500)]
-        most = int(collator(features)["position_ids"].max())
-        share = min(1.0, progress / 0.5 + 1 / GROWTH_STEPS)
-        assert most < LENGTHS.train + share * (LENGTHS.target - LENGTHS.train) + 1
-        assert most > LENGTHS.train + (share - 2 / GROWTH_STEPS) * (LENGTHS.target - LENGTHS.train) - step
 
 
 def test_whole_batches_are_untouched_or_none_of_their_windows_is() -> None:

@@ -1,4 +1,4 @@
-"""A subject and a setting, as evaluations get them."""
+"""A model under test and an evaluation context, as evaluations get them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from skipwise.data.held_out import HeldOut, HeldOutDocument
 from skipwise.data.store import Documents
-from skipwise.evaluation.unit import Setting, Subject
-from skipwise.runs import SharedFiles
+from skipwise.evaluation.measurement import EvaluationContext, ModelUnderTest
+from skipwise.runs.directory import SharedFiles
 
 
 class Said(list[str]):
@@ -30,15 +30,15 @@ def held_out(arrays: Sequence[np.ndarray]) -> list[HeldOutDocument]:
 
 
 @pytest.fixture
-def subject(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Subject:
-    return Subject(llama, tokenizer, "original", "pico", window=64, dtype=torch.float32)
+def tested(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> ModelUnderTest:
+    return ModelUnderTest(llama, tokenizer, "original", "pico", window=64, dtype=torch.float32)
 
 
 @pytest.fixture
-def make_setting(tmp_path: Path) -> Callable[..., Setting]:
-    def make(arrays: Sequence[np.ndarray] = (), **changes: Any) -> Setting:
+def make_context(tmp_path: Path) -> Callable[..., EvaluationContext]:
+    def make(arrays: Sequence[np.ndarray] = (), **changes: Any) -> EvaluationContext:
         documents = held_out(arrays) if len(arrays) else []
-        settings = {"held_out": HeldOut("texts", documents), "seed": 0, "shared": SharedFiles(tmp_path), "say": Said()}
-        return Setting(**{**settings, **changes})
+        settings = {"held_out": HeldOut("texts", documents), "seed": 0, "shared": SharedFiles(tmp_path), "log": Said()}
+        return EvaluationContext(**{**settings, **changes})
 
     return make

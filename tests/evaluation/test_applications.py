@@ -10,20 +10,19 @@ import pytest
 from skipwise import UserError
 from skipwise.evaluation import applications
 from skipwise.evaluation.applications import (
+    QuestionAnswering,
+    Summarization,
     _records,
     _text_of,
     fitted_context,
-    question_units,
     references_of,
     rouge,
-    summary_units,
     token_f1,
 )
+from skipwise.evaluation.measurement import EvaluationContext, ModelUnderTest
 from skipwise.evaluation.prompts import encoder
-from skipwise.evaluation.specs import QuestionAnswering, Summarization
-from skipwise.evaluation.unit import Setting, Subject
 
-MakeSetting = Callable[..., Setting]
+MakeContext = Callable[..., EvaluationContext]
 
 
 @pytest.mark.parametrize(
@@ -49,8 +48,8 @@ def test_rouge_by_hand() -> None:
     assert scores["rougeL"] == scores["rouge1"]
 
 
-def test_a_long_context_loses_its_middle(subject: Subject) -> None:
-    encode = encoder(subject.tokenizer, chat=False)
+def test_a_long_context_loses_its_middle(tested: ModelUnderTest) -> None:
+    encode = encoder(tested.tokenizer, chat=False)
     context = "begin " + "middle " * 100 + "end"
     prompt = fitted_context(encode, "[{context}]", "!", context, room=100)
     assert len(encode(prompt, "!")) in (99, 100)
@@ -73,32 +72,32 @@ def questions(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_questions(subject: Subject, make_setting: MakeSetting, questions: str, monkeypatch: Any) -> None:
+def test_questions(tested: ModelUnderTest, make_context: MakeContext, questions: str, monkeypatch: Any) -> None:
     """The first line counts, against the best reference."""
     written = iter([b" Maria Lopez\nQuestion: more", b" a tunnel"])
 
     def write(model: object, ids: list[int], most: int, is_over: Callable[[list[int]], bool]) -> list[int]:
-        assert "Question: W" in subject.tokenizer.decode(ids)
+        assert "Question: W" in tested.tokenizer.decode(ids)
         text = next(written)
-        assert is_over(subject.tokenizer(text.decode())["input_ids"]) == (b"\n" in text)
-        return list(subject.tokenizer(text.decode())["input_ids"])
+        assert is_over(tested.tokenizer(text.decode())["input_ids"]) == (b"\n" in text)
+        return list(tested.tokenizer(text.decode())["input_ids"])
 
-    monkeypatch.setattr(applications, "continue_greedily", write)
+    monkeypatch.setattr("skipwise.evaluation.inference.continue_greedily", write)
     spec = QuestionAnswering(source=questions, context_lengths=(400,))
-    (unit,) = question_units(subject, spec, make_setting())
-    examples = list(unit.measure(set(), unit.context_lengths))
+    (measurement,) = spec.measurements(tested, make_context())
+    examples = list(measurement.measure(set(), measurement.context_lengths))
     assert [example["prediction"] for example in examples] == ["Maria Lopez", "a tunnel"]
-    (figure,) = unit.figures(examples)
-    assert (figure["metric"], figure["value"]) == ("f1", pytest.approx(0.5))
-    assert not list(unit.measure({(400, "0"), (400, "1")}, unit.context_lengths))
+    (result,) = measurement.results(examples)
+    assert (result["metric"], result["value"]) == ("f1", pytest.approx(0.5))
+    assert not list(measurement.measure({(400, "0"), (400, "1")}, measurement.context_lengths))
 
 
-def test_summaries(subject: Subject, make_setting: MakeSetting, questions: str) -> None:
+def test_summaries(tested: ModelUnderTest, make_context: MakeContext, questions: str) -> None:
     spec = Summarization(source=questions, context_lengths=(400,), max_new_tokens=8)
-    (unit,) = summary_units(subject, spec, make_setting())
-    examples = list(unit.measure(set(), unit.context_lengths))
+    (measurement,) = spec.measurements(tested, make_context())
+    examples = list(measurement.measure(set(), measurement.context_lengths))
     assert len(examples) == 2
-    assert [figure["metric"] for figure in unit.figures(examples)] == ["rouge1", "rouge2", "rougeL"]
+    assert [result["metric"] for result in measurement.results(examples)] == ["rouge1", "rouge2", "rougeL"]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +110,14 @@ def test_summaries(subject: Subject, make_setting: MakeSetting, questions: str) 
         ("[1]\n", "lacks context"),
     ],
 )
-def test_wrong_records(subject: Subject, make_setting: MakeSetting, tmp_path: Path, content: str, message: str) -> None:
+def test_wrong_records(
+    tested: ModelUnderTest, make_context: MakeContext, tmp_path: Path, content: str, message: str
+) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(content)
-    (unit,) = question_units(subject, QuestionAnswering(source=str(path), context_lengths=(400,)), make_setting())
+    (measurement,) = QuestionAnswering(source=str(path), context_lengths=(400,)).measurements(tested, make_context())
     with pytest.raises(UserError, match=message):
-        list(unit.measure(set(), unit.context_lengths))
+        list(measurement.measure(set(), measurement.context_lengths))
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,16 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from skipwise import UserError
-from skipwise.evaluation.harness import harness_model, harness_units, task_manager
+from skipwise.evaluation.harness import (
+    SHORT_TASKS,
+    Harness,
+    harness_model,
+    parse_task,
+    task_manager,
+)
+from skipwise.evaluation.measurement import EvaluationContext, ModelUnderTest
 from skipwise.evaluation.runner import evaluate
-from skipwise.evaluation.specs import SHORT_TASKS, Harness, parse_task
-from skipwise.evaluation.unit import Setting, Subject
-from skipwise.runs import ExampleLog
+from skipwise.runs.directory import ExampleLog
 
 QUESTIONS = [("The sky is", "blue", "loud"), ("Grass is", "green", "seven"), ("Snow is", "white", "angry")]
 
@@ -45,23 +50,25 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 
 @torch.no_grad()
-def right(subject: Subject, question: str, choices: tuple[str, str]) -> bool:
+def right(tested: ModelUnderTest, question: str, choices: tuple[str, str]) -> bool:
     """Whether the right choice has the higher likelihood, token by token."""
 
     def log_likelihood(choice: str) -> float:
-        context = subject.tokenizer(question)["input_ids"]
-        ids = subject.tokenizer(f"{question} {choice}")["input_ids"]
-        log_probs = subject.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        context = tested.tokenizer(question)["input_ids"]
+        ids = tested.tokenizer(f"{question} {choice}")["input_ids"]
+        log_probs = tested.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         return float(sum(log_probs[i - 1, ids[i]] for i in range(len(context), len(ids))))
 
     return log_likelihood(choices[0]) > log_likelihood(choices[1])
 
 
-def test_a_task_of_ones_own(subject: Subject, make_setting: Callable[..., Setting], tasks: str, tmp_path: Path) -> None:
-    expected = [right(subject, question, choices) for question, *choices in QUESTIONS]  # type: ignore[arg-type]
+def test_a_task_of_ones_own(
+    tested: ModelUnderTest, make_context: Callable[..., EvaluationContext], tasks: str, tmp_path: Path
+) -> None:
+    expected = [right(tested, question, choices) for question, *choices in QUESTIONS]  # type: ignore[arg-type]
     spec = Harness(tasks=("skipwise_colours", "skipwise_colours:1"), include_path=tasks)
     log = ExampleLog(tmp_path / "log")
-    rows = [row for rows in evaluate(subject, (spec,), make_setting(), log, set()) for row in rows]
+    rows = [row for rows in evaluate(tested, (spec,), make_context(), log, set()) for row in rows]
     assert [(row.evaluation, row.metric, row.context_length, row.num_samples, row.status) for row in rows] == [
         ("harness/skipwise_colours", "acc", None, 3, "ok"),
         ("harness/skipwise_colours:1", "acc", None, 3, "ok"),
@@ -75,30 +82,30 @@ def test_a_task_of_ones_own(subject: Subject, make_setting: Callable[..., Settin
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut/harness.jsonl").write_text("".join(lines[:2]))
     cut = ExampleLog(tmp_path / "cut")
-    again = [row for rows in evaluate(subject, (spec,), make_setting(), cut, set()) for row in rows]
+    again = [row for rows in evaluate(tested, (spec,), make_context(), cut, set()) for row in rows]
     assert again == rows
     assert cut.read("harness") == log.read("harness")
     done = {("harness/skipwise_colours", None)}
-    (other,) = evaluate(subject, (spec,), make_setting(), ExampleLog(tmp_path / "other"), done)  # type: ignore[arg-type]
+    (other,) = evaluate(tested, (spec,), make_context(), ExampleLog(tmp_path / "other"), done)  # type: ignore[arg-type]
     assert other == rows[1:]
 
 
 def test_data_out_of_reach_fails_alone(
-    subject: Subject, make_setting: Callable[..., Setting], tasks: str, tmp_path: Path
+    tested: ModelUnderTest, make_context: Callable[..., EvaluationContext], tasks: str, tmp_path: Path
 ) -> None:
     """Hubs are off limits in the tests, as they are without a network."""
     spec = Harness(tasks=("piqa", "skipwise_colours"), include_path=tasks)
-    failed, fine = evaluate(subject, (spec,), make_setting(), ExampleLog(tmp_path / "log"), set())
+    failed, fine = evaluate(tested, (spec,), make_context(), ExampleLog(tmp_path / "log"), set())
     assert [(row.evaluation, row.status) for row in failed] == [("harness/piqa", "failed")]
     assert "harness task piqa cannot be run" in str(failed[0].reason)
     assert [row.status for row in fine] == ["ok"]
 
 
-def test_unknown_tasks(subject: Subject, make_setting: Callable[..., Setting], tasks: str) -> None:
+def test_unknown_tasks(tested: ModelUnderTest, make_context: Callable[..., EvaluationContext], tasks: str) -> None:
     spec = Harness(tasks=("skipwise_colors",), include_path=tasks)
-    (unit,) = harness_units(subject, spec, make_setting())
+    (measurement,) = spec.measurements(tested, make_context())
     with pytest.raises(UserError, match="Did you mean 'skipwise_colours'"):
-        next(unit.measure(set(), unit.context_lengths))
+        next(measurement.measure(set(), measurement.context_lengths))
 
 
 def test_the_default_is_the_suite_of_the_paper(tasks: str) -> None:

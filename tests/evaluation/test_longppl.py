@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from skipwise import UserError
 from skipwise.evaluation import longppl
-from skipwise.evaluation.longppl import key_tokens, longppl_figures, longppl_units, tokens_of, within
-from skipwise.evaluation.specs import LongPPL
-from skipwise.evaluation.unit import Setting, Subject
-from tests.conftest import pico_llama
+from skipwise.evaluation.longppl import LongPPL, key_tokens, longppl_results, tokens_of, within
+from skipwise.evaluation.measurement import EvaluationContext, ModelUnderTest
+from tests.picomodels import pico_llama
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 2
 
@@ -29,13 +28,13 @@ def documents(tokenizer: PreTrainedTokenizerFast) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def test_key_tokens_against_a_loop_over_tokens(subject: Subject) -> None:
+def test_key_tokens_against_a_loop_over_tokens(tested: ModelUnderTest) -> None:
     """Every token once with all that stands before it, once with its last 20 to 27 tokens only."""
     spec = LongPPL(context_lengths=(64,), evaluator="x", short_context=20, stride=8, alpha=0.3, beta=-9.0)
-    ids = subject.tokenizer(TEXT)["input_ids"][:64]
+    ids = tested.tokenizer(TEXT)["input_ids"][:64]
 
     def log_prob(context: list[int], token: int) -> float:
-        logits = subject.model(torch.tensor([context])).logits[0, -1].double()
+        logits = tested.model(torch.tensor([context])).logits[0, -1].double()
         return float(logits.log_softmax(-1)[token])
 
     expected, window_end = [], 28
@@ -46,11 +45,11 @@ def test_key_tokens_against_a_loop_over_tokens(subject: Subject) -> None:
         long, short = log_prob(ids[:i], ids[i]), log_prob(ids[start:i], ids[i])
         if long - short > 0.3 and long > -9:
             expected.append([i, i + 1])  # a token is a byte here
-    end, keys = longppl.choose_key_spans(subject.model, subject.tokenizer, TEXT, spec, 64)
+    end, keys = longppl.choose_key_spans(tested.model, tested.tokenizer, TEXT, spec, 64)
     assert end == 64
     assert keys == expected
     assert 0 < len(keys) < 40
-    assert longppl.choose_key_spans(subject.model, subject.tokenizer, TEXT[:50], spec, 64) == (0, [])
+    assert longppl.choose_key_spans(tested.model, tested.tokenizer, TEXT[:50], spec, 64) == (0, [])
 
 
 def test_both_thresholds_count() -> None:
@@ -68,54 +67,57 @@ def test_tokens_of_another_tokenizer_find_the_keys(sizes: list[int], key_charact
 
 
 def test_key_tokens_are_chosen_once_and_shared(
-    subject: Subject, make_setting: Callable[..., Setting], documents: list[np.ndarray],
+    tested: ModelUnderTest, make_context: Callable[..., EvaluationContext], documents: list[np.ndarray],
     monkeypatch: pytest.MonkeyPatch, pico_directory: Path,
 ) -> None:  # fmt: skip
     spec = LongPPL(
         context_lengths=(64,), evaluator=str(pico_directory), short_context=20, stride=8, alpha=0.3, beta=-9.0
     )
-    setting = make_setting(documents)
-    (unit,) = longppl_units(subject, spec, setting)
-    examples = list(unit.measure(set(), unit.context_lengths))
+    context = make_context(documents)
+    (measurement,) = spec.measurements(tested, context)
+    examples = list(measurement.measure(set(), measurement.context_lengths))
     assert len(examples) == 2
 
     def no_second_time(*args: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(longppl, "load_model", no_second_time)
-    other = replace(subject, model=pico_llama(initializer_range=0.3))
-    (unit,) = longppl_units(other, spec, setting)
-    again = list(unit.measure(set(), unit.context_lengths))
+    monkeypatch.setattr("skipwise.models.load.load_model", no_second_time)
+    other = replace(tested, model=pico_llama(initializer_range=0.3))
+    (measurement,) = spec.measurements(other, context)
+    again = list(measurement.measure(set(), measurement.context_lengths))
     assert [e["tokens"] for e in again] == [e["tokens"] for e in examples]
     assert [e["nll"] for e in again] != [e["nll"] for e in examples]
 
     # Against the definition: the mean loss of the stored pieces, with the whole context.
-    lines = setting.shared.read("longppl-64")
+    lines = context.shared.read("longppl-64")
     assert lines is not None
     nll, count = 0.0, 0
     for text, line in zip((TEXT, TEXT.upper()), lines, strict=True):
-        ids = torch.tensor([subject.tokenizer(text)["input_ids"][:64]])
+        ids = torch.tensor([tested.tokenizer(text)["input_ids"][:64]])
         with torch.no_grad():
-            log_probs = subject.model(ids).logits[0].double().log_softmax(-1)
+            log_probs = tested.model(ids).logits[0].double().log_softmax(-1)
         for start, _ in line["keys"]:
             nll -= float(log_probs[start - 1, ids[0, start]])
             count += 1
-    figure = longppl_figures(examples)[0]
-    assert figure["value"] == pytest.approx(math.exp(nll / count), rel=1e-5)
-    assert figure["num_samples"] == count
+    result = longppl_results(examples)[0]
+    assert result["value"] == pytest.approx(math.exp(nll / count), rel=1e-5)
+    assert result["num_samples"] == count
 
 
 def test_wrong_evaluators(
-    subject: Subject, make_setting: Callable[..., Setting], documents: list[np.ndarray], pico_directory: Path
+    tested: ModelUnderTest,
+    make_context: Callable[..., EvaluationContext],
+    documents: list[np.ndarray],
+    pico_directory: Path,
 ) -> None:
     spec = LongPPL(context_lengths=(100,), evaluator=str(pico_directory), short_context=20)
-    (unit,) = longppl_units(subject, spec, make_setting(documents))
+    (measurement,) = spec.measurements(tested, make_context(documents))
     with pytest.raises(UserError, match="100 tokens are more than the 64"):
-        list(unit.measure(set(), unit.context_lengths))
+        list(measurement.measure(set(), measurement.context_lengths))
     with pytest.raises(UserError, match="short_context must be below"):
         LongPPL(context_lengths=(100,), evaluator="x", short_context=100)
     with pytest.raises(UserError, match="no token that needs"):
-        longppl_figures([])
+        longppl_results([])
 
 
 def test_offsets_without_the_end_of_text_token(tokenizer: PreTrainedTokenizerFast) -> None:

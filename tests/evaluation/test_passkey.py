@@ -11,17 +11,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from skipwise import UserError
-from skipwise.evaluation.figures import Example
 from skipwise.evaluation.passkey import (
+    Passkey,
     check_representable,
-    filler_units,
+    filler_repeats,
     greedy_answers,
     make_trials,
-    passkey_figures,
+    passkey_results,
 )
 from skipwise.evaluation.prompts import Encode, encoder
-from skipwise.evaluation.specs import Passkey
-from tests.conftest import pico_llama, pico_neox
+from skipwise.evaluation.statistics import Example
+from tests.picomodels import pico_llama, pico_neox
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_trials(encode: Encode) -> None:
 
 def test_a_context_too_short_for_the_prompt(encode: Encode) -> None:
     with pytest.raises(UserError, match="needs at least"):
-        filler_units(encode, 100)
+        filler_repeats(encode, 100)
 
 
 def test_digits_that_merge(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -159,7 +159,7 @@ def test_leaving_trials_out_changes_nothing(llama: PreTrainedModel, encode: Enco
 
 def test_figures_by_depth_add_up() -> None:
     examples: list[Example] = [{"depth": (i + 0.5) / 20, "score": int(i >= 10)} for i in range(20)]
-    pooled, *by_depth = passkey_figures(examples, depth_bins=5)
+    pooled, *by_depth = passkey_results(examples, depth_bins=5)
     assert pooled["value"] == 0.5
     assert pooled["depth"] is None
     assert [(row["depth"], row["value"], row["num_samples"]) for row in by_depth] == [

@@ -13,18 +13,20 @@ from transformers import PreTrainedModel
 
 from skipwise import UserError
 from skipwise.data.held_out import choose_documents
-from skipwise.evaluation.figures import Example, difference, perplexity_figures
-from skipwise.evaluation.intervals import bootstrap_ratio, wilson
-from skipwise.evaluation.perplexity import check_one_pass, perplexity_units, truncated_units
-from skipwise.evaluation.slides import sliding_windows
-from skipwise.evaluation.specs import Perplexity, TruncatedPerplexity
-from skipwise.evaluation.unit import Setting, Subject
-from tests.conftest import pico_llama
+from skipwise.evaluation.measurement import EvaluationContext, ModelUnderTest
+from skipwise.evaluation.perplexity import (
+    Perplexity,
+    TruncatedPerplexity,
+    check_one_pass,
+)
+from skipwise.evaluation.sliding_windows import sliding_windows
+from skipwise.evaluation.statistics import Example, bootstrap_ratio, difference, perplexity_results, wilson
 from tests.evaluation.conftest import held_out
+from tests.picomodels import pico_llama
 
 RNG = np.random.default_rng(0)
 DOCUMENTS = [RNG.integers(2, 258, size=n) for n in (90, 70, 61)]
-MakeSetting = Callable[..., Setting]
+MakeContext = Callable[..., EvaluationContext]
 
 
 @torch.no_grad()
@@ -38,25 +40,25 @@ def token_nll(model: PreTrainedModel, context: np.ndarray, token: int) -> float:
 def test_every_token_is_predicted_exactly_once(tokens: int, context: int, stride: int, final: int | None) -> None:
     """Trap 9. Seen to fail when overlapping tokens were scored again (`score_from = begin + 1`)."""
     scored = np.zeros(tokens, dtype=int)
-    for slide in sliding_windows(tokens, context, stride, final):
-        assert 0 <= slide.begin < slide.score_from < slide.end <= tokens
-        assert slide.end - slide.begin <= context
-        scored[slide.score_from : slide.end] += 1
+    for window in sliding_windows(tokens, context, stride, final):
+        assert 0 <= window.begin < window.score_from < window.end <= tokens
+        assert window.end - window.begin <= context
+        scored[window.score_from : window.end] += 1
         # Full context wherever there is any: more than context - stride tokens, or all there are.
-        assert slide.score_from - slide.begin >= min(slide.score_from, context - min(stride, context - 1))
+        assert window.score_from - window.begin >= min(window.score_from, context - min(stride, context - 1))
     first = 1 if final is None else max(1, tokens - final)
     assert scored[:first].sum() == 0
     assert (scored[first:] == 1).all()
 
 
-def measured(subject: Subject, spec: Perplexity, setting: Setting) -> dict[int, list[Example]]:
+def measured(tested: ModelUnderTest, spec: Perplexity, context: EvaluationContext) -> dict[int, list[Example]]:
     return {
-        int(unit.context_lengths[0] or 0): list(unit.measure(set(), unit.context_lengths))
-        for unit in perplexity_units(subject, spec, setting)
+        int(measurement.context_lengths[0] or 0): list(measurement.measure(set(), measurement.context_lengths))
+        for measurement in spec.measurements(tested, context)
     }
 
 
-def test_sliding_perplexity_is_the_sum_over_tokens(subject: Subject, make_setting: MakeSetting) -> None:
+def test_sliding_perplexity_is_the_sum_over_tokens(tested: ModelUnderTest, make_context: MakeContext) -> None:
     """Trap 9. Seen to fail with a mean of window means."""
     nll, count = 0.0, 0
     for document in DOCUMENTS:
@@ -64,48 +66,48 @@ def test_sliding_perplexity_is_the_sum_over_tokens(subject: Subject, make_settin
         for position in range(1, len(document)):
             while position >= end:
                 end = min(end + 10, len(document))
-            nll += token_nll(subject.model, document[max(0, end - 32) : position], int(document[position]))
+            nll += token_nll(tested.model, document[max(0, end - 32) : position], int(document[position]))
             count += 1
-    examples = measured(subject, Perplexity(context_lengths=(32,), stride=10), make_setting(DOCUMENTS))[32]
-    perplexity, bits = perplexity_figures(examples)
+    examples = measured(tested, Perplexity(context_lengths=(32,), stride=10), make_context(DOCUMENTS))[32]
+    perplexity, bits = perplexity_results(examples)
     assert perplexity["value"] == pytest.approx(math.exp(nll / count), rel=1e-5)
     assert perplexity["num_samples"] == count
     assert perplexity["interval_low"] < perplexity["value"] < perplexity["interval_high"]
     size = sum(
-        len(subject.tokenizer.decode(d).encode()) - len(subject.tokenizer.decode(d[:1]).encode()) for d in DOCUMENTS
+        len(tested.tokenizer.decode(d).encode()) - len(tested.tokenizer.decode(d[:1]).encode()) for d in DOCUMENTS
     )
     assert bits["value"] == pytest.approx(nll / math.log(2) / size, rel=1e-5)
     assert bits["num_samples"] == size
 
 
-def test_final_tokens_are_the_same_at_every_context_length(subject: Subject, make_setting: MakeSetting) -> None:
+def test_final_tokens_are_the_same_at_every_context_length(tested: ModelUnderTest, make_context: MakeContext) -> None:
     document = DOCUMENTS[0][:64]
     spec = Perplexity(context_lengths=(16, 64), stride=4, final_tokens=8)
-    examples = measured(subject, spec, make_setting([document]))
-    expected = sum(token_nll(subject.model, document[:p], int(document[p])) for p in range(56, 64))
+    examples = measured(tested, spec, make_context([document]))
+    expected = sum(token_nll(tested.model, document[:p], int(document[p])) for p in range(56, 64))
     (long,), (short,) = examples[64], examples[16]
     assert long["nll"] == pytest.approx(expected, rel=1e-5)
     assert short["tokens"] == long["tokens"] == 8
     assert short["nll"] != pytest.approx(long["nll"], rel=1e-3)
 
 
-def test_truncated_perplexity_of_every_length_from_one_pass(subject: Subject, make_setting: MakeSetting) -> None:
+def test_truncated_perplexity_of_every_length_from_one_pass(tested: ModelUnderTest, make_context: MakeContext) -> None:
     """Trap 11's cheap form equals a pass per length."""
     lengths = [2, 17, 61]
     spec = TruncatedPerplexity(context_lengths=tuple(lengths))
-    (unit,) = truncated_units(subject, spec, make_setting(DOCUMENTS))
-    examples = list(unit.measure(set(), unit.context_lengths))
+    (measurement,) = spec.measurements(tested, make_context(DOCUMENTS))
+    examples = list(measurement.measure(set(), measurement.context_lengths))
     for length in lengths:
         nll = [
             torch.nn.functional.cross_entropy(
-                subject.model(torch.from_numpy(d[:length])[None]).logits[0, :-1].double(), torch.from_numpy(d[1:length])
+                tested.model(torch.from_numpy(d[:length])[None]).logits[0, :-1].double(), torch.from_numpy(d[1:length])
             ).item()
             for d in DOCUMENTS
         ]
         own = [example for example in examples if example["context_length"] == length]
-        figure = perplexity_figures(own)[0]
-        assert figure["value"] == pytest.approx(math.exp(np.mean(nll)), rel=1e-5)
-        assert figure["num_samples"] == 3 * (length - 1)
+        result = perplexity_results(own)[0]
+        assert result["value"] == pytest.approx(math.exp(np.mean(nll)), rel=1e-5)
+        assert result["num_samples"] == 3 * (length - 1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_a_rope_that_depends_on_the_length_takes_no_short_cut(rope: dict[str, ob
     check_one_pass(pico_llama(), 2)
 
 
-def test_all_lengths_are_measured_on_the_same_documents(subject: Subject, make_setting: MakeSetting) -> None:
+def test_all_lengths_are_measured_on_the_same_documents(tested: ModelUnderTest, make_context: MakeContext) -> None:
     documents = held_out(DOCUMENTS)
     chosen, reached = choose_documents(documents, (16, 64, 80, 4096), count=5, seed=0)
     assert reached == [16, 64, 80]
@@ -141,21 +143,21 @@ def test_all_lengths_are_measured_on_the_same_documents(subject: Subject, make_s
     assert drawn[0] == choose_documents(documents, (16,), count=2, seed=0)[0]
     assert len({tuple(document.id for document in one) for one in drawn}) == 3
 
-    setting = make_setting(DOCUMENTS)
-    list(perplexity_units(subject, Perplexity(context_lengths=(16, 4096)), setting))
-    assert setting.say == ["no perplexity at 4,096 tokens: no document is that long"]  # type: ignore[comparison-overlap]
+    context = make_context(DOCUMENTS)
+    list(Perplexity(context_lengths=(16, 4096)).measurements(tested, context))
+    assert context.log == ["no perplexity at 4,096 tokens: no document is that long"]  # type: ignore[comparison-overlap]
 
 
 @pytest.mark.parametrize("scale", [1e6, math.nan])
-def test_a_broken_model_has_no_perplexity(subject: Subject, make_setting: MakeSetting, scale: float) -> None:
+def test_a_broken_model_has_no_perplexity(tested: ModelUnderTest, make_context: MakeContext, scale: float) -> None:
     """The runner makes a failed row of it."""
     model = pico_llama()
     with torch.no_grad():
         model.lm_head.weight.mul_(scale)
     spec = Perplexity(context_lengths=(32,), stride=8)
-    examples = measured(replace(subject, model=model), spec, make_setting(DOCUMENTS))[32]
+    examples = measured(replace(tested, model=model), spec, make_context(DOCUMENTS))[32]
     with pytest.raises(UserError, match="the model is broken"):
-        perplexity_figures(examples)
+        perplexity_results(examples)
 
 
 def test_wilson_against_published_numbers() -> None:
@@ -181,15 +183,15 @@ def test_paired_differences_know_what_is_shared() -> None:
     nll = np.random.default_rng(0).normal(300, 60, size=20)
     one = [{"context_length": 8, "example": str(i), "nll": n, "tokens": 100, "bytes": 400} for i, n in enumerate(nll)]
     other = [{**example, "nll": float(example["nll"]) + 10} for example in one]
-    alone = perplexity_figures(one)[0]
-    figure = difference(one, other[5:])
-    assert figure is not None
-    assert figure["metric"] == "perplexity"
-    assert figure["num_samples"] == 15
+    alone = perplexity_results(one)[0]
+    result = difference(one, other[5:])
+    assert result is not None
+    assert result["metric"] == "perplexity"
+    assert result["num_samples"] == 15
     mean = nll[5:].mean() / 100
-    assert figure["value"] == pytest.approx(math.exp(mean + 0.1) - math.exp(mean))
-    assert figure["interval_high"] - figure["interval_low"] < 0.3 * (alone["interval_high"] - alone["interval_low"])
-    assert figure["interval_low"] > 0
+    assert result["value"] == pytest.approx(math.exp(mean + 0.1) - math.exp(mean))
+    assert result["interval_high"] - result["interval_low"] < 0.3 * (alone["interval_high"] - alone["interval_low"])
+    assert result["interval_low"] > 0
     assert difference(one, []) is None
     assert difference(one, [{**example, "prompt": "another"} for example in other]) is None
     fewer_tokens = [{**example, "tokens": 50} for example in other]

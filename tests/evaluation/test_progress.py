@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 from rich.status import Status
 
-from skipwise.evaluation.unit import ConsoleSay, Progress
+from skipwise.evaluation.progress import ConsoleProgress, Progress
 
 
 class Clock:
@@ -33,12 +33,12 @@ def test_progress_counts_examples_tokens_and_what_is_left() -> None:
 
 
 def test_a_log_gets_a_line_when_something_begins_and_then_one_a_minute() -> None:
-    clock, log = Clock(), io.StringIO()
-    console = Console(file=log, width=100)
-    say = ConsoleSay(console, Status("", console=console), clock)
-    say("passkey at 8k")
+    clock, file = Clock(), io.StringIO()
+    console = Console(file=file, width=100)
+    log = ConsoleProgress(console, Status("", console=console), clock)
+    log("passkey at 8k")
     for minute in range(5):
         clock.now += 25
-        say("passkey at 8k", detail=f", {minute} of 5 examples")
-    say("perplexity at 8k", detail=", 0 of 2 examples")
-    assert log.getvalue().splitlines() == ["passkey at 8k", "passkey at 8k, 2 of 5 examples", "perplexity at 8k"]
+        log("passkey at 8k", detail=f", {minute} of 5 examples")
+    log("perplexity at 8k", detail=", 0 of 2 examples")
+    assert file.getvalue().splitlines() == ["passkey at 8k", "passkey at 8k, 2 of 5 examples", "perplexity at 8k"]

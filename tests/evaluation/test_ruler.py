@@ -11,10 +11,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from skipwise import UserError
 from skipwise.evaluation import ruler
+from skipwise.evaluation.measurement import EvaluationContext, ModelUnderTest
 from skipwise.evaluation.prompts import Encode, encoder
-from skipwise.evaluation.ruler import TASKS, contained, make_prompt, ruler_figures, ruler_units
-from skipwise.evaluation.specs import RULER_TASKS, Ruler, RulerTask
-from skipwise.evaluation.unit import Setting, Subject
+from skipwise.evaluation.ruler import (
+    RULER_TASKS,
+    TASKS,
+    Ruler,
+    RulerTask,
+    contained,
+    make_prompt,
+    ruler_results,
+)
 from skipwise.models.locate import model_location
 
 LENGTH = 16_384  # bytes, with the tokenizer of the tests
@@ -124,49 +131,55 @@ def test_scores_against_the_definition() -> None:
         assert contained(prediction, expected) == pytest.approx(sum(found) / 3)
 
 
-def test_examples(subject: Subject, make_setting: Callable[..., Setting], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples(
+    tested: ModelUnderTest, make_context: Callable[..., EvaluationContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model that writes what stands in the first needle, whatever it is asked for."""
 
     def write(model: object, ids: list[int], most: int, is_over: Callable[[list[int]], bool]) -> list[int]:
-        text = subject.tokenizer.decode(ids)
+        text = tested.tokenizer.decode(ids)
         value = re.findall(rf"is: ({NUMBER})\.", text)[0]
-        written = subject.tokenizer(f" {value}, of course")["input_ids"]
-        whole = subject.tokenizer(f" {value}")["input_ids"]
+        written = tested.tokenizer(f" {value}, of course")["input_ids"]
+        whole = tested.tokenizer(f" {value}")["input_ids"]
         assert not is_over(whole[:-1])
         return written if not is_over(whole) else whole
 
-    monkeypatch.setattr(ruler, "continue_greedily", write)
-    texts = [np.array(subject.tokenizer("One sentence. And another. ")["input_ids"])]
+    monkeypatch.setattr("skipwise.evaluation.inference.continue_greedily", write)
+    texts = [np.array(tested.tokenizer("One sentence. And another. ")["input_ids"])]
     spec = Ruler(context_lengths=(1500,), tasks=("niah_single_1", "niah_multivalue", "vt"), samples=2)
-    setting = make_setting(texts)
-    (unit,) = ruler_units(subject, replace(spec, tasks=spec.tasks[:2]), setting)
-    examples = list(unit.measure(set(), (1500,)))
+    context = make_context(texts)
+    (measurement,) = replace(spec, tasks=spec.tasks[:2]).measurements(tested, context)
+    examples = list(measurement.measure(set(), (1500,)))
     assert [example["example"] for example in examples] == [
         "niah_single_1:0", "niah_single_1:1", "niah_multivalue:0", "niah_multivalue:1"
     ]  # fmt: skip
     assert [example["score"] for example in examples] == [1.0, 1.0, 0.25, 0.25]
     assert re.fullmatch(NUMBER, examples[0]["prediction"])  # nothing after what was expected
     assert examples[2]["prediction"].endswith(", of course")
-    mean, single, several = unit.figures(examples)
+    mean, single, several = measurement.results(examples)
     assert (mean["value"], single["value"], several["value"]) == (0.625, 1.0, 0.25)
-    rest = list(unit.measure({(1500, "niah_single_1:0"), (1500, "niah_multivalue:1")}, (1500,)))
+    rest = list(measurement.measure({(1500, "niah_single_1:0"), (1500, "niah_multivalue:1")}, (1500,)))
     assert rest == examples[1:3]
 
 
-def test_a_task_that_does_not_fit_is_said(subject: Subject, make_setting: Callable[..., Setting]) -> None:
-    setting = make_setting()
-    (unit,) = ruler_units(subject, Ruler(context_lengths=(700,), tasks=("niah_single_1", "cwe"), samples=1), setting)
-    (example,) = unit.measure(set(), (700,))
+def test_a_task_that_does_not_fit_is_said(
+    tested: ModelUnderTest, make_context: Callable[..., EvaluationContext]
+) -> None:
+    context = make_context()
+    (measurement,) = Ruler(context_lengths=(700,), tasks=("niah_single_1", "cwe"), samples=1).measurements(
+        tested, context
+    )
+    (example,) = measurement.measure(set(), (700,))
     assert example["task"] == "niah_single_1"
-    assert "cwe needs at least" in setting.say[0]  # type: ignore[index]
+    assert "cwe needs at least" in context.log[0]  # type: ignore[index]
 
 
 def test_a_mean_only_over_all_tasks() -> None:
     examples = [{"task": "vt", "score": 0.5}, {"task": "vt", "score": 1.0}, {"task": "fwe", "score": 0.0}]
-    mean, *by_task = ruler_figures([*examples, {"task": "fwe", "score": 0.5}], ("vt", "fwe"))
+    mean, *by_task = ruler_results([*examples, {"task": "fwe", "score": 0.5}], ("vt", "fwe"))
     assert mean["value"] == pytest.approx(0.5)
     assert [(row["evaluation"], row["value"]) for row in by_task] == [("ruler/vt", 0.75), ("ruler/fwe", 0.25)]
-    assert [row["evaluation"] for row in ruler_figures(examples, ("vt", "fwe", "cwe"))] == ["ruler/vt", "ruler/fwe"]
+    assert [row["evaluation"] for row in ruler_results(examples, ("vt", "fwe", "cwe"))] == ["ruler/vt", "ruler/fwe"]
 
 
 def test_answers_that_the_tokenizer_loses(tokenizer: PreTrainedTokenizerFast, encode: Encode) -> None:

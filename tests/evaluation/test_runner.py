@@ -2,29 +2,24 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from skipwise.evaluation import runner
-from skipwise.evaluation.figures import Example
-from skipwise.evaluation.runner import UNITS, evaluate
-from skipwise.evaluation.specs import (
-    EVALUATIONS,
-    EvalResult,
-    EvaluationSpec,
-    Passkey,
-    Perplexity,
-    Ruler,
-    TruncatedPerplexity,
-)
-from skipwise.evaluation.unit import Setting, Subject
-from skipwise.runs import ExampleLog, RunDir
+from skipwise.evaluation.measurement import EvaluationContext, ModelUnderTest
+from skipwise.evaluation.passkey import Passkey
+from skipwise.evaluation.perplexity import Perplexity, TruncatedPerplexity
+from skipwise.evaluation.results import EvalResult
+from skipwise.evaluation.ruler import Ruler
+from skipwise.evaluation.runner import evaluate
+from skipwise.evaluation.specs import EVALUATIONS, EvaluationSpec
+from skipwise.evaluation.statistics import Example
+from skipwise.runs.directory import ExampleLog, RunDir
 
 SPECS: tuple[EvaluationSpec, ...] = (
     Perplexity(context_lengths=(16, 64), stride=8, documents=2),
@@ -35,15 +30,15 @@ SPECS: tuple[EvaluationSpec, ...] = (
 
 
 @pytest.fixture
-def setting(make_setting: Callable[..., Setting]) -> Setting:
+def context(make_context: Callable[..., EvaluationContext]) -> EvaluationContext:
     rng = np.random.default_rng(0)
-    return make_setting([rng.integers(2, 258, size=n) for n in (90, 70, 200)])
+    return make_context([rng.integers(2, 258, size=n) for n in (90, 70, 200)])
 
 
 def rows_of(
-    subject: Subject, setting: Setting, log: Any, specs: tuple[EvaluationSpec, ...] = SPECS
+    tested: ModelUnderTest, context: EvaluationContext, log: Any, specs: tuple[EvaluationSpec, ...] = SPECS
 ) -> list[EvalResult]:
-    return [row for rows in evaluate(subject, specs, setting, log, set()) for row in rows]
+    return [row for rows in evaluate(tested, specs, context, log, set()) for row in rows]
 
 
 class Killed(BaseException):
@@ -62,38 +57,44 @@ class KilledAfter(ExampleLog):
         super().add(evaluation, example)
 
 
-def test_every_evaluation_can_be_measured() -> None:
-    assert set(UNITS) == set(EVALUATIONS) == set(get_args(EvaluationSpec))
+@pytest.mark.parametrize("kind", EVALUATIONS)
+def test_the_traits_of_an_evaluation_name_its_settings(kind: type[EvaluationSpec]) -> None:
+    traits, settings = kind.traits, {field.name for field in fields(kind)}
+    named = {traits.counted, traits.results_by, traits.source, traits.other_model, *traits.without_effect} - {None}
+    assert named <= settings
+    assert traits.on_documents == hasattr(kind, "with_documents") == ("document_ids" in settings)
 
 
-def test_killed_and_resumed_is_as_in_one_go(subject: Subject, setting: Setting, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_as_in_one_go(tested: ModelUnderTest, context: EvaluationContext, tmp_path: Path) -> None:
     """Wherever the end comes; the files too are the same."""
     whole = ExampleLog(tmp_path / "whole")
-    expected = rows_of(subject, setting, whole)
+    expected = rows_of(tested, context, whole)
     assert {row.status for row in expected} == {"ok", "beyond_window"}
     examples = sum(len(whole.read(spec.name)) for spec in SPECS)
     for kill_after in range(0, examples, 3):
         log = KilledAfter(tmp_path / str(kill_after))
         KilledAfter.left = kill_after
         with pytest.raises(Killed):
-            rows_of(subject, setting, log)
+            rows_of(tested, context, log)
         KilledAfter.left = examples
-        assert rows_of(subject, setting, log) == expected
+        assert rows_of(tested, context, log) == expected
         for spec in SPECS:
             assert log.read(spec.name) == whole.read(spec.name)
 
 
-def test_what_has_its_rows_is_not_measured_again(subject: Subject, setting: Setting, tmp_path: Path) -> None:
+def test_what_has_its_rows_is_not_measured_again(
+    tested: ModelUnderTest, context: EvaluationContext, tmp_path: Path
+) -> None:
     log = ExampleLog(tmp_path / "log")
     done: set[tuple[str, int | None]] = {
         ("perplexity", 16), ("truncated_perplexity", 16), ("truncated_perplexity", 64), ("passkey", 400)
     }  # fmt: skip
-    rows = [row for rows in evaluate(subject, SPECS[:3], setting, log, done) for row in rows]
+    rows = [row for rows in evaluate(tested, SPECS[:3], context, log, done) for row in rows]
     assert {(row.evaluation, row.context_length) for row in rows} == {("perplexity", 64)}
 
 
-def test_beyond_the_window_is_said(subject: Subject, setting: Setting, tmp_path: Path) -> None:
-    rows = rows_of(replace(subject, window=32), setting, ExampleLog(tmp_path / "log"), SPECS[:1])
+def test_beyond_the_window_is_said(tested: ModelUnderTest, context: EvaluationContext, tmp_path: Path) -> None:
+    rows = rows_of(replace(tested, window=32), context, ExampleLog(tmp_path / "log"), SPECS[:1])
     assert {(row.context_length, row.status) for row in rows} == {(16, "ok"), (64, "beyond_window")}
     assert all(row.value is not None for row in rows)
     assert rows[-1].reason == "longer than the model's window of 32 tokens"
@@ -108,40 +109,44 @@ def test_beyond_the_window_is_said(subject: Subject, setting: Setting, tmp_path:
     ],
 )
 def test_out_of_memory_at_one_length(
-    subject: Subject, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tested: ModelUnderTest,
+    context: EvaluationContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
     """That row failed, the others are there; the next run tries again."""
-    original = runner.UNITS[Perplexity]
+    original = Perplexity.measurements
 
-    def units(subject: Subject, spec: Any, setting: Setting) -> Iterator[Any]:
-        for unit in original(subject, spec, setting):
-            if unit.context_lengths == (16,):
+    def failing(self: Perplexity, tested: ModelUnderTest, context: EvaluationContext) -> Iterator[Any]:
+        for measurement in original(self, tested, context):
+            if measurement.context_lengths == (16,):
 
                 def measure(done: Any, lengths: Any) -> Iterator[Example]:
                     raise error
                     yield
 
-                unit = replace(unit, measure=measure)
-            yield unit
+                measurement = replace(measurement, measure=measure)
+            yield measurement
 
-    monkeypatch.setitem(runner.UNITS, Perplexity, units)
+    monkeypatch.setattr(Perplexity, "measurements", failing)
     run = RunDir(tmp_path)
-    run.add_results(rows_of(subject, setting, run.examples("m"), SPECS[:1]))
+    run.add_results(rows_of(tested, context, run.examples("m"), SPECS[:1]))
     rows = run.read_results()
     assert [(row.context_length, row.status, row.reason) for row in rows[:1]] == [(16, "failed", "out of memory")]
     assert {row.context_length for row in rows if row.status != "failed"} == {64}
     assert run.measured("original", "pico") == {("perplexity", 64)}
 
-    monkeypatch.setitem(runner.UNITS, Perplexity, original)  # the next run tries again
+    monkeypatch.setattr(Perplexity, "measurements", original)  # the next run tries again
     done = run.measured("original", "pico")
-    for new in evaluate(subject, SPECS[:1], setting, run.examples("m"), done):
+    for new in evaluate(tested, SPECS[:1], context, run.examples("m"), done):
         run.add_results(new)
     assert run.measured("original", "pico") == {("perplexity", 16), ("perplexity", 64)}
     assert {row.status for row in run.read_results()} <= {"ok", "beyond_window"}
 
 
 def test_of_several_lengths_in_one_pass_only_the_longest_fails(
-    subject: Subject, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tested: ModelUnderTest, context: EvaluationContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from skipwise.evaluation import perplexity
 
@@ -154,36 +159,38 @@ def test_of_several_lengths_in_one_pass_only_the_longest_fails(
 
     monkeypatch.setattr(perplexity, "truncated_sums", sums)
     spec = TruncatedPerplexity(context_lengths=(16, 32, 48, 64))
-    rows = rows_of(subject, setting, ExampleLog(tmp_path / "log"), (spec,))
+    rows = rows_of(tested, context, ExampleLog(tmp_path / "log"), (spec,))
     assert {(row.context_length, row.status) for row in rows} == {
         (16, "ok"), (32, "ok"), (48, "failed"), (64, "failed")
     }  # fmt: skip
 
 
-def test_our_own_mistakes_are_no_rows(subject: Subject, setting: Setting, tmp_path: Path, monkeypatch: Any) -> None:
-    def units(*_: Any) -> Iterator[Any]:
+def test_our_own_mistakes_are_no_rows(
+    tested: ModelUnderTest, context: EvaluationContext, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def broken(*_: Any) -> Iterator[Any]:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
         yield
 
-    monkeypatch.setitem(runner.UNITS, Perplexity, units)
+    monkeypatch.setattr(Perplexity, "measurements", broken)
     with pytest.raises(RuntimeError, match="mat1"):
-        rows_of(subject, setting, ExampleLog(tmp_path / "log"), SPECS[:1])
+        rows_of(tested, context, ExampleLog(tmp_path / "log"), SPECS[:1])
 
 
-def test_learned_positions_end(subject: Subject, setting: Setting, tmp_path: Path) -> None:
+def test_learned_positions_end(tested: ModelUnderTest, context: EvaluationContext, tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=258, n_embd=32, n_layer=1, n_head=2, n_positions=64)
     model = GPT2LMHeadModel(config).eval()
     spec = Perplexity(context_lengths=(32, 70), stride=16)
-    rows = rows_of(replace(subject, model=model, window=64), setting, ExampleLog(tmp_path / "log"), (spec,))
+    rows = rows_of(replace(tested, model=model, window=64), context, ExampleLog(tmp_path / "log"), (spec,))
     assert {(row.context_length, row.status) for row in rows} == {(32, "ok"), (70, "failed")}
     assert "64 positions, and none beyond" in str(rows[-1].reason)
 
 
-def test_chat_prompts(subject: Subject, setting: Setting, tmp_path: Path) -> None:
+def test_chat_prompts(tested: ModelUnderTest, context: EvaluationContext, tmp_path: Path) -> None:
     """The prompt is the user's turn, and the answer begins the assistant's."""
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}<assistant>"
-    chatting = replace(subject, chat=True)
-    rows = rows_of(chatting, setting, ExampleLog(tmp_path / "none"), SPECS[2:3])
+    chatting = replace(tested, chat=True)
+    rows = rows_of(chatting, context, ExampleLog(tmp_path / "none"), SPECS[2:3])
     assert rows[0].status == "failed"
     assert "chat template" in str(rows[0].reason)
 
@@ -195,7 +202,7 @@ def test_chat_prompts(subject: Subject, setting: Setting, tmp_path: Path) -> Non
     text = chatting.tokenizer.decode(trial.ids)
     assert text.startswith("<user>There is an important info")
     assert text.endswith(f"What is the pass key?</user><assistant>The pass key is {trial.key}")
-    rows = rows_of(chatting, setting, ExampleLog(tmp_path / "chat"), SPECS[2:3])
+    rows = rows_of(chatting, context, ExampleLog(tmp_path / "chat"), SPECS[2:3])
     assert rows[0].status == "beyond_window"
 
 

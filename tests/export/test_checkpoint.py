@@ -24,8 +24,8 @@ from skipwise import (
 from skipwise.export import checkpoint
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.models.rope import read_rope
-from tests.conftest import PICO_MODELS, WINDOW, pico_llama
-from tests.zoo import small_model
+from tests.picomodels import PICO_MODELS, WINDOW, pico_llama
+from tests.picotypes import small_model
 
 LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=512)
 SCALINGS = [YaRN(), YaRNRevised(), Linear(), NTK(), AdjustedBase(theta=5e5), NoScaling(), Mixed(beta_fast=4)]

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 
 from skipwise import NTK, Lengths, Linear, Mixed, RopeScaling, UserError, YaRN, YaRNRevised
 from skipwise.export.gguf import complete, read_gguf, write_gguf
-from skipwise.models.readers import Reading, difference
+from skipwise.export.readers import Reading, difference
 
 LENGTHS = Lengths(original=2048, train=2048, target=16384)
 HEAD, THETA = 64, 10000.0
@@ -117,7 +117,7 @@ def test_what_the_converter_left_out_is_added(scaling: RopeScaling, tmp_path: Pa
 def test_windowed_layers_would_be_scaled_as_well(tmp_path: Path) -> None:
     """Gemma 3: one attention factor for layers of both kinds."""
     as_converted(tmp_path / "model.gguf", YaRN(attention_factor=1.0), "gemma3")
-    meant = replace(meant_by(YaRN(attention_factor=1.0)), near_theta=10000.0)
+    meant = replace(meant_by(YaRN(attention_factor=1.0)), sliding_theta=10000.0)
     with pytest.raises(UserError, match="one attention factor for all layers"):
         complete(tmp_path / "model.gguf", meant, parameters_of(YaRN(attention_factor=1.0)))
 

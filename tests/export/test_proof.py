@@ -1,4 +1,4 @@
-"""What is written is read back by stock transformers and compared: after the first step of a training, not the last."""
+"""What is written is read back by plain transformers and compared: after the first step of a training, not the last."""
 
 import json
 import shutil
@@ -13,12 +13,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from skipwise import Lengths, UserError, YaRN, YaRNRevised, set_rope_scaling, workbench
+from skipwise import Lengths, UserError, YaRN, YaRNRevised, set_rope_scaling
 from skipwise.export.checkpoint import save_checkpoint
 from skipwise.export.proof import proof_loss, prove, prove_copy
 from skipwise.models.rope import rotary_tables
+from skipwise.workflows import save as saving
 from tests.commands import error_code, skipwise
-from tests.conftest import WINDOW, byte_tokenizer
+from tests.picomodels import WINDOW, byte_tokenizer
 
 LENGTHS = Lengths(WINDOW, WINDOW, 8 * WINDOW)
 
@@ -98,7 +99,7 @@ def test_a_family_that_cannot_be_written_is_found_after_one_step(
         save_checkpoint(model, tokenizer, path, *more, **keywords)
         DAMAGE["another weight"](path)
 
-    monkeypatch.setattr(workbench, "save_checkpoint", lossy)
+    monkeypatch.setattr(saving, "save_checkpoint", lossy)
     run = tmp_path / "run"
     said = skipwise("extend", config_file, "--output", run, "--set", "evaluate=[]", code=2)
     assert error_code(said) == "written_model_differs" and len(steps) == 1
@@ -119,10 +120,10 @@ def test_an_interpolated_model_that_is_another_one_is_not_left_for_a_resumed_run
 
     run = tmp_path / "run"
     command = ["extend", config_file, "--output", run, "--set", "evaluate=[]", "--method", "interpolate"]
-    monkeypatch.setattr(workbench, "save_checkpoint", lossy)
+    monkeypatch.setattr(saving, "save_checkpoint", lossy)
     assert error_code(skipwise(*command, code=2)) == "written_model_differs" and not (run / "model").exists()
     assert error_code(skipwise(*command, "--resume", code=2)) == "written_model_differs"
-    monkeypatch.setattr(workbench, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(saving, "save_checkpoint", save_checkpoint)
     skipwise(*command, "--resume")
     assert (run / "model" / "config.json").is_file() and not list(run.glob(".proof*"))
 
@@ -198,7 +199,7 @@ def test_the_proof_changes_nothing_that_is_trained(
     weights = []
     for name in ("with", "without"):
         if name == "without":
-            monkeypatch.setattr(workbench.Workbench, "_prove", lambda *_: None)
+            monkeypatch.setattr(saving, "prove_trained", lambda *_: None)
         said = skipwise("extend", config_file, "--output", tmp_path / name, "--set", "evaluate=[]", *more)
         assert ("read back" in said) == (name == "with")
         weights.append(load_file(tmp_path / name / "model" / "model.safetensors"))

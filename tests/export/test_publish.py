@@ -11,8 +11,9 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from skipwise import Lengths, UserError, YaRN, cli, set_rope_scaling
-from skipwise.config_files import parse_config
+from skipwise import Lengths, UserError, YaRN, set_rope_scaling
+from skipwise.cli import main as cli
+from skipwise.config.files import parse_config
 from skipwise.export import publish
 from skipwise.export.card import model_card
 from skipwise.export.checkpoint import save_checkpoint
@@ -21,8 +22,7 @@ from skipwise.export.publish import base_licence, check_readers
 from skipwise.models.families import family_of
 from skipwise.models.rope import live_rope
 from tests.commands import error_code, skipwise
-from tests.conftest import byte_tokenizer, pico_llama
-from tests.support import LENGTHS, picomodel
+from tests.picomodels import LENGTHS, byte_tokenizer, pico_llama, picomodel
 
 
 def run(*arguments: object) -> int:
@@ -30,7 +30,7 @@ def run(*arguments: object) -> int:
 
 
 def finished(directory: Path, model: Path, text: Path, rope: str = "yarn") -> Path:
-    """A run of one step with its figures."""
+    """A run of one step with its results."""
     config = {
         "model": {"path": str(model)},
         "lengths": {"target": 256},

@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, Pr
 
 import skipwise as library
 from skipwise import NTK, Lengths, Linear, UserError, YaRN, YaRNRevised, load_adapter, save, set_rope_scaling
-from skipwise.export.adapter import WARNING_KEY
-from skipwise.models.doctor import diagnose, read_beside
-from skipwise.models.readers import READERS, difference, transformers_5
+from skipwise.export.doctor import diagnose, read_siblings
+from skipwise.export.readers import READERS, difference, transformers_5
 from skipwise.models.rope import live_rope
+from skipwise.training.adapters import WARNING_KEY
 from tests.commands import error_code, skipwise
-from tests.conftest import WINDOW, pico_llama, pico_neox, pico_qwen3
-from tests.zoo import small_model
+from tests.picomodels import WINDOW, pico_llama, pico_neox, pico_qwen3
+from tests.picotypes import small_model
 
 LENGTHS = Lengths(WINDOW, WINDOW, 8 * WINDOW)
 IDS = torch.arange(3, 203)[None]
@@ -51,7 +51,7 @@ def test_every_reader_reads_what_was_saved(
     config = json.loads((tmp_path / "out/config.json").read_text())
     for name in ("transformers 4", "vLLM"):
         assert difference(READERS[name](config), transformers_5(config)) is None
-    assert all(finding.limit for finding in diagnose(config, read_beside(tmp_path / "out")).findings)  # of llama.cpp
+    assert all(finding.limit for finding in diagnose(config, read_siblings(tmp_path / "out")).findings)  # of llama.cpp
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == LENGTHS.target
     settings = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -470,7 +470,7 @@ def test_export_takes_any_model_that_carries_its_rope(
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     torch.testing.assert_close(logits(again), logits(llama), rtol=0.1, atol=0.1)
     assert (
-        diagnose(json.loads((tmp_path / "out/config.json").read_text()), read_beside(tmp_path / "out")).findings == []
+        diagnose(json.loads((tmp_path / "out/config.json").read_text()), read_siblings(tmp_path / "out")).findings == []
     )
     card = (tmp_path / "out/README.md").read_text()
     assert "not recorded" in card and f"{LENGTHS.target:,}" in card

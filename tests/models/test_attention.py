@@ -9,7 +9,7 @@ from transformers import StaticCache
 from skipwise.models import attention
 from skipwise.models.attention import NAME, attend, causal_attention, prefer_blocks
 from skipwise.models.forward import autocast
-from tests.conftest import VOCABULARY, pico_llama
+from tests.picomodels import VOCABULARY, pico_llama
 
 
 def tensors(n: int, m: int, groups: int, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -5,15 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    T5GemmaConfig,
-    T5GemmaForConditionalGeneration,
-    T5GemmaModuleConfig,
 )
 
 from skipwise import (
@@ -28,19 +22,12 @@ from skipwise import (
     set_rope_scaling,
 )
 from skipwise.models.windowed import sees_both_ways
-from tests.conftest import pico_llama
-from tests.support import ENCODER_SIZES, LENGTHS, pico_encoder
-
-
-def tokenizer(mask: str | None = "<mask>") -> PreTrainedTokenizerFast:
-    words = {word: number for number, word in enumerate(["<pad>", "<s>", "</s>", "<mask>", *map(str, range(4, 100))])}
-    made = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", mask_token=mask)
+from tests.picomodels import ENCODER_SIZES, LENGTHS, encoder_tokenizer, pico_encoder, pico_llama, t5gemma
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_windowed_layers_see_by_distance_to_both_sides(attention: str) -> None:
-    """Beside stock masks by index over a text of the target length, in which all but the window's tokens are hidden."""
+    """As masks by index over a text of the target length see, in which all but the window's tokens are hidden."""
     model = pico_encoder("modernbert", attention)
     model.config.max_position_embeddings = LENGTHS.target
     positions = torch.tensor(
@@ -59,16 +46,9 @@ def test_windowed_layers_see_by_distance_to_both_sides(attention: str) -> None:
     assert float((by_index - expected).abs().max()) > 0.05
 
 
-def t5gemma(window: int = 16) -> PreTrainedModel:
-    half = {**ENCODER_SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": window, "dropout_rate": 0.0}
-    parts = {"encoder": T5GemmaModuleConfig(**half), "decoder": T5GemmaModuleConfig(**half)}
-    torch.manual_seed(0)
-    return T5GemmaForConditionalGeneration(T5GemmaConfig(**parts, vocab_size=ENCODER_SIZES["vocab_size"])).eval()
-
-
 @pytest.mark.parametrize("skipping", ["encoder", "decoder", "both"])
 def test_windowed_layers_of_both_halves_see_by_distance(skipping: str) -> None:
-    """Beside stock masks by index, as above; what the decoder sees of the encoder's text is all of it."""
+    """Beside Hugging Face masks by index, as above; what the decoder sees of the encoder's text is all of it."""
     model = t5gemma(window=4)
     positions = {
         "encoder": torch.tensor([[0, 1, 2, 3, 7, 8, 9, 30, 31, 32, 33, 34]]),
@@ -141,7 +121,7 @@ def test_both_halves_of_an_encoder_decoder_take_a_scaling() -> None:
 def test_a_share_of_the_tokens_is_masked_and_never_a_special_one() -> None:
     torch.manual_seed(0)
     text = np.concatenate([[1], np.arange(4, 64), [2, 2, 2]])
-    collator = MaskedWindowCollator(WindowCollator(PoSE(), Lengths(64, 64, 512)), tokenizer(), share=0.3)
+    collator = MaskedWindowCollator(WindowCollator(PoSE(), Lengths(64, 64, 512)), encoder_tokenizer(), share=0.3)
     batch = collator([{"input_ids": text, "visit": (0, number, 0)} for number in range(200)])
     chosen = batch["labels"] != -100
     plain = WindowCollator(PoSE(), Lengths(64, 64, 512))(
@@ -159,8 +139,8 @@ def test_a_share_of_the_tokens_is_masked_and_never_a_special_one() -> None:
 def test_what_cannot_be_masked_is_said() -> None:
     windows = WindowCollator(PoSE(), LENGTHS)
     with pytest.raises(UserError, match="between 0 and 1, not 15"):
-        MaskedWindowCollator(windows, tokenizer(), share=15)
+        MaskedWindowCollator(windows, encoder_tokenizer(), share=15)
     with pytest.raises(UserError, match="need a mask token"):
-        MaskedWindowCollator(windows, tokenizer(mask=None))
+        MaskedWindowCollator(windows, encoder_tokenizer(mask=None))
     with pytest.raises(UserError, match="echo_share must be 0, not 1"):
-        MaskedWindowCollator(WindowCollator(PoSE(), LENGTHS, echo_share=1.0), tokenizer())
+        MaskedWindowCollator(WindowCollator(PoSE(), LENGTHS, echo_share=1.0), encoder_tokenizer())

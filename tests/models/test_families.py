@@ -8,23 +8,14 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from experiments.family_support import SCALINGS, YES, encoder_markdown, encoder_row, markdown, row_of
 from skipwise import Lengths, UserError
-from skipwise.models.doctor import diagnose
+from skipwise.export.doctor import diagnose
 from skipwise.models.families import FAMILIES, REFUSED, Family, family_of
 from skipwise.models.rope import read_rope, set_rope_scaling
 from skipwise.rope import Mixed, YaRN
-from tests.support import (
-    ENCODERS,
-    LENGTHS,
-    SCALINGS,
-    YES,
-    encoder_markdown,
-    encoder_row,
-    markdown,
-    picomodel,
-    row_of,
-)
-from tests.zoo import small_model
+from tests.picomodels import ENCODERS, LENGTHS, picomodel
+from tests.picotypes import small_model
 
 DOCS = Path(__file__).parents[2] / "docs"
 SUPPORT: dict[str, list[dict[str, Any]]] = json.loads((DOCS / "results/support.json").read_text())

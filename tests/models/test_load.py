@@ -13,13 +13,13 @@ from huggingface_hub import constants
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from skipwise.config import ModelConfig
+from skipwise.cli.terminal import OneLine
 from skipwise.errors import UserError
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import check_vocabulary, load_model, load_tokenizer
 from skipwise.models.locate import model_location
-from skipwise.terminal import OneLine
 from tests.commands import error_code, skipwise
-from tests.conftest import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
+from tests.picomodels import VOCABULARY, WINDOW, byte_tokenizer, pico_llama
 from tests.processes import command, started
 
 # Names in the GGUF format for those of transformers.

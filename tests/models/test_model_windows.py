@@ -61,7 +61,7 @@ KNOWN: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 def test_windows_of_published_models(name: str) -> None:
     keys, wanted = KNOWN[name]
     found = windows_of(keys)
-    assert (found.original, found.current, found.doubt) == (*wanted, None)
+    assert (found.original, found.current, found.ambiguity) == (*wanted, None)
 
 
 LONG_ALPACA = config(4096, {"type": "linear", "factor": 8.0})
@@ -72,21 +72,21 @@ YARN_WITHOUT_ORIGINAL = config(131072, {"rope_type": "yarn", "factor": 4.0})
 def test_what_can_be_read_in_two_ways_is_asked_for(keys: dict[str, Any]) -> None:
     claimed, factor = keys["max_position_embeddings"], keys["rope_scaling"]["factor"]
     found = windows_of(keys)
-    assert found.doubt is not None
+    assert found.ambiguity is not None
     for reading in (claimed, claimed * factor, claimed / factor):
-        assert f"{reading:,.0f}" in found.doubt
+        assert f"{reading:,.0f}" in found.ambiguity
     with pytest.raises(UserError) as caught:
         found.certain("a model")
     assert caught.value.code == "window_ambiguous"
     for original, current in ((claimed, claimed * factor), (claimed / factor, claimed)):
         said = windows_of(keys, original=int(original))
-        assert (said.original, said.current, said.doubt) == (original, current, None)
+        assert (said.original, said.current, said.ambiguity) == (original, current, None)
 
 
 def test_other_files_and_keys_decide() -> None:
     """A limit of the extended window says that the config's was left; one that was left as well says nothing."""
     assert windows_of(LONG_ALPACA, tokenizer_limit=32768).current == 32768
-    assert windows_of(LONG_ALPACA, tokenizer_limit=4096).doubt is not None
+    assert windows_of(LONG_ALPACA, tokenizer_limit=4096).ambiguity is not None
     assert windows_of(YARN_WITHOUT_ORIGINAL, tokenizer_limit=524288).original == 131072
     said = windows_of({**YARN_WITHOUT_ORIGINAL, "max_sequence_length": 131072})
     assert (said.original, said.current) == (32768, 131072)
@@ -96,8 +96,8 @@ def test_what_the_class_fills_in_is_not_what_the_file_says() -> None:
     """transformers takes the window for the original one where a YaRN config has none."""
     rope = {**YARN_WITHOUT_ORIGINAL["rope_scaling"], "original_max_position_embeddings": 131072}
     completed = {**YARN_WITHOUT_ORIGINAL, "rope_scaling": rope}
-    assert windows_of(completed, YARN_WITHOUT_ORIGINAL).doubt is not None
-    assert windows_of(completed).doubt is None
+    assert windows_of(completed, YARN_WITHOUT_ORIGINAL).ambiguity is not None
+    assert windows_of(completed).ambiguity is None
 
 
 def test_what_the_user_says_goes_before_the_file() -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from skipwise import Lengths, PoSE, UserError, WindowCollator, probe_attention
 from skipwise.models import attention
 from skipwise.models.probe import probe_score_mask
-from tests.conftest import PICO_MODELS, pico_llama
+from tests.picomodels import PICO_MODELS, pico_llama
 
 
 @pytest.mark.parametrize("kind", PICO_MODELS)

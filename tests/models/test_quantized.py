@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedModel
 
-from skipwise.config import ModelConfig
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import check_weights, load_model
 from tests.commands import skipwise
-from tests.conftest import VOCABULARY, byte_tokenizer, pico_llama
+from tests.picomodels import VOCABULARY, byte_tokenizer, pico_llama
 
 CPU = torch.device("cpu")
 Weights = dict[str, torch.Tensor]

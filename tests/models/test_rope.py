@@ -1,4 +1,4 @@
-"""Setting the RoPE of stock models: tables and config together."""
+"""Setting the RoPE of Hugging Face models: tables and config together."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -18,13 +18,12 @@ from transformers import (
 )
 
 from skipwise import NTK, Lengths, Linear, Mixed, NoScaling, UserError, YaRN, YaRNRevised, set_rope_scaling
-from skipwise.config_files import parse_config
-from skipwise.models.rope import live_rope, read_rope, with_far_table
+from skipwise.config.files import parse_config
+from skipwise.models.rope import live_rope, read_rope, with_full_table
 from skipwise.models.skeleton import check_scaling
 from skipwise.rope import RopeScaling
-from tests.conftest import PICO_MODELS, WINDOW, pico_llama
-from tests.support import SIZES, SPECIAL
-from tests.zoo import small_config, small_model
+from tests.picomodels import FAMILY_SIZES, FAMILY_SPECIAL, PICO_MODELS, WINDOW, pico_llama
+from tests.picotypes import small_config, small_model
 
 LENGTHS = Lengths(original=WINDOW, train=WINDOW, target=16 * WINDOW)
 
@@ -92,10 +91,10 @@ EXTENDED_BEFORE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", EXTENDED_BEFORE)
 def test_what_published_models_were_extended_with_is_replaced(kind: str) -> None:
-    """Llama 3.1, Phi-3 and Gemma 3, from a first window of 64 to 512: YaRN from the first window to 1,024."""
+    """Llama 3.1, Phi-3 and Gemma 3, from a original window of 64 to 512: YaRN from the original window to 1,024."""
     rope = {**EXTENDED_BEFORE[kind], "rope_theta": 10000.0}
     near = {"rope_type": "default", "rope_theta": 5000.0}
-    more: dict[str, Any] = {**SIZES, **SPECIAL.get(kind, {}), "max_position_embeddings": 512}
+    more: dict[str, Any] = {**FAMILY_SIZES, **FAMILY_SPECIAL.get(kind, {}), "max_position_embeddings": 512}
     if kind == "phi3":
         more["original_max_position_embeddings"] = 64
     tables = {"full_attention": rope, "sliding_attention": near} if kind == "gemma3_text" else rope
@@ -169,7 +168,7 @@ def test_of_two_tables_the_far_one_is_read_and_set(config_class: type[PreTrained
     near = dict(config.rope_parameters["sliding_attention"])
     info = read_rope(config)
     assert (info.theta, info.original) == (config.rope_parameters["full_attention"]["rope_theta"], WINDOW)
-    parameters = with_far_table(config, YaRN(), LENGTHS)
+    parameters = with_full_table(config, YaRN(), LENGTHS)
     assert parameters["sliding_attention"] == near
     assert parameters["full_attention"]["factor"] == LENGTHS.factor
 
@@ -195,7 +194,7 @@ def test_an_extension_stays_relative() -> None:
 
 @pytest.mark.parametrize("kind", PICO_MODELS)
 def test_mixed_leaves_what_fits_the_original_window_as_it_was(kind: str) -> None:
-    """By stock code: short inputs as by the untouched model, also after a long one; long ones as by YaRN."""
+    """By Hugging Face code: short inputs as by the untouched model, also after a long one; long ones as by YaRN."""
     untouched, mixed, yarn = (PICO_MODELS[kind]() for _ in range(3))
     for model in (mixed, yarn):
         model.load_state_dict(untouched.state_dict())

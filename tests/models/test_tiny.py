@@ -5,12 +5,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from skipwise.config import DataConfig, ModelConfig, SourceConfig
+from skipwise.data.config import DataConfig, SourceConfig
 from skipwise.data.store import open_store
 from skipwise.evaluation.passkey import count_retrieved, make_trials
 from skipwise.evaluation.perplexity import sliding_log_probs
 from skipwise.evaluation.prompts import encoder
-from skipwise.evaluation.slides import sliding_windows
+from skipwise.evaluation.sliding_windows import sliding_windows
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import load_model, load_tokenizer
 from skipwise.models.locate import TINY
 from skipwise.models.rope import read_rope

@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from skipwise import UserError
-from skipwise.config import ModelConfig
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import check_weights, load_model
 from skipwise.models.quantized import DEQUANTISED, quantization_of
 from tests.commands import error_code, skipwise
-from tests.conftest import byte_tokenizer, pico_llama
+from tests.picomodels import byte_tokenizer, pico_llama
 
 CPU = torch.device("cpu")
 # As a large-file store leaves it in a file's place.

@@ -23,11 +23,11 @@ from skipwise import Lengths, Mixed, YaRN, set_rope_scaling
 from skipwise.errors import UserError
 from skipwise.models import attention as blocks
 from skipwise.models.forward import autocast
-from skipwise.models.recompute import recompute_activations
 from skipwise.models.windowed import check_takes_masks, masks_for, probe_windows, windowed_layers
-from skipwise.models.windows import FAR, WINDOWED
+from skipwise.models.windows import FULL, SLIDING
+from skipwise.training.activation_checkpointing import checkpoint_activations
 from skipwise.training.trainer import window_loss
-from tests.conftest import pico_llama
+from tests.picomodels import pico_llama
 
 WINDOW, TARGET = 6, 64
 SMALL: dict[str, Any] = {
@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": TARGET, "sliding_window": WINDOW,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-ALTERNATING = [WINDOWED, FAR, WINDOWED]
+ALTERNATING = [SLIDING, FULL, SLIDING]
 CONFIGS: dict[str, PreTrainedConfig] = {
     "mistral": MistralConfig(**SMALL),
     "phi3": Phi3Config(**SMALL),
@@ -67,7 +67,7 @@ def picomodel(kind: str, attention: str) -> PreTrainedModel:
     ],
 )
 def test_a_window_with_skips_sees_what_its_tokens_would_see_in_the_whole_text(kind: str, attention: str) -> None:
-    """Beside stock masks by index over a text of the target length, in which all but the window's tokens are hidden."""
+    """As masks by index over a text of the target length see, in which all but the window's tokens are hidden."""
     model = picomodel(kind, attention)
     generator = torch.Generator().manual_seed(1)
     positions = torch.tensor(
@@ -85,7 +85,7 @@ def test_a_window_with_skips_sees_what_its_tokens_would_see_in_the_whole_text(ki
         by_index = model(ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False).logits
     expected = whole.logits.gather(1, positions[..., None].expand(-1, -1, 100))
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-    assert float((by_index - expected).abs().max()) > 1e-2  # what stock masks would do
+    assert float((by_index - expected).abs().max()) > 1e-2  # what Hugging Face masks would do
     probe_windows(model, layers)
 
 
@@ -96,7 +96,7 @@ def test_training_masks_by_distance(kind: str, attention: str, recomputed: bool)
     """The loss of a window is that of its tokens in the whole text, and so are gradients."""
     model = picomodel(kind, attention).train()
     if recomputed:
-        recompute_activations(model, "all")
+        checkpoint_activations(model, "all")
     positions = torch.tensor([[0, 1, 2, 3, 7, 8, 9, 30, 31, 32, 33, 34]])
     text = torch.randint(3, 100, (1, TARGET), generator=torch.Generator().manual_seed(1))
     there = torch.zeros_like(text).scatter_(1, positions, 1)
@@ -115,15 +115,15 @@ def test_training_masks_by_distance(kind: str, attention: str, recomputed: bool)
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2"])
 def test_blocks_mask_by_distance_as_well(kind: str) -> None:
-    """In bfloat16, where they are used; rounding is smaller than what stock masks by index would change."""
+    """In bfloat16, where they are used; rounding is smaller than what Hugging Face masks by index would change."""
     positions = torch.tensor([[0, 1, 2, 3, 7, 8, 9, 30, 31, 32, 33, 34]])
     ids = torch.randint(3, 100, positions.shape, generator=torch.Generator().manual_seed(1))
     ones = torch.ones_like(ids)
     window = {"input_ids": ids, "labels": ids, "position_ids": positions, "attention_mask": ones}
-    stock, ours = picomodel(kind, "sdpa"), picomodel(kind, blocks.NAME)
+    hf, ours = picomodel(kind, "sdpa"), picomodel(kind, blocks.NAME)
     with torch.no_grad():
-        expected = window_loss(stock, stock, window)
-        logits = stock(ids, position_ids=positions, attention_mask=ones, use_cache=False).logits
+        expected = window_loss(hf, hf, window)
+        logits = hf(ids, position_ids=positions, attention_mask=ones, use_cache=False).logits
         by_index = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
         with autocast(ids.device, torch.bfloat16):
             loss = window_loss(ours, ours, window)
@@ -143,8 +143,8 @@ def test_scores_that_are_there_stay() -> None:
     scores[..., 3, 0] = scores[..., 2, 0] = 2.5
     masks = masks_for(picomodel("qwen2", "sdpa"), {"attention_mask": scores, "position_ids": positions})
     assert isinstance(masks, dict)
-    assert masks[FAR] is scores
-    near = masks[WINDOWED]
+    assert masks[FULL] is scores
+    near = masks[SLIDING]
     assert near is not None
     assert near[0, 0].tolist()[2:] == [[2.5, 0.0, 0.0, -torch.inf], [-torch.inf, -torch.inf, -torch.inf, 0.0]]
 
@@ -163,7 +163,7 @@ def test_which_layers_are_windowed() -> None:
 
 def test_other_kinds_of_layers_are_refused() -> None:
     config = Qwen2Config(**SMALL, use_sliding_window=True, layer_types=ALTERNATING)
-    config.layer_types = [FAR, "chunked_attention", FAR]
+    config.layer_types = [FULL, "chunked_attention", FULL]
     with pytest.raises(UserError, match="chunked_attention"):
         windowed_layers(config, TARGET)
 

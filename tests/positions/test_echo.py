@@ -14,7 +14,7 @@ ONE_SKIP = np.repeat([0, 3840], 128)
 
 def missing_in(window: int, chunks: int, seed: int) -> NDArray[np.int64]:
     lengths = Lengths(window, window, 16 * window)
-    drawn = PoSE(chunks=chunks).sample(Document(window), lengths, example_rng(seed, 0, 0), 0.0)
+    drawn = PoSE(chunks=chunks).sample(Document(window), lengths, example_rng(seed, 0, 0))
     return drawn.position_ids - np.arange(window)
 
 

@@ -26,7 +26,6 @@ VARIANTS: list[PositionSampler] = [
     *(PoSE(chunks=n, content=content) for n in (1, 2, 3, 7) for content in ("contiguous", "uniform", "aligned")),
     PoSE(first_chunk="half"),
     PoSE(chunks=3, skips="sorted"),
-    PoSE(skips="ends"),
     RandPos(),
     FullLength(),
     Plain(),
@@ -59,8 +58,10 @@ def cases(draw: st.DrawFn) -> tuple[PositionSampler, Lengths, Document, tuple[in
 @settings(max_examples=400, deadline=None)
 def test_a_window_is_well_formed(case: tuple[PositionSampler, Lengths, Document, tuple[int, int, int]]) -> None:
     sampler, lengths, document, visit = case
-    window = sampler.sample(document, lengths, example_rng(*visit), progress=0.5)
-    n = lengths.target if sampler.name == "full" else lengths.train
+    window = sampler.sample(document, lengths, example_rng(*visit))
+    n = lengths.target if isinstance(sampler, FullLength) else lengths.train
+    assert sampler.window_length(lengths) == n
+    assert sampler.has_skips or (np.diff(window.position_ids) == 1).all()
     for values, bound in ((window.position_ids, lengths.target), (window.token_index, document.num_tokens)):
         assert values.dtype == np.int64
         assert values.shape == (n,)
@@ -68,7 +69,7 @@ def test_a_window_is_well_formed(case: tuple[PositionSampler, Lengths, Document,
         assert values[-1] < bound
     assert window.position_ids[0] == 0
     assert window.token_index[0] >= 0
-    again = sampler.sample(document, lengths, example_rng(*visit), progress=0.5)
+    again = sampler.sample(document, lengths, example_rng(*visit))
     assert (again.position_ids == window.position_ids).all()
     assert (again.token_index == window.token_index).all()
 
@@ -81,7 +82,7 @@ def test_tokens_used_bounds_what_a_long_document_contributes(
     sampler, lengths, _, visit = case
     used = sampler.tokens_used(lengths)
     assert used >= sampler.tokens_needed(lengths)
-    window = sampler.sample(Document(num_tokens=used), lengths, example_rng(*visit), progress=0.0)
+    window = sampler.sample(Document(num_tokens=used), lengths, example_rng(*visit))
     assert window.token_index[-1] < used
 
 
@@ -101,7 +102,7 @@ def test_pose_reaches_every_distance_of_the_target(chunks: int, first_chunk: str
     lengths, seen = Lengths(original=8, train=8, target=20), set()
     sampler = PoSE(chunks=chunks, first_chunk=first_chunk)
     for index in range(4000):
-        ids = sampler.sample(Document(8), lengths, example_rng(0, 0, index), 0.0).position_ids
+        ids = sampler.sample(Document(8), lengths, example_rng(0, 0, index)).position_ids
         seen |= set((ids[:, None] - ids[None, :])[np.tril_indices(8, -1)].tolist())
     assert seen == set(range(1, 20))
 
@@ -118,8 +119,7 @@ def test_two_chunks_have_the_distribution_of_the_paper(first_chunk: str, cuts: r
     lengths, draws = Lengths(original=6, train=6, target=10), 20_000
     sampler = PoSE(first_chunk=first_chunk)
     seen = Counter(
-        tuple(sampler.sample(Document(6), lengths, example_rng(1, 0, i), 0.0).position_ids.tolist())
-        for i in range(draws)
+        tuple(sampler.sample(Document(6), lengths, example_rng(1, 0, i)).position_ids.tolist()) for i in range(draws)
     )
     expected = enumerate_two_chunks(6, 10, cuts)
     total = sum(expected.values())
@@ -135,7 +135,7 @@ def test_later_skips_are_uniform_from_the_one_before() -> None:
     sampler, draws = PoSE(chunks=3), 30_000
     skips = Counter()
     for i in range(draws):
-        ids = sampler.sample(Document(3), lengths, example_rng(2, 0, i), 0.0).position_ids
+        ids = sampler.sample(Document(3), lengths, example_rng(2, 0, i)).position_ids
         skips[int(ids[1] - 1), int(ids[2] - 2)] += 1
     for first in range(5):
         for second in range(first, 5):
@@ -150,7 +150,7 @@ def test_sorted_skips_are_spread_evenly() -> None:
     sampler, draws = PoSE(chunks=3, skips="sorted"), 30_000
     skips = Counter()
     for i in range(draws):
-        ids = sampler.sample(Document(3), lengths, example_rng(2, 0, i), 0.0).position_ids
+        ids = sampler.sample(Document(3), lengths, example_rng(2, 0, i)).position_ids
         skips[int(ids[1] - 1), int(ids[2] - 2)] += 1
     for first in range(5):
         for second in range(first, 5):
@@ -159,23 +159,12 @@ def test_sorted_skips_are_spread_evenly() -> None:
     assert sum(skips.values()) == sum(n for pair, n in skips.items() if pair[0] <= pair[1])
 
 
-def test_more_windows_have_no_skip_or_the_largest() -> None:
-    lengths, draws = Lengths(original=4, train=4, target=14), 20_000
-    skips = Counter(
-        int(PoSE(skips="ends").sample(Document(4), lengths, example_rng(4, 0, i), 0.0).position_ids[-1]) - 3
-        for i in range(draws)
-    )
-    for skip in range(11):
-        share = 0.5 / 11 + (0.25 if skip in (0, 10) else 0)
-        assert abs(skips[skip] / draws - share) < 5 * (share / draws) ** 0.5
-
-
 def test_cream_moves_its_middle_between_head_and_tail() -> None:
     """Head and tail keep their places; where the middle ends has the moments of a Gaussian that is cut off."""
     lengths, sampler = Lengths(original=30, train=30, target=430), CREAM(edge=4, spread=0.3)
     skips: dict[int, list[int]] = {4: [], 10: []}
     for i in range(8000):
-        ids = sampler.sample(Document(30), lengths, example_rng(5, 0, i), 0.0).position_ids
+        ids = sampler.sample(Document(30), lengths, example_rng(5, 0, i)).position_ids
         edge = 10 if ids[9] == 9 and ids[-10] == 420 else 4
         assert (ids[:edge] == np.arange(edge)).all()
         assert (ids[-edge:] == np.arange(430 - edge, 430)).all()
@@ -208,7 +197,7 @@ def test_cream_is_that_of_its_authors(factor: int) -> None:
     lengths, sampler = Lengths(train, train, factor * train), CREAM()
     ends: dict[int, list[int]] = {4 * factor: [], train // 3: []}
     for i in range(draws):
-        window = sampler.sample(Document(lengths.target), lengths, example_rng(8, 0, i), 0.0)
+        window = sampler.sample(Document(lengths.target), lengths, example_rng(8, 0, i))
         ids = window.position_ids
         edge = train // 3 if (np.diff(ids)[: train // 3 - 1] == 1).all() and ids[-train // 3] == lengths.target - (
             train // 3) else 4 * factor  # fmt: skip
@@ -228,7 +217,7 @@ def test_cream_is_that_of_its_authors(factor: int) -> None:
 def test_cream_takes_the_end_of_a_short_document_for_its_tail() -> None:
     lengths = Lengths(240, 240, 1920)
     for i in range(200):
-        text = CREAM().sample(Document(600), lengths, example_rng(9, 0, i), 0.0).token_index
+        text = CREAM().sample(Document(600), lengths, example_rng(9, 0, i)).token_index
         edge = 80 if text[-80] == 520 else 32
         assert (text[-edge:] == np.arange(600 - edge, 600)).all() and (np.diff(text[edge:-edge]) == 1).all()
 
@@ -238,7 +227,7 @@ def test_longrecipe_is_that_of_its_authors() -> None:
     lengths, boundaries, draws = Lengths(40, 40, 44), [10, 30], 6000
     first_jump, seen = np.zeros(41), {}
     for i in range(draws):
-        skips = LongRecipe().sample(Document(40, boundaries), lengths, example_rng(7, 0, i), 0.0).position_ids
+        skips = LongRecipe().sample(Document(40, boundaries), lengths, example_rng(7, 0, i)).position_ids
         skips = skips - np.arange(40)
         jumps = np.flatnonzero(np.diff(skips)) + 1
         assert set(jumps) <= {*range(10, 21), 30}
@@ -259,11 +248,7 @@ def test_longrecipe_skips_at_sentences_only() -> None:
     lengths, boundaries = Lengths(original=40, train=40, target=400), [0, 7, 19, 33, 60]
     seen: set[int] = set()
     for i in range(300):
-        ids = (
-            LongRecipe(start="sentence")
-            .sample(Document(80, boundaries), lengths, example_rng(6, 0, i), 0.0)
-            .position_ids
-        )
+        ids = LongRecipe(start="sentence").sample(Document(80, boundaries), lengths, example_rng(6, 0, i)).position_ids
         seen |= set((np.flatnonzero(np.diff(ids) > 1) + 1).tolist())
     assert seen == {7, 19, 33}
 
@@ -308,8 +293,7 @@ def test_matched_draws_from_its_policy() -> None:
     lengths, draws = Lengths(original=6, train=6, target=14), 20_000
     cuts, skips = Matched().policy(lengths)
     seen = Counter(
-        tuple(Matched().sample(Document(6), lengths, example_rng(7, 0, i), 0.0).position_ids.tolist())
-        for i in range(draws)
+        tuple(Matched().sample(Document(6), lengths, example_rng(7, 0, i)).position_ids.tolist()) for i in range(draws)
     )
     expected: Counter[tuple[int, ...]] = Counter()
     for cut, cut_share in enumerate(cuts, start=1):
@@ -324,9 +308,9 @@ def test_content_modes() -> None:
     lengths, document = Lengths(original=8, train=8, target=64), Document(num_tokens=200)
     for index in range(50):
         rng = [example_rng(0, 0, index) for _ in range(3)]
-        contiguous = PoSE(chunks=3).sample(document, lengths, rng[0], 0.0)
-        aligned = PoSE(chunks=3, content="aligned").sample(document, lengths, rng[1], 0.0)
-        uniform = PoSE(chunks=3, content="uniform").sample(document, lengths, rng[2], 0.0)
+        contiguous = PoSE(chunks=3).sample(document, lengths, rng[0])
+        aligned = PoSE(chunks=3, content="aligned").sample(document, lengths, rng[1])
+        uniform = PoSE(chunks=3, content="uniform").sample(document, lengths, rng[2])
         assert contiguous.token_index.tolist() == list(range(8))
         assert (aligned.token_index == aligned.position_ids).all()
         assert uniform.token_index[0] == 0  # v_0 = 0
@@ -341,8 +325,7 @@ def test_content_modes() -> None:
 def test_randpos_is_a_shifted_sorted_sample() -> None:
     lengths, draws = Lengths(original=3, train=3, target=5), 20_000
     seen = Counter(
-        tuple(RandPos().sample(Document(3), lengths, example_rng(3, 0, i), 0.0).position_ids.tolist())
-        for i in range(draws)
+        tuple(RandPos().sample(Document(3), lengths, example_rng(3, 0, i)).position_ids.tolist()) for i in range(draws)
     )
     from itertools import combinations
 

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from skipwise import UserError
 from skipwise.models.locate import model_location
-from skipwise.report.run import read_run
-from skipwise.runs import RunDir
+from skipwise.runs.directory import RunDir
+from skipwise.runs.record import read_run
 from tests.processes import PATIENCE, command, free_port, started
-from tests.report.test_page import made_run
+from tests.report.runs import made_run
 
-explore = pytest.importorskip("skipwise.explore")
+explore = pytest.importorskip("skipwise.report.explore")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_both_models_answer(page: Page) -> None:
     page.get_by_role("button", name="An example").click()
     expect(page.get_by_label("A long text")).to_have_value(re.compile("The grass is green"))
     page.get_by_role("button", name="Ask both").click()
-    expect(page.get_by_text(re.compile(r"7\d\d tokens; the first window has 256, the target 1,024"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"7\d\d tokens; the original window has 256, the target 1,024"))).to_be_visible()
 
 
 def test_the_command_serves_this_machine_alone(tmp_path: Path) -> None:

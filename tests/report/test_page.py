@@ -14,64 +14,17 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from skipwise import UserError
-from skipwise.config_files import parse_config, read_yaml, to_yaml
-from skipwise.evaluation.specs import EvalResult
-from skipwise.extension import parts_of, resolve
-from skipwise.lengths import Lengths
+from skipwise.config.files import parse_config, read_yaml, to_yaml
 from skipwise.report.charts import charts_of
-from skipwise.report.page import write_figures, write_report
-from skipwise.report.run import read_run, verdict
-from skipwise.report.study_page import write_study_page
-from skipwise.runs import RunDir, append_line, write_json, write_text
+from skipwise.report.evaluation import write_evaluation_page
+from skipwise.report.page import write_charts, write_report
+from skipwise.report.study import write_study_page
+from skipwise.runs.directory import RunDir
+from skipwise.runs.record import read_run, verdict
+from skipwise.utils.files import write_json, write_text
+from tests.report.runs import HOSTILE, made_run, row
 
 ROOT = Path(__file__).parents[2]
-HACK = "document.body.dataset.hacked='yes'"
-HOSTILE = f'</script><script>{HACK}</script><img src=x onerror="{HACK}">'
-LENGTHS = Lengths(original=256, train=256, target=1024)
-
-
-def row(stage: str, evaluation: str, length: int, value: float | None, depth: float | None = None) -> EvalResult:
-    metric = "accuracy" if evaluation == "passkey" else "perplexity" if evaluation == "perplexity" else "score"
-    near = None if value is None else value * 0.9
-    far = None if value is None else value * 1.1
-    return EvalResult(
-        stage=stage, evaluation=evaluation, data=HOSTILE, context_length=length, depth=depth, metric=metric,  # type: ignore[arg-type]
-        value=value, stderr=None, interval_low=near, interval_high=far, num_samples=10,
-        status="ok" if value is not None else "failed", reason=None, model=HOSTILE,
-    )  # fmt: skip
-
-
-def made_run(path: Path, **train: Any) -> Path:
-    """A run directory as `extend` leaves one, with figures of every kind."""
-    values = {
-        "model": {"path": "builtin:tiny"},
-        "lengths": {"target": 1024},
-        "rope": {"name": "yarn", "beta_fast": 4},
-        "data": {"source": HOSTILE},
-        "train": {"max_steps": 20, **train},
-    }
-    run, config = RunDir(path), resolve(parse_config(values), LENGTHS)
-    write_text(run.resolved, to_yaml(config))
-    plan = {"steps": 5, "train_tokens": 5120, "train_flops": 4.8e11, "peak_memory": 8e8}
-    write_json(run.plan, {**plan, "windows_per_step": 4, "window_tokens": 256})
-    write_json(run.timings, {"evaluate original": 10.0, "train": 40.0})
-    write_json(run.rope, {})
-    write_text(run.model / "config.json", "{}")
-    write_json(run.parts, dict.fromkeys(parts_of(config), True))
-    write_json(run.environment, {"command": f"skipwise extend {HOSTILE}", "processor": HOSTILE})
-    for step in range(1, 6):
-        entry = {"step": step, "loss": 3.0 - step / 10, "learning_rate": 1e-4, "grad_norm": 1.0}
-        peak = None if step == 1 else 10**9  # as on a device that does not say
-        append_line(run.train_log, {**entry, "tokens_per_second": 500.0, "peak_memory": peak})
-    rows = []
-    for stage, shift in (("original", 0.0), ("interpolated", 1.0), ("extended", -1.0)):
-        rows += [row(stage, "perplexity", length, 20.0 + shift) for length in (256, 512, 1024)]
-        rows += [row(stage, "passkey", length, 0.5) for length in (256, 512, 1024)]
-        rows += [row(stage, "passkey", length, 0.5, depth) for length in (256, 1024) for depth in (0.1, 0.5, 0.9)]
-        rows += [row(stage, "ruler/vt", length, 0.3) for length in (256, 1024)]
-    rows.append(row("extended", "perplexity", 2048, None))
-    run.add_results(rows)
-    return path
 
 
 @pytest.fixture
@@ -162,7 +115,7 @@ def test_several_runs_side_by_side(browser: Browser, made: Path, tmp_path: Path)
 
 
 def test_the_page_of_a_study(browser: Browser, tmp_path: Path) -> None:
-    """With every figure of the summary in its tables; names stay text."""
+    """With every result of the summary in its tables; names stay text."""
     summary = json.loads((ROOT / "docs/results/tiny-x16/summary.json").read_text(encoding="utf-8"))
     summary["model"] = summary["figures"][0]["arm"] = HOSTILE
     losses = {"pose": [(10, 3.0), (20, 2.5)]}
@@ -180,9 +133,31 @@ def test_the_page_of_a_study(browser: Browser, tmp_path: Path) -> None:
     assert opened.page.locator("section:has(#rates) tbody tr").count() == len(summary["learning_rates"])
 
 
+def test_the_page_of_an_evaluation(browser: Browser, tmp_path: Path) -> None:
+    """By the charts of a run, with every result in its tables; names stay text."""
+    columns = {
+        name: [row("original", "perplexity", length, value) for length in (256, 1024)]
+        + [row("original", "passkey", 256, 0.5, depth=0.5)]
+        for name, value in (("one", 20.0), (HOSTILE, 18.0))
+    }
+    result = {"metric": "perplexity", "value": -2.0, "interval_low": -3.0, "interval_high": -1.0}
+    charts = write_evaluation_page(
+        columns, "one", {HOSTILE: {("perplexity", 256): result}},
+        command="skipwise evaluate one two", config="chat: false", environment={"processor": HOSTILE},
+        output=tmp_path / "evaluation.html",
+    )  # fmt: skip
+    assert [chart.key for chart in charts] == ["perplexity", "passkey", "differences"]
+    opened = Opened(browser, tmp_path / "evaluation.html")
+    assert opened.page.locator(".chart svg.marks").count() == 3
+    assert (opened.said, [url for url in opened.asked if not url.startswith("file:")]) == ([], [])
+    assert opened.page.evaluate("document.body.dataset.hacked") is None
+    for chart, rows in zip(charts, (4, 2, 1), strict=True):
+        assert opened.page.locator(f"section:has(#{chart.key}) tbody tr").count() == rows
+
+
 def test_pictures_and_tables_of_every_chart(made: Path, tmp_path: Path) -> None:
     charts = write_report([made], made / "report.html")
-    write_figures(charts, tmp_path / "figures")
+    write_charts(charts, tmp_path / "figures")
     for chart in charts:
         with (tmp_path / "figures" / f"{chart.key}.csv").open() as file:
             read = list(csv.DictReader(file))
@@ -247,7 +222,7 @@ def test_what_the_charts_show_is_what_was_measured(made: Path) -> None:
 
 
 def test_every_metric_of_a_task_is_a_line_of_its_own(made: Path) -> None:
-    """ROUGE has three; they were drawn as one line. Losses and figures without a length are in a table."""
+    """ROUGE has three; they were drawn as one line. Losses and results without a length are in a table."""
     more = [replace(row("extended", "summarization", length, value), metric=metric)
             for length in (256, 1024) for metric, value in (("rouge1", 0.3), ("rougeL", 0.2))]  # fmt: skip
     more += [replace(row("extended", "longppl", 1024, value), metric=metric)

@@ -131,12 +131,12 @@ def test_revised_yarn_never_goes_under_another_name() -> None:
 
 
 def test_rope_is_relative_and_angles_fit_in_float32() -> None:
-    """Trap 7: float32 angles, as stock models compute them, stay within 0.01 rad at 128k."""
+    """Trap 7: float32 angles, as Hugging Face models compute them, stay within 0.01 rad at 128k."""
     frequencies, _ = YaRN().frequencies(64, 10_000.0, Lengths(2048, 2048, 131_072))
     positions = np.arange(0, 131_072, 997)
     exact = positions[:, None] * frequencies
-    stock = positions.astype(np.float32)[:, None] * frequencies.astype(np.float32)
-    assert np.abs(exact - stock).max() < 0.01
+    hf = positions.astype(np.float32)[:, None] * frequencies.astype(np.float32)
+    assert np.abs(exact - hf).max() < 0.01
     half = positions.astype(np.float32)  # what bfloat16 makes of positions: 8 bits of mantissa
     import torch
 

@@ -4,49 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from skipwise import UserError
-from skipwise.config_files import merge
-from skipwise.models.aids import Aid
+from skipwise.evaluation.training_free import TrainingFree
 from skipwise.study.config import development_cells, final_cells, parse_study
-
-PERPLEXITY = {"name": "perplexity", "context_lengths": [256, 1024], "stride": 64, "documents": 2, "final_tokens": 64}
-STUDY: dict[str, Any] = {
-    "base": {
-        "model": {"path": "builtin:tiny"},
-        "lengths": {"target": 1024},
-        "data": "builtin:python",
-        "train": {"max_steps": 40, "warmup_steps": 8},
-    },
-    "methods": {
-        "untouched": "untouched",
-        "interpolate": "interpolate",
-        "full": "full",
-        "pose": "pose",
-        "three": {"positions": {"chunks": 3}, "train": {"echo_share": 0.5}},
-    },
-    "scalings": {"yarn": {"name": "yarn", "beta_fast": 4}, "linear": "linear"},
-    "seeds": [1, 2],
-    "development": {"learning_rates": [1e-3, 2e-3], "seeds": [0], "domains": ["dev"]},
-    "domains": {
-        "dev": {"data": {"source": "builtin:python", "held_out_share": 0.05}, "evaluate": [PERPLEXITY]},
-        "books": {"data": "books.jsonl", "evaluate": [PERPLEXITY]},
-    },
-}
-
-
-def without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """So that None takes a key away."""
-    kept = {key: without_none(value) if isinstance(value, dict) else value for key, value in values.items()}
-    return {key: value for key, value in kept.items() if value is not None}
-
-
-def write(path: Path, **changes: Any) -> Path:
-    file = path / "study.yaml"
-    values = without_none(merge(STUDY, changes))
-    file.write_text(yaml.safe_dump(values))
-    return file
+from tests.study.cells import PERPLEXITY, write
 
 
 def test_every_combination_is_a_cell_once(tmp_path: Path) -> None:
@@ -71,8 +33,8 @@ def test_aids_and_untrained_scalings_are_methods(tmp_path: Path) -> None:
     methods = {"grouped": "untouched+self-extend:16", "linear": {"train": {"max_steps": 0}, "rope": "linear"}}
     study = parse_study(write(tmp_path, methods=methods, scalings=None))
     cells = {cell.name: cell for cell in final_cells(study, {})}
-    assert cells["grouped"].aid == Aid("self-extend", 16) and cells["grouped"].run is None
-    assert cells["untouched"].aid is None
+    assert cells["grouped"].training_free == TrainingFree("self-extend", 16) and cells["grouped"].run is None
+    assert cells["untouched"].training_free is None
     untrained = cells["linear"].run
     assert untrained is not None and untrained.rope.name == "linear" and cells["linear"].kind == "interpolate"
     assert "development-linear" not in " ".join(cell.name for cell in development_cells(study))

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from skipwise import UserError
 from skipwise.study import run as study_run
+from skipwise.study.cell import StudyDir, pack_cells
 from skipwise.study.config import Cell
 from skipwise.study.run import Study, check_sources, open_study, run_one, write_summary
 from tests.commands import error_code, skipwise
@@ -94,7 +95,7 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     assert cells["pose-seed1"]["tokens"] == 4 * 64
     assert cells["full-tokens-seed1"]["tokens"] == 256  # one step
     assert {row["method"] for row in summary["figures"]} == {"untouched", "pose", "full"}
-    assert str(tmp_path) not in json.dumps([cell["rows"] for cell in cells.values()])
+    assert str(tmp_path) not in json.dumps([cell["units"] for cell in cells.values()])
     assert "| pose |" in (output / "table.md").read_text()
     assert (output / "plots" / "perplexity.svg").exists()
     assert cells["pose-seed1"]["environment"]["packages"]["torch"] in (output / "report.html").read_text()
@@ -105,27 +106,33 @@ def test_a_study_from_file_to_figures(study_file: Path, tmp_path: Path) -> None:
     again = skipwise("study", study_file, "--output", output)
     assert "started" not in again
     assert json.loads((output / "summary.json").read_text()) == summary
+    # One compressed file holds all that the tables need, and is the same for the same cells.
+    assert pack_cells(StudyDir(output)) == len(cells) and not list((output / "cells").iterdir())
+    packed = (output / "cells.jsonl.gz").read_bytes()
+    assert pack_cells(StudyDir(output)) == len(cells) and (output / "cells.jsonl.gz").read_bytes() == packed
+    assert "started" not in skipwise("study", study_file, "--output", output)
+    assert json.loads((output / "summary.json").read_text()) == summary
     (output / "cells" / "pose-seed1.json").write_text(json.dumps(cells["pose-seed1"] | {"seconds": {"train": 7200.0}}))
     costs = skipwise("study", study_file, "--output", output, "--dry-run").splitlines()
     assert "2.0 h" in next(line for line in costs if "reported: pose" in line)
 
 
 def test_aids_are_methods(study_file: Path, tmp_path: Path) -> None:
-    """The untouched model as it is, and reading with an aid: no training, and other figures."""
+    """The untouched model as it is, and reading with a training-free method: no training, and other results."""
     values = yaml.safe_load(study_file.read_text())
     values["methods"] = {"untouched": "untouched", "grouped": "untouched+self-extend:4"}
     del values["development"], values["domains"]["dev"]
     study_file.write_text(yaml.safe_dump({**values, "reference": "untouched"}))
     skipwise("study", study_file, "--output", tmp_path / "out")
-    figures = json.loads((tmp_path / "out" / "summary.json").read_text())["figures"]
-    found = {(row["arm"], row["evaluation"], row["context_length"]): row["value"] for row in figures}
+    results = json.loads((tmp_path / "out" / "summary.json").read_text())["figures"]
+    found = {(row["arm"], row["evaluation"], row["context_length"]): row["value"] for row in results}
     assert found["grouped", "perplexity", 256] != found["untouched", "perplexity", 256]
     assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_an_interrupted_cell_goes_on(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same figures as without."""
-    import skipwise.comparison.compare as compare_module
+    """The same results as without."""
+    import skipwise.workflows.evaluate as compare_module
 
     names = "development-pose-rate0.01-seed0"
     study_file.write_text(study_file.read_text() + "keep_models: true\n")

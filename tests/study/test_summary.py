@@ -1,4 +1,4 @@
-"""Figures of a study from made-up cells, against sums by hand."""
+"""Results of a study from made-up cells, against sums by hand."""
 
 import math
 from dataclasses import replace
@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from skipwise import UserError
-from skipwise.evaluation.intervals import paired_shares
-from skipwise.report.study import draw_study, study_markdown
+from skipwise.evaluation.statistics import paired_shares
+from skipwise.report.page import write_picture
+from skipwise.report.study import study_markdown, write_study_page
 from skipwise.study.cell import Finished
 from skipwise.study.config import (
     Cell,
@@ -21,7 +22,7 @@ from skipwise.study.config import (
     parse_study,
 )
 from skipwise.study.summary import choose_rates, mean_losses, summarise
-from tests.study.test_cells import write
+from tests.study.cells import write
 
 TOKENS = [64, 64, 32]
 # Mean loss per token of each arm at 1,024 tokens, and what a seed adds.
@@ -38,13 +39,13 @@ def finished(cell: Cell, extra: float = 0.0) -> Finished:
     loss = LOSS[method] + BY_SEED.get(seed, 0.0) * (1 + by_seed) + extra
     shifts = [shift + own for shift, own in zip((0.3, -0.3, 0.0), by_document, strict=True)]
     nll = [tokens * (loss + shift) for tokens, shift in zip(TOKENS, shifts, strict=True)]
-    units = {
+    contributions = {
         "perplexity/256": {"example": ["0:1", "0:2", "0:3"], "nll": [0.5 * x for x in nll], "tokens": TOKENS},
         "perplexity/1024": {"example": ["0:1", "0:2", "0:3"], "nll": nll, "tokens": TOKENS},
         "passkey/1024": {"example": ["0", "1"], "score": [1, int(LOSS[method] < 2.3)]},
     }
     losses = [(1, 4.0 + BY_SEED.get(seed, 0.0)), (10, 3.0)] if seed is not None else []
-    return Finished(dict.fromkeys(cell.domains, units), losses, {}, {})
+    return Finished(dict.fromkeys(cell.domains, contributions), losses, {}, {})
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def summary(study: StudyConfig) -> dict[str, Any]:
     return summarise(study, lengths_of(study), cells, [])
 
 
-def figure(summary: dict[str, Any], method: str, evaluation: str, length: int, budget: str | None = None) -> Any:
+def result(summary: dict[str, Any], method: str, evaluation: str, length: int, budget: str | None = None) -> Any:
     (row,) = [
         row
         for row in summary["figures"]
@@ -69,16 +70,16 @@ def figure(summary: dict[str, Any], method: str, evaluation: str, length: int, b
 
 
 def test_values_are_sums_over_sums_of_all_seeds(summary: dict[str, Any]) -> None:
-    row = figure(summary, "pose", "perplexity", 1024)
+    row = result(summary, "pose", "perplexity", 1024)
     nll = sum(t * (2.1 + s) for t, s in zip(TOKENS, (0.3, -0.3, 0.0), strict=True))
     assert row["value"] == pytest.approx(math.exp(nll / 160))
     assert row["interval"][0] < row["value"] < row["interval"][1]
     assert (row["seeds"], row["domain"]) == (2, "books")
-    keys = figure(summary, "interpolate", "passkey", 1024)
+    keys = result(summary, "interpolate", "passkey", 1024)
     assert keys["value"] == 0.5
     assert 0 <= keys["interval"][0] < 0.2 and 0.8 < keys["interval"][1] <= 1
     # Two of two are no certainty.
-    assert figure(summary, "pose", "passkey", 1024)["interval"][0] < 0.75
+    assert result(summary, "pose", "passkey", 1024)["interval"][0] < 0.75
 
 
 def test_ratios_are_paired(summary: dict[str, Any]) -> None:
@@ -88,23 +89,23 @@ def test_ratios_are_paired(summary: dict[str, Any]) -> None:
     or 0.024, -0.024 and 0 beside their mean of 160 / 3 tokens: a standard error of sqrt(5e-5 / 2 + 5.76e-4 / 3), and
     one degree of freedom, where the t distribution is Cauchy's.
     """
-    row = figure(summary, "three", "perplexity", 1024)
+    row = result(summary, "three", "perplexity", 1024)
     assert row["over_reference"]["value"] == pytest.approx(math.exp(-0.05))
     error = math.sqrt(5e-5 / 2 + 5.76e-4 / 3)
     half = math.tan(0.475 * math.pi) * error
     assert row["over_reference"]["interval"] == pytest.approx([math.exp(-0.05 - half), math.exp(-0.05 + half)])
     assert row["p_value"] == pytest.approx(1 - 2 * math.atan(0.05 / error) / math.pi)
     assert row["over_full"]["value"] == pytest.approx(math.exp(0.05))
-    assert figure(summary, "pose", "perplexity", 256)["original_window_ratio"]["value"] == pytest.approx(
+    assert result(summary, "pose", "perplexity", 256)["original_window_ratio"]["value"] == pytest.approx(
         math.exp(0.5 * (2.1 - 3.0))
     )
     assert "original_window_ratio" not in row
-    assert "over_reference" not in figure(summary, "pose", "perplexity", 1024)
-    assert "over_reference" not in figure(summary, "untouched", "perplexity", 1024)
-    assert "over_full" not in figure(summary, "full", "perplexity", 1024, "steps")
-    assert figure(summary, "full", "perplexity", 1024, "tokens")["over_full"]["value"] == pytest.approx(1.0)
+    assert "over_reference" not in result(summary, "pose", "perplexity", 1024)
+    assert "over_reference" not in result(summary, "untouched", "perplexity", 1024)
+    assert "over_full" not in result(summary, "full", "perplexity", 1024, "steps")
+    assert result(summary, "full", "perplexity", 1024, "tokens")["over_full"]["value"] == pytest.approx(1.0)
     # Two of two by both is no certainty that they are alike.
-    equal = figure(summary, "three", "passkey", 1024)
+    equal = result(summary, "three", "passkey", 1024)
     assert (equal["over_reference"]["value"], equal["p_value"]) == (0.0, None)
     assert equal["over_reference"]["interval"] == list(paired_shares(0, 0, 2))
 
@@ -113,7 +114,7 @@ def test_ratios_are_paired(summary: dict[str, Any]) -> None:
 def test_any_method_can_be_the_reference(reference: str, study: StudyConfig) -> None:
     other = study.model_copy(update={"reference": reference})
     cells = [(cell, finished(cell)) for cell in final_cells(other, {})]
-    row = figure(summarise(other, lengths_of(other), cells, []), "pose", "perplexity", 1024)
+    row = result(summarise(other, lengths_of(other), cells, []), "pose", "perplexity", 1024)
     assert row["over_reference"]["value"] == pytest.approx(math.exp(2.1 - LOSS[reference]))
 
 
@@ -147,7 +148,7 @@ def test_the_lowest_mean_loss_chooses_the_rate(study: StudyConfig) -> None:
         ("three", None): 0.001,
     }
     assert all(row["at_edge"] for row in rows)
-    cells[0][1].units["dev"].pop("perplexity/1024")  # a rate that failed is out
+    cells[0][1].contributions["dev"].pop("perplexity/1024")  # a rate that failed is out
     assert choose_rates(study.development, cells, 1024)[0]["learning_rate"] != cells[0][0].learning_rate
     by_score = study.development.model_copy(update={"evaluation": "passkey"})
     assert [row["learning_rate"] for row in choose_rates(by_score, cells, 1024)] == [0.001] * 4
@@ -162,7 +163,9 @@ def test_every_domain_of_development_counts_alike(study: StudyConfig) -> None:
             lower = cell.learning_rate == 0.001
             short = {"example": ["0:9"], "nll": [2.2 if lower else 2.0], "tokens": [1]}
             own = finished(cell, 0.0 if lower else 0.1)
-            cells.append((cell, replace(own, units={**own.units, "proofs": {"perplexity/1024": short}})))
+            cells.append(
+                (cell, replace(own, contributions={**own.contributions, "proofs": {"perplexity/1024": short}}))
+            )
     (row,) = choose_rates(development, cells, 1024)
     assert row["learning_rate"] == 0.002
     nll = sum(t * (2.2 + s) for t, s in zip(TOKENS, (0.3, -0.3, 0.0), strict=True)) / 160
@@ -181,9 +184,11 @@ def test_tables_and_pictures_show_every_arm(summary: dict[str, Any], study: Stud
     losses = mean_losses(cells)
     assert losses["pose"] == [(1, pytest.approx(4.0)), (10, 3.0)]
     assert "untouched" not in losses
-    files = draw_study(summary, losses, tmp_path)
-    assert [file.name for file in files] == [
-        *("perplexity.svg", "perplexity-differences.svg", "passkey.svg", "passkey-differences.svg", "loss.svg"),
-    ]
-    before = [file.read_bytes() for file in files]
-    assert before == [file.read_bytes() for file in draw_study(summary, losses, tmp_path)]
+    charts = write_study_page(summary, losses, "skipwise study", "", [], tmp_path / "report.html")
+    drawn = [chart.key for chart in charts if chart.spec is not None]
+    assert drawn == ["perplexity", "passkey", "differences", "losses"]
+    for key in drawn:
+        (chart,) = [chart for chart in charts if chart.key == key]
+        for number in range(2):
+            write_picture(chart, tmp_path / f"{number}.svg")
+        assert (tmp_path / "0.svg").read_bytes() == (tmp_path / "1.svg").read_bytes()

@@ -12,12 +12,12 @@ from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
 from skipwise import PoSE, WindowCollator
-from skipwise.config import TrainConfig
-from skipwise.ranks import join_processes, leave_processes, rank
 from skipwise.training.callbacks import StopOnSignal, TrainLog
+from skipwise.training.config import TrainConfig
 from skipwise.training.trainer import train, training_arguments
-from tests.conftest import pico_llama
-from tests.training.test_trainer import CPU, LENGTHS, examples
+from skipwise.utils.distributed import join_processes, leave_processes, rank
+from tests.picomodels import pico_llama
+from tests.training.examples import CPU, LENGTHS, examples
 
 STEPS, WINDOWS = 6, 4
 ENGINES = Path(__file__).parents[2] / "configs" / "engines"
@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> None:
         callbacks=callbacks,
         teacher=None,
         dtype=dtype,
-        say=said.append,
+        log=said.append,
     )
     report = {"drawn": drawn, "finished": trained.finished, "said": said}
     (out / f"drawn-{rank()}.json").write_text(json.dumps(report))

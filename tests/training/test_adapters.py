@@ -9,18 +9,19 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from skipwise import PoSE, WindowCollator, YaRN, load_adapter, set_rope_scaling, workbench
-from skipwise.config import LoRAConfig, ModelConfig, TrainConfig
-from skipwise.config_files import parse_config
+from skipwise import PoSE, WindowCollator, YaRN, load_adapter, set_rope_scaling
+from skipwise.config.files import parse_config
 from skipwise.errors import UserError
-from skipwise.extension import PreemptedError, extend
+from skipwise.models.config import ModelConfig
 from skipwise.models.load import load_model
 from skipwise.models.locate import model_location
-from skipwise.runs import RunDir
+from skipwise.runs.directory import RunDir
 from skipwise.training.adapters import add_adapters, check_adapters, merged, trained_weights
-from skipwise.training.trainer import Trained, train, training_arguments, window_loss
-from tests.conftest import pico_llama
-from tests.training.test_trainer import CPU, LENGTHS, examples
+from skipwise.training.config import LoRAConfig, TrainConfig
+from skipwise.training.trainer import train, training_arguments, window_loss
+from skipwise.workflows.extend import extend
+from tests.picomodels import pico_llama
+from tests.training.examples import CPU, LENGTHS, examples
 
 pytest.importorskip("peft")
 
@@ -166,18 +167,12 @@ def test_says_which_modules_there_are_not() -> None:
     check_adapters(pico_llama(), LoRAConfig(target_modules=("q_proj", "v_proj")))
 
 
-def test_first_weights_of_adapters_come_from_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_weights_of_adapters_come_from_the_seed() -> None:
     """Whatever was drawn before."""
-    seen: list[torch.Tensor] = []
-
-    def remember(**keywords: Any) -> Trained:
-        seen.append(next(w for n, w in keywords["model"].named_parameters() if "lora_A" in n).detach().clone())
-        return Trained(False, None)
-
-    monkeypatch.setattr(workbench, "train", remember)
+    seen = []
     for number, seed in enumerate((1, 1, 2)):
         torch.rand(number + 1)
-        with pytest.raises(PreemptedError):
-            extend_tiny(tmp_path / str(number), 1e-4, seed=seed, r=4)
+        model = add_adapters(pico_llama(), LoRAConfig(r=4), seed)
+        seen.append(next(weight for name, weight in model.named_parameters() if "lora_A" in name).detach())
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])

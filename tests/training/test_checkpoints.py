@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from skipwise import PoSE, UserError, WindowCollator
-from skipwise.config import TrainConfig
 from skipwise.training.callbacks import StopOnSignal, TrainLog
 from skipwise.training.checkpoints import MANIFEST, damage, newest_checkpoint, publish
+from skipwise.training.config import TrainConfig
 from skipwise.training.trainer import train, training_arguments
-from tests.conftest import pico_llama
-from tests.training.test_trainer import CPU, LENGTHS, examples
+from tests.picomodels import pico_llama
+from tests.training.examples import CPU, LENGTHS, examples
 
 CONFIG = TrainConfig(
     max_steps=6, learning_rate=1e-3, per_device_train_batch_size=2, save_steps=2, warmup_steps=2, logging_steps=1
@@ -32,7 +32,7 @@ def run(model: PreTrainedModel, output: Path, *callbacks: TrainerCallback, said:
         eval_dataset=None,
         callbacks=list(callbacks),
         teacher=None,
-        say=([] if said is None else said).append,
+        log=([] if said is None else said).append,
     ).finished
 
 

@@ -1,4 +1,4 @@
-"""Trackers get the losses of the training and the figures of the results."""
+"""Trackers get the losses of the training and the results of the results."""
 
 import json
 import os
@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from skipwise import UserError
-from skipwise.training import trackers
+from skipwise.runs import trackers
 from skipwise.training.trackers import check_trackers
 from tests.processes import command, started
-from tests.test_extension import row as figure
-from tests.training.test_ranks import extension
+from tests.ranks import extension
+from tests.rows import row as result
 
 
 def test_a_tracker_that_is_not_there_is_said_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,13 +56,13 @@ def test_every_metric_has_a_name_and_nothing_is_sent_twice(tmp_path: Path, monke
     sent: list[dict[int, dict[str, float]]] = []
     said: list[str] = []
     rows = [
-        figure("original", "perplexity", 256, 20.0),
-        figure("original", "perplexity", 256, 1.5, metric="bits_per_byte"),
-        figure("original", "harness/arc", None, 0.5, metric="score"),
+        result("original", "perplexity", 256, 20.0),
+        result("original", "perplexity", 256, 1.5, metric="bits_per_byte"),
+        result("original", "harness/arc", None, 0.5, metric="score"),
     ]
 
-    def send(name: str, run: Path, figures: dict[int, dict[str, float]]) -> None:
-        sent.append(figures)
+    def send(name: str, run: Path, results: dict[int, dict[str, float]]) -> None:
+        sent.append(results)
         if len(sent) == 1:
             raise ConnectionError("no network")
 

@@ -4,18 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from skipwise import Lengths, PoSE, UserError, WindowCollator
-from skipwise.config import ModelConfig, TrainConfig
-from skipwise.data.store import Documents
-from skipwise.data.windows import Source, TrainingExamples, cut_spans
+from skipwise import PoSE, UserError, WindowCollator
+from skipwise.models.config import ModelConfig
 from skipwise.models.forward import last_hidden_states, logits_rule
 from skipwise.models.load import load_model
 from skipwise.training.callbacks import TrainLog
+from skipwise.training.config import TrainConfig
 from skipwise.training.loss import chunked_cross_entropy
 from skipwise.training.trainer import (
     Teacher,
@@ -25,17 +23,9 @@ from skipwise.training.trainer import (
     training_arguments,
     window_loss,
 )
-from tests.conftest import pico_llama
-from tests.zoo import small_model
-
-LENGTHS = Lengths(original=64, train=32, target=256)
-CPU = torch.device("cpu")
-
-
-def examples(count: int) -> TrainingExamples:
-    rng = np.random.default_rng(0)
-    documents = Documents(rng.integers(2, 258, size=2000), np.array([0]), np.array([2000]))
-    return TrainingExamples([Source(documents, cut_spans(documents, 32, 32, False), 1.0)], count, seed=0)
+from tests.picomodels import pico_llama
+from tests.picotypes import small_model
+from tests.training.examples import CPU, LENGTHS, examples
 
 
 def run(model: PreTrainedModel, output: Path, config: TrainConfig, callbacks: list[Any], **keywords: Any) -> bool:
@@ -55,8 +45,8 @@ def run(model: PreTrainedModel, output: Path, config: TrainConfig, callbacks: li
 def test_our_loss_is_that_of_the_model(llama: PreTrainedModel) -> None:
     """One window, all tokens labelled: transformers' own mean over tokens."""
     batch = WindowCollator(PoSE(), LENGTHS)([examples(1)[0]])
-    stock = llama(**batch, use_cache=False).loss
-    torch.testing.assert_close(window_loss(llama, llama, batch), stock, rtol=1e-5, atol=0)
+    hf = llama(**batch, use_cache=False).loss
+    torch.testing.assert_close(window_loss(llama, llama, batch), hf, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +212,10 @@ def test_small_updates_survive(tmp_path: Path) -> None:
         data_collator=WindowCollator(PoSE(), LENGTHS),
         dtype=torch.bfloat16,
     )
-    products: list[torch.dtype] = []
-    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, args, output: products.append(output.dtype))
+    matmuls: list[torch.dtype] = []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, args, output: matmuls.append(output.dtype))
     trainer.train()
-    assert set(products) == {torch.bfloat16}
+    assert set(matmuls) == {torch.bfloat16}
     after = model.model.layers[0].mlp.up_proj.weight
     assert after.dtype == torch.float32
     assert (after != before).float().mean() > 0.99

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Started, in_namespace, started
-from tests.training.test_ranks import extension
+from tests.ranks import extension
 
 # Name, end of the cable, address. Names are of this process alone: others may run the same test.
 HOSTS = (
@@ -86,7 +86,7 @@ def test_a_host_dies_and_the_run_goes_on(tmp_path: Path, hosts: None) -> None:
         kill_host(HOSTS[1][0])
         assert first.wait() == 75
         assert "another process of this run, or its host, is gone" in " ".join(first.printed.split())
-        assert "skipwise/cli.py" not in first.printed  # as in a traceback
+        assert "skipwise/cli/main.py" not in first.printed  # as in a traceback
     left = {path.name for path in (run / "checkpoints").iterdir() if path.name.startswith("checkpoint-")}
     assert left
     command.append("--resume")
